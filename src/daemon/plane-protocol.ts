@@ -1,0 +1,87 @@
+/**
+ * What the control plane (main thread) and the data plane (worker thread) say to each other.
+ *
+ * The control plane opens files, makes leaves, mounts; the data plane serves requests and touches no path.
+ * File descriptors are shared by the process, so they travel as numbers; the thread that gets one owns it.
+ * A call is answered once, by its number. Events come unasked.
+ */
+import type { ErrorRecord } from '../base/errors.ts';
+import type { OpenedLeaf } from '../leaf/open.ts';
+
+/** A read-only layer below the leaf, topmost first. */
+export interface RootLayerSpec {
+  kind: 'root';
+  name: string;
+  fd: number;
+  sizeBytes: number;
+}
+
+export interface DeviceSpec {
+  /** Unique for the daemon's life. */
+  id: number;
+  /** For messages: `ubd3`. */
+  name: string;
+  sizeBytes: number;
+  /** Null: the device is read-only. Its typed arrays are transferred, not copied. */
+  leaf: OpenedLeaf | null;
+  layers: RootLayerSpec[];
+  /** An open /dev/fuse whose file system is not mounted yet, or just was. */
+  transport: { kind: 'fuse'; fd: number };
+}
+
+export type PlaneCall =
+  | { call: 'open'; device: DeviceSpec }
+  /** Stops serving, makes the leaf durable and clean, closes all descriptors of the device. */
+  | { call: 'close'; id: number }
+  /** Makes everything written so far durable. */
+  | { call: 'flush'; id: number }
+  | { call: 'stats' }
+  /** Answered when every device is closed; the worker ends after it. */
+  | { call: 'stop' };
+
+export interface DeviceStats {
+  id: number;
+  inFlight: number;
+  reads: number;
+  readBytes: number;
+  writes: number;
+  writtenBytes: number;
+  flushes: number;
+  faults: number;
+  /** Bytes that the leaf holds (mapped sectors). */
+  changedBytes: number;
+}
+
+export interface PlaneResults {
+  open: null;
+  close: null;
+  flush: null;
+  stats: DeviceStats[];
+  stop: null;
+}
+
+/** An I/O error on the data path, for the log: rate-limited by the sender. */
+export interface FaultEvent {
+  event: 'fault';
+  device: string;
+  op: 'read' | 'write' | 'discard' | 'write zeroes' | 'flush';
+  layer: string;
+  offset: number;
+  length: number;
+  errno: number;
+  /** How many more were left out since the last one. */
+  suppressed: number;
+}
+
+/** The kernel ended the connection without being asked to. */
+export interface LostEvent {
+  event: 'lost';
+  id: number;
+  reason: string;
+}
+
+export type PlaneRequest = { number: number } & PlaneCall;
+export type PlaneAnswer =
+  | { number: number; result: unknown; error?: undefined }
+  | { number: number; error: ErrorRecord; result?: undefined };
+export type PlaneMessage = PlaneAnswer | FaultEvent | LostEvent;

@@ -1,0 +1,321 @@
+/**
+ * The union block device: takes requests, finds out per sector which layer has the data, and joins the
+ * parts to one answer. Knows nothing of transports, files or the kernel.
+ *
+ *     request ──submit──▶ READ   per run of sectors: leaf │ intermediate … │ root │ zeroes
+ *                         WRITE, DISCARD, WRITE_ZEROES, FLUSH   one operation on the leaf
+ *                                    └─▶ every part done ──▶ FUA? flush ──▶ completer.complete(request)
+ *
+ * Overlapping requests need no ordering here. No request is turned into a read-modify-write: a write goes
+ * to the leaf as it is, its sectors change owner only when its data are there, and neighbouring sectors are
+ * never touched. So of two requests in flight together each sector gets one or the other's data, which is
+ * all that a disk promises; and a read sees, per sector, the data of before or after.
+ *
+ * Nothing is allocated per request: a part is a pooled `Part`. A read that would need more parts than are
+ * free waits in line, keeping its place (`cursor`); every part that comes back lets the line move on.
+ */
+import { EIO, ENODATA, EROFS } from '../base/errno.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
+import type { Layer, WritableLayer } from '../store/store.ts';
+import type { IoOp } from '../uring/io.ts';
+import { OP, type Request } from './request.ts';
+
+/** One operation of a store on behalf of a request. */
+class Part implements IoOp {
+  readonly #pool: PartPool;
+  union!: UnionDevice;
+  request!: Request;
+  layer!: Layer;
+  sector = 0;
+  count = 0;
+  next: Part | null = null;
+
+  constructor(pool: PartPool) {
+    this.#pool = pool;
+  }
+
+  done(result: number): void {
+    const { union, request, layer, sector, count } = this;
+    this.#pool.put(this);
+    union.partDone(request, layer, sector, count, result);
+  }
+}
+
+/** The parts of all devices of one data-plane thread. */
+export class PartPool {
+  #free: Part | null = null;
+  #waitingHead: UnionDevice | null = null;
+  #waitingTail: UnionDevice | null = null;
+
+  constructor(count: number) {
+    for (let i = 0; i < count; i++) {
+      const part = new Part(this);
+      part.next = this.#free;
+      this.#free = part;
+    }
+  }
+
+  take(): Part | null {
+    const part = this.#free;
+    if (part !== null) this.#free = part.next;
+    return part;
+  }
+
+  put(part: Part): void {
+    part.next = this.#free;
+    this.#free = part;
+  }
+
+  /** A device with reads in line; devices take turns. */
+  wait(device: UnionDevice): void {
+    if (device.inLine) return;
+    device.inLine = true;
+    device.nextInLine = null;
+    if (this.#waitingTail === null) this.#waitingHead = device;
+    else this.#waitingTail.nextInLine = device;
+    this.#waitingTail = device;
+  }
+
+  /** Called when parts may have come back. */
+  moveOn(): void {
+    while (this.#free !== null && this.#waitingHead !== null) {
+      const device = this.#waitingHead;
+      this.#waitingHead = device.nextInLine;
+      if (this.#waitingHead === null) this.#waitingTail = null;
+      device.inLine = false;
+      device.resume();
+    }
+  }
+}
+
+/** What went wrong on the data path; for the log and for the device's counters. */
+export interface Fault {
+  op: number;
+  layer: string;
+  sector: number;
+  count: number;
+  errno: number;
+}
+
+export interface UnionOptions {
+  sizeSectors: number;
+  /** Topmost first; the leaf, if there is one, is `leaf` and not in this list. */
+  layers: readonly Layer[];
+  /** Takes the writes; null for a device that is read-only. */
+  leaf: WritableLayer | null;
+  parts: PartPool;
+  onFault: (fault: Fault) => void;
+}
+
+export class UnionDevice {
+  readonly sizeSectors: number;
+  readonly #layers: readonly Layer[];
+  readonly #leaf: WritableLayer | null;
+  readonly #parts: PartPool;
+  readonly #onFault: (fault: Fault) => void;
+  #lineHead: Request | null = null;
+  #lineTail: Request | null = null;
+
+  /** For PartPool. */
+  inLine = false;
+  nextInLine: UnionDevice | null = null;
+
+  /** Requests submitted and not completed. */
+  inFlight = 0;
+  readonly counters = {
+    reads: 0,
+    readSectors: 0,
+    writes: 0,
+    writtenSectors: 0,
+    flushes: 0,
+    faults: 0,
+  };
+
+  constructor(options: UnionOptions) {
+    this.sizeSectors = options.sizeSectors;
+    this.#leaf = options.leaf;
+    this.#layers = options.leaf === null ? options.layers : [options.leaf, ...options.layers];
+    this.#parts = options.parts;
+    this.#onFault = options.onFault;
+  }
+
+  get readOnly(): boolean {
+    return this.#leaf === null;
+  }
+
+  /** Takes a request whose range the transport has checked against `sizeSectors`. */
+  submit(request: Request): void {
+    request.result = 0;
+    request.pending = 0;
+    request.cursor = request.sector;
+    this.inFlight++;
+    if (request.op === OP.READ) {
+      this.counters.reads++;
+      this.counters.readSectors += request.count;
+      if (this.#lineHead === null) this.#read(request);
+      else this.#queue(request);
+      return;
+    }
+    if (this.#leaf === null && request.op !== OP.FLUSH) {
+      request.result = -EROFS;
+      this.#finish(request);
+      return;
+    }
+    // The part that a change needs cannot be missing for long, yet it may be: then it waits like a read.
+    if (this.#lineHead === null) this.#change(request);
+    else this.#queue(request);
+  }
+
+  /** For the pool: goes on with the requests in line. */
+  resume(): void {
+    for (let request = this.#lineHead; request !== null; request = this.#lineHead) {
+      this.#lineHead = request.next;
+      if (this.#lineHead === null) this.#lineTail = null;
+      request.next = null;
+      request.inLine = false;
+      const done = request.op === OP.READ ? this.#read(request) : this.#change(request);
+      if (!done) return;
+    }
+  }
+
+  /** Hands out what is left of a read. False if it had to wait for parts: it is in line then, in front. */
+  #read(request: Request): boolean {
+    const end = request.sector + request.count;
+    request.pending++; // our own share: it must not complete while we still hand out
+    while (request.cursor < end && request.result === 0) {
+      const handed = this.#readRun(request, request.cursor, end, 0);
+      if (handed === 0) {
+        request.pending--;
+        this.#queueInFront(request);
+        return false;
+      }
+      request.cursor += handed;
+    }
+    this.#shareDone(request);
+    return true;
+  }
+
+  /**
+   * Serves the run at `sector` from the first layer that has it.
+   * Returns how many sectors are taken care of; 0 if no part is free.
+   */
+  #readRun(request: Request, sector: number, end: number, from: number): number {
+    let limit = end;
+    for (let i = from; i < this.#layers.length; i++) {
+      const layer = this.#layers[i]!;
+      const run = layer.run(sector, limit);
+      if (run > 0) {
+        const part = this.#parts.take();
+        if (part === null) return 0;
+        part.union = this;
+        part.request = request;
+        part.layer = layer;
+        part.sector = sector;
+        part.count = run;
+        request.pending++;
+        const start = request.start + (sector - request.sector) * SECTOR_BYTES;
+        layer.read(sector, run, request.memory, start, part);
+        return run;
+      }
+      limit = sector - run; // none of the next -run sectors: a lower layer answers for no more than those
+    }
+    const start = request.start + (sector - request.sector) * SECTOR_BYTES;
+    request.memory.bytes.fill(0, start, start + (limit - sector) * SECTOR_BYTES);
+    return limit - sector;
+  }
+
+  /** Starts a change or a flush: one operation of the leaf. False if it had to wait for a part. */
+  #change(request: Request): boolean {
+    const leaf = this.#leaf;
+    if (leaf === null) {
+      this.#finish(request); // a flush of a read-only device: nothing is volatile
+      return true;
+    }
+    const part = this.#parts.take();
+    if (part === null) {
+      this.#queueInFront(request);
+      return false;
+    }
+    part.union = this;
+    part.request = request;
+    part.layer = leaf;
+    part.sector = request.sector;
+    part.count = request.count;
+    request.pending = 1;
+    const { sector, count } = request;
+    switch (request.op) {
+      case OP.WRITE:
+        this.counters.writes++;
+        this.counters.writtenSectors += count;
+        leaf.write(sector, count, request.memory, request.start, part);
+        return true;
+      case OP.DISCARD:
+        leaf.discard(sector, count, part);
+        return true;
+      case OP.WRITE_ZEROES:
+        leaf.writeZeroes(sector, count, request.keepSpace, part);
+        return true;
+      default:
+        this.counters.flushes++;
+        leaf.flush(part);
+        return true;
+    }
+  }
+
+  partDone(request: Request, layer: Layer, sector: number, count: number, result: number): void {
+    if (result < 0) {
+      this.counters.faults++;
+      this.#onFault({ op: request.op, layer: layer.name, sector, count, errno: -result });
+      // A store that became shorter is an I/O error to the file system; the message has the true cause.
+      if (request.result === 0) request.result = result === -ENODATA ? -EIO : result;
+    }
+    this.#shareDone(request);
+    this.#parts.moveOn();
+  }
+
+  #shareDone(request: Request): void {
+    if (--request.pending > 0) return;
+    if (request.inLine) return; // a read that is not handed out whole: `resume` goes on with it
+    if (request.fua && request.op !== OP.FLUSH && request.op !== OP.READ && request.result === 0) {
+      // The data are in the leaf: make them durable, by the same road as a flush.
+      request.fua = false;
+      const part = this.#parts.take();
+      if (part !== null) {
+        part.union = this;
+        part.request = request;
+        part.layer = this.#leaf!;
+        part.sector = request.sector;
+        part.count = request.count;
+        request.pending = 1;
+        this.#leaf!.flush(part);
+        return;
+      }
+      request.op = OP.FLUSH;
+      this.#queue(request);
+      return;
+    }
+    this.#finish(request);
+  }
+
+  #finish(request: Request): void {
+    this.inFlight--;
+    request.completer.complete(request);
+  }
+
+  #queue(request: Request): void {
+    request.next = null;
+    request.inLine = true;
+    if (this.#lineTail === null) this.#lineHead = request;
+    else this.#lineTail.next = request;
+    this.#lineTail = request;
+    this.#parts.wait(this);
+  }
+
+  #queueInFront(request: Request): void {
+    request.next = this.#lineHead;
+    request.inLine = true;
+    this.#lineHead = request;
+    if (this.#lineTail === null) this.#lineTail = request;
+    this.#parts.wait(this);
+  }
+}

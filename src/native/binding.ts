@@ -1,0 +1,97 @@
+/**
+ * The addon's surface, typed by hand. Everything in it is a thin, guarded call: a wrong argument throws
+ * (TypeError, RangeError), a refusal by the kernel comes back as a negative errno. No policy lives there.
+ *
+ * "Mapped memory" is memory from `mapMemory`. Calls that take an address check that the whole range lies in
+ * one such mapping.
+ */
+import { createRequire } from 'node:module';
+
+export interface MappedMemory {
+  /** First byte; page-aligned, below 2^53. */
+  address: number;
+  buffer: ArrayBuffer;
+}
+
+export interface RingMaps {
+  fd: number;
+  /** Features and sizes that the kernel answered with (struct io_uring_params). */
+  features: number;
+  sqEntries: number;
+  cqEntries: number;
+  /** The rings as the kernel maps them; the offsets say where head, tail, mask, array, cqes lie, in bytes. */
+  rings: ArrayBuffer;
+  sqes: ArrayBuffer;
+  offsets: {
+    sqHead: number;
+    sqTail: number;
+    sqMask: number;
+    sqFlags: number;
+    sqDropped: number;
+    sqArray: number;
+    cqHead: number;
+    cqTail: number;
+    cqMask: number;
+    cqOverflow: number;
+    cqes: number;
+  };
+}
+
+export interface Native {
+  /** Anonymous memory, zeroed, page-aligned. Throws ENOMEM as an Error with code. */
+  mapMemory(lengthBytes: number): MappedMemory;
+  /** Unmaps it and detaches its ArrayBuffer: later use in TypeScript throws, it does not crash. */
+  unmapMemory(address: number): void;
+
+  ringSetup(entries: number, flags: number, cqEntries: number): RingMaps;
+  /** io_uring_enter without signal mask or timeout. Submitted count or -errno. */
+  ringEnter(fd: number, toSubmit: number, minComplete: number, flags: number): number;
+  /** io_uring_register; `argument` is a copy-in/copy-out buffer or null. */
+  ringRegister(fd: number, opcode: number, argument: Uint8Array | null, count: number): number;
+  ringClose(fd: number): void;
+
+  /**
+   * Runs `count` system calls in one crossing. `calls` holds one 40-byte record for each:
+   *
+   *     offset  type  meaning
+   *     0       i32   which: 0 pread, 1 pwrite, 2 read, 3 write, 4 fallocate, 5 pwrite with RWF_DSYNC
+   *     4       i32   fd
+   *     8       f64   address in mapped memory (fallocate: mode)
+   *     16      f64   length in bytes
+   *     24      f64   file position (pread, pwrite, fallocate)
+   *     32      i32   out: bytes moved, or -errno
+   *     36      i32   zero
+   *
+   * A record that is out of bounds gets -EFAULT or -EINVAL and the rest still run. EINTR is retried.
+   */
+  runCalls(calls: ArrayBuffer, count: number): void;
+
+  eventfd(initial: number): number;
+  /** 0 or -errno (-EAGAIN when LOCK_NB meets a holder). */
+  flock(fd: number, operation: number): number;
+  /** New position or -errno (-ENXIO: no more data). */
+  lseek(fd: number, position: number, whence: number): number;
+  fallocate(fd: number, mode: number, position: number, length: number): number;
+  /** `argument`: an integer passed as it is, or a buffer that the call reads and writes. */
+  ioctl(fd: number, request: number, argument: Uint8Array | number): number;
+  /** The same on a pool thread: for ioctls that wait for I/O of a device that we serve ourselves. */
+  ioctlAsync(fd: number, request: number, argument: Uint8Array | number): Promise<number>;
+  /** The mount calls of Linux 5.2: they make a file system without a place in the tree. fd or -errno. */
+  fsopen(name: string, flags: number): number;
+  fsconfig(
+    fd: number,
+    command: number,
+    key: string | null,
+    value: string | null,
+    aux: number,
+  ): number;
+  fsmount(fd: number, flags: number, attributes: number): number;
+  umount2(path: string, flags: number): number;
+  prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
+  mlockall(flags: number): number;
+}
+
+const require = createRequire(import.meta.url);
+
+/** From dist/src/native/ up to the package, where node-gyp builds. */
+export const native: Native = require('../../../build/Release/ubd.node') as Native;
