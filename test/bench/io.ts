@@ -1,7 +1,7 @@
 /**
- * Throughput and CPU of every target, in interleaved rounds: one round takes each target through all
- * workloads on a fresh overlay, and the next round starts with another target. So a slow minute of the
- * machine hits no target in particular.
+ * Throughput and CPU of every target, in interleaved rounds: one round takes each target through
+ * all workloads on a fresh overlay, and the next round starts with another target. So a slow minute
+ * of the machine hits no target in particular.
  */
 import { type FioEngine, fio } from './fio.ts';
 import { cpuMicros } from './machine.ts';

@@ -1,4 +1,7 @@
-/** The machine under the benchmark: what it is, what its processes use, and loop devices on top of files. */
+/**
+ * The machine under the benchmark: what it is, what its processes use, and loop devices on top of
+ * files.
+ */
 import { readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { run, tryRun, which } from '../support/run.ts';
@@ -48,7 +51,8 @@ export function cpuMicros(pids: readonly number[]): number {
   let ticks = 0;
   for (const pid of pids) {
     const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' '); // from field 3 on: the name may hold spaces
+    // from field 3 on: the name may hold spaces
+    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     ticks += Number(fields[11]) + Number(fields[12]); // fields 14 and 15: utime, stime
   }
   return ticks * TICK_US;

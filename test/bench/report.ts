@@ -1,6 +1,6 @@
 /**
- * Numbers to a table. A figure is the median of its rounds; ubd's ratio to a peer is the median of the
- * rounds' own ratios, since what slows the machine down for a while slows both.
+ * Numbers to a table. A figure is the median of its rounds; ubd's ratio to a peer is the median of
+ * the rounds' own ratios, since what slows the machine down for a while slows both.
  */
 import type { MachineFacts } from './machine.ts';
 import type { Workload } from './workloads.ts';
@@ -73,7 +73,7 @@ export function render(report: Report, workloads: readonly Workload[]): string {
       Object.entries(machine.programs)
         .map(([name, version]) => `${name} ${version}`)
         .join(', '),
-    `${machine.date}; medians of ${report.rounds} interleaved round${report.rounds === 1 ? '' : 's'}` +
+    `${machine.date}; medians of interleaved rounds: ${report.rounds}` +
       (report.quick ? '; QUICK: not to be quoted' : ''),
   ];
   for (const [target, why] of Object.entries(report.skipped)) {

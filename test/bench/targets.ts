@@ -1,13 +1,14 @@
 /**
  * What is measured: ways to get a writable block device over a shared root image.
  *
- *     raw      loop ─ file                                   no overlay: the limit of the loop driver
- *     qsd      loop ─ FUSE ─ qemu-storage-daemon ─ qcow2 ─ root     a speed reference only, see below
- *     nbdfuse  loop ─ FUSE ─ nbdfuse ─ NBD ─ qemu-nbd ─ qcow2 ─ root
+ *     raw      loop ─ file                                   no overlay: the limit of the loop
+ *     driver qsd      loop ─ FUSE ─ qemu-storage-daemon ─ qcow2 ─ root     a speed reference only,
+ *     see below nbdfuse  loop ─ FUSE ─ nbdfuse ─ NBD ─ qemu-nbd ─ qcow2 ─ root
  *     ubd      loop ─ FUSE ─ ubd daemon ─ leaf, root
  *
- * All read the same root file, warm in the page cache, and keep their overlay in the same directory.
- * The FUSE export of QEMU 7.2 mixes up data under parallel requests, so no one can use it as it is.
+ * All read the same root file, warm in the page cache, and keep their overlay in the same
+ * directory. The FUSE export of QEMU 7.2 mixes up data under parallel requests, so no one can use
+ * it as it is.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, rmSync, statSync, writeFileSync } from 'node:fs';

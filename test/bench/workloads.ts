@@ -4,8 +4,8 @@
  *     device:  │ 0 ........ span │ span ..... 2 span │ 2 span .... 3 span │ rest
  *              │ reads, unmodified │ written by depth 32 │ written by depth 1 │
  *
- * First writes make the leaf's part that overwrites and modified reads then use. So the order matters, and
- * a workload names those that must have run before it.
+ * First writes make the leaf's part that overwrites and modified reads then use. So the order
+ * matters, and a workload names those that must have run before it.
  */
 import type { FioJob } from './fio.ts';
 

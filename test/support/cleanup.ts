@@ -1,8 +1,9 @@
 /**
- * Puts the machine back as it was: a stack of undo steps, run last-in first-out, however the program ends.
+ * Puts the machine back as it was: a stack of undo steps, run last-in first-out, however the
+ * program ends.
  *
- * Steps run on a normal end (`run`), and on SIGINT, SIGTERM and SIGHUP too, so that Ctrl-C leaves no mount,
- * loop device or process behind. A step that fails does not keep the others from running.
+ * Steps run on a normal end (`run`), and on SIGINT, SIGTERM and SIGHUP too, so that Ctrl-C leaves
+ * no mount, loop device or process behind. A step that fails does not keep the others from running.
  */
 
 export interface Step {

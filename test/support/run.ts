@@ -1,8 +1,9 @@
 /**
- * Runs other programs for tests and benchmarks: bounded in time, with what they printed in the error.
+ * Runs other programs for tests and benchmarks: bounded in time, with what they printed in the
+ * error.
  *
- * `run` throws unless the program ends with status 0; `tryRun` hands out whatever happened. Nothing goes
- * through a shell, so a path needs no quoting.
+ * `run` throws unless the program ends with status 0; `tryRun` hands out whatever happened. Nothing
+ * goes through a shell, so a path needs no quoting.
  */
 import { spawn } from 'node:child_process';
 
@@ -43,7 +44,8 @@ export function tryRun(
     const err: Buffer[] = [];
     child.stdout.on('data', (chunk: Buffer) => out.push(chunk));
     child.stderr.on('data', (chunk: Buffer) => err.push(chunk));
-    child.stdin.on('error', () => {}); // a program that does not read its input is no failure of ours
+    // a program that does not read its input is no failure of ours
+    child.stdin.on('error', () => {});
     child.stdin.end(options.input ?? '');
     const end = (status: number, signal: string | null, extra: string): void =>
       resolve({
@@ -53,8 +55,8 @@ export function tryRun(
         stderr: Buffer.concat(err).toString() + extra,
       });
     child.on('error', error => end(-1, null, error.message));
-    // A daemon that the program left behind may hold the pipes open for as long as it lives: what is said
-    // until shortly after the program's own end is all that is waited for.
+    // A daemon that the program left behind may hold the pipes open for as long as it lives: what
+    // is said until shortly after the program's own end is all that is waited for.
     child.on('exit', () => setTimeout(() => child.stdout.destroy(), LINGER_MS).unref());
     child.on('exit', () => setTimeout(() => child.stderr.destroy(), LINGER_MS).unref());
     child.on('close', (status, signal) => end(status ?? -1, signal, ''));
@@ -84,7 +86,9 @@ export function sleep(ms: number): Promise<void> {
   return new Promise(resolve => setTimeout(resolve, ms));
 }
 
-/** Asks again until it is true. Throws after `timeoutMs`: a limit for what hangs, not a measurement. */
+/**
+ * Asks again until it is true. Throws after `timeoutMs`: a limit for what hangs, not a measurement.
+ */
 export async function until(
   what: string,
   condition: () => boolean | Promise<boolean>,

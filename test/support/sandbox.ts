@@ -1,6 +1,6 @@
 /**
- * A ubd daemon of a test's own: private state and runtime directories, a temporary directory for images,
- * and everything put back at the end: mounts, devices, daemon, files.
+ * A ubd daemon of a test's own: private state and runtime directories, a temporary directory for
+ * images, and everything put back at the end: mounts, devices, daemon, files.
  *
  *     <dir>/state    UBD_STATE_DIR        <dir>/run    UBD_RUNTIME_DIR        <dir>/daemon.log
  *
@@ -43,7 +43,10 @@ export class Sandbox {
     };
   }
 
-  /** Makes the directories and starts the daemon. `under`: where images go, by default the temporary files. */
+  /**
+   * Makes the directories and starts the daemon. `under`: where images go, by default the temporary
+   * files.
+   */
   static async start(cleanup: Cleanup = new Cleanup(), under: string = tmpdir()): Promise<Sandbox> {
     const dir = await mkdtemp(join(under, 'ubd-test-'));
     const sandbox = new Sandbox(dir, cleanup);
