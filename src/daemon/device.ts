@@ -63,6 +63,7 @@ export function failedEntry(id: number, record: DeviceRecord, error: UbdError): 
     leaf: record.leaf,
     readOnly: record.readOnly,
     sizeBytes: record.sizeBytes,
+    link: record.link,
     attachedAt: record.attachedAt,
     error,
   };

@@ -17,12 +17,13 @@ export interface RootHandle {
   close(): void;
 }
 
-/** A leaf that is open and locked. */
+/** A leaf that is open and locked; what the opening found and put right is in `notes`. */
 export interface LeafHandle {
   readonly path: string;
   /** Of the device. */
   readonly sizeBytes: number;
   readonly root: { path: string; identity: RootIdentity };
+  readonly notes: readonly string[];
   /** Lets go of it unused: nothing is written. */
   close(): void;
 }
@@ -31,6 +32,8 @@ export interface NewLeaf {
   path: string;
   sizeBytes: number;
   root: RootHandle;
+  /** Need not survive a crash of the machine. */
+  ephemeral: boolean;
 }
 
 export interface CheckOptions {
@@ -45,6 +48,8 @@ export interface Images {
   openRoot(path: string): Promise<RootHandle>;
   /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
   createLeaf(leaf: NewLeaf): Promise<void>;
+  /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
+  removeLeaf(path: string): Promise<void>;
   /** Code `busy` if somebody has it. */
   openLeaf(path: string): Promise<LeafHandle>;
   /** Reads what the leaf says of itself; takes no lock. Code `not-a-leaf` if it is none. */
@@ -84,8 +89,6 @@ export interface Transport {
    * Returns the nodes that were its.
    */
   clearStale(): Promise<string[]>;
-  /** Everything ends: what is in use is made durable and cut off. */
-  stop(): Promise<void>;
 }
 
 export interface MachineEvents {
@@ -102,4 +105,6 @@ export interface Machine {
   /** In the order in which `auto` prefers them. */
   readonly transports: readonly Transport[];
   stats(): Promise<DeviceStats[]>;
+  /** Ends the data plane. Devices that are still there are made durable and cut off. */
+  stop(): Promise<void>;
 }
