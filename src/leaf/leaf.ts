@@ -11,7 +11,7 @@
  * do, a refusal) come from inside the call.
  */
 import { assert } from '../base/assert.ts';
-import { EIO, EOPNOTSUPP, EROFS } from '../base/errno.ts';
+import { EIO, EROFS } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { WritableLayer } from '../store/store.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
@@ -29,9 +29,8 @@ class LeafOp implements IoOp {
   kind: Kind = KIND.WRITE;
   sector = 0;
   count = 0;
-  /** For zeroes: keep the space allocated; and whether the other way was tried already. */
-  keepSpace = false;
-  secondTry = false;
+  /** Of a discard: the end of the whole range; `sector` and `count` are the run being punched. */
+  end = 0;
   next: LeafOp | null = null;
 
   constructor(leaf: Leaf) {
@@ -109,21 +108,36 @@ export class Leaf implements WritableLayer {
   writeZeroes(sector: number, count: number, keepSpace: boolean, op: IoOp): void {
     if (this.#refuses(op)) return;
     const own = this.#take(KIND.ZEROES, sector, count, op);
-    own.keepSpace = keepSpace;
-    this.#makeZero(own, keepSpace);
+    const position = this.#dataOffset + sector * SECTOR_BYTES;
+    if (keepSpace) this.#io.zero(this.#fd, position, count * SECTOR_BYTES, own);
+    else this.#io.punch(this.#fd, position, count * SECTOR_BYTES, own);
   }
 
-  /** Frees the space under the range; sectors that the leaf does not have stay the parent's. */
+  /** Frees the space of the sectors that the leaf has, run by run; the others stay the parent's. */
   discard(sector: number, count: number, op: IoOp): void {
     if (this.#refuses(op)) return;
-    const end = sector + count;
-    const run = this.#map.run(sector, end);
-    const first = run < 0 ? sector - run : sector;
-    if (first === end) {
-      op.done(0, 0);
-      return;
+    const own = this.#take(KIND.DISCARD, sector, 0, op);
+    own.end = sector + count;
+    if (this.#punchNext(own)) return;
+    this.#put(own);
+    op.done(0, 0);
+  }
+
+  /** Punches the next mapped run of a discard; false if there is none. */
+  #punchNext(own: LeafOp): boolean {
+    let sector = own.sector + own.count;
+    if (sector >= own.end) return false;
+    let run = this.#map.run(sector, own.end);
+    if (run < 0) {
+      sector -= run;
+      if (sector >= own.end) return false;
+      run = this.#map.run(sector, own.end);
     }
-    this.#makeZero(this.#take(KIND.DISCARD, first, end - first, op), false);
+    own.sector = sector;
+    own.count = run;
+    const position = this.#dataOffset + sector * SECTOR_BYTES;
+    this.#io.punch(this.#fd, position, run * SECTOR_BYTES, own);
+    return true;
   }
 
   flush(op: IoOp): void {
@@ -145,14 +159,11 @@ export class Leaf implements WritableLayer {
   /** For LeafOp. */
   opDone(own: LeafOp, result: number): void {
     const { client, kind, sector, count } = own;
-    if (result === -EOPNOTSUPP && kind === KIND.ZEROES && !own.secondTry) {
-      own.secondTry = true;
-      this.#makeZero(own, !own.keepSpace);
+    if (kind === KIND.DISCARD && result >= 0 && this.#punchNext(own)) {
+      this.#commit.changed(sector, count, false, 0);
       return;
     }
-    own.next = this.#free;
-    this.#free = own;
-    this.#inFlight--;
+    this.#put(own);
     const mapped = result >= 0 && kind !== KIND.DISCARD && this.#map.setRange(sector, count) > 0;
     // A failed write may have changed some of its sectors as well.
     this.#commit.changed(sector, count, mapped, kind === KIND.WRITE ? count * SECTOR_BYTES : 0);
@@ -175,15 +186,13 @@ export class Leaf implements WritableLayer {
     own.kind = kind;
     own.sector = sector;
     own.count = count;
-    own.secondTry = false;
     this.#inFlight++;
     return own;
   }
 
-  #makeZero(own: LeafOp, keepSpace: boolean): void {
-    const position = this.#dataOffset + own.sector * SECTOR_BYTES;
-    const length = own.count * SECTOR_BYTES;
-    if (keepSpace) this.#io.zero(this.#fd, position, length, own);
-    else this.#io.punch(this.#fd, position, length, own);
+  #put(own: LeafOp): void {
+    own.next = this.#free;
+    this.#free = own;
+    this.#inFlight--;
   }
 }
