@@ -20,6 +20,7 @@ export const ENODEV: number = numbers.ENODEV;
 export const EINVAL: number = numbers.EINVAL;
 export const ENOTTY: number = numbers.ENOTTY;
 export const ENOSPC: number = numbers.ENOSPC;
+export const EDQUOT: number = numbers.EDQUOT;
 export const EROFS: number = numbers.EROFS;
 export const EPIPE: number = numbers.EPIPE;
 export const ENOSYS: number = numbers.ENOSYS;
