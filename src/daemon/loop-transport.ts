@@ -77,32 +77,26 @@ export class LoopTransport implements Transport {
   }
 
   async attach(device: TransportDevice): Promise<{ node: string }> {
-    const { id, name, sizeBytes, readOnly } = device;
-    const root = device.root as FileRoot;
-    const leaf = device.leaf as FileLeaf | null;
+    const { id, name, readOnly } = device;
+    const fileName = loopFileName(name, this.#owner);
     const mount = await mountFuse();
-    let opened = false;
+    let served = false;
     try {
-      await this.#plane.open({
-        id,
-        name,
-        sizeBytes,
-        leaf: leaf?.opened ?? null,
-        layers: [{ kind: 'root', name: root.path, fd: root.fd, sizeBytes: root.sizeBytes }],
-        transport: { kind: 'fuse', fd: mount.fuseFd },
-      });
-      opened = true;
-      const fileName = loopFileName(name, this.#owner);
+      await this.#plane.open(handOver(device, mount.fuseFd));
+      served = true;
       const fileFd = await mount.openFile(fileName);
       try {
-        const loop = await configureLoop(fileFd, { readOnly: readOnly || !leaf, fileName });
+        const loop = await configureLoop(fileFd, {
+          readOnly: readOnly || device.leaf === null,
+          fileName,
+        });
         this.#attached.set(id, { loop, ending: false, detaching: false });
         return { node: loop.path };
       } finally {
         await closeAsync(fileFd);
       }
     } catch (error) {
-      if (opened) await this.#plane.close(id);
+      if (served) await this.#plane.close(id);
       throw error;
     } finally {
       await mount.close();
@@ -154,4 +148,21 @@ export class LoopTransport implements Transport {
   async clearStale(): Promise<string[]> {
     return (await clearStaleLoops(this.#owner)).map(({ path }) => path);
   }
+}
+
+/** From here on the descriptors are the data plane's, whatever its answer. */
+function handOver(device: TransportDevice, fuseFd: number): DeviceSpec {
+  const { id, name, sizeBytes } = device;
+  const root = device.root as FileRoot;
+  const leaf = device.leaf as FileLeaf | null;
+  leaf?.descriptor.release();
+  const fd = root.descriptor.release();
+  return {
+    id,
+    name,
+    sizeBytes,
+    leaf: leaf?.opened ?? null,
+    layers: [{ kind: 'root', name: root.path, fd, sizeBytes: root.sizeBytes }],
+    transport: { kind: 'fuse', fd: fuseFd },
+  };
 }

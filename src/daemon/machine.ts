@@ -2,8 +2,8 @@
  * What the control plane asks of the rest of the product, and nothing else. `assemble.ts` plugs in the real
  * images, leaves, data plane and transports; tests plug in ones that fail where they are told to.
  *
- * Whoever opens something owns it until it hands it on: `Transport.attach` takes over root and leaf, and
- * gives them back (open) when it fails.
+ * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf over and
+ * then fail; so `close` of what was handed on does nothing.
  */
 import type { CheckReport, LeafInfo, RootIdentity, TransportName } from '../client/api.ts';
 import type { DeviceStats, FaultEvent } from './plane-protocol.ts';
@@ -14,6 +14,7 @@ export interface RootHandle {
   readonly type: 'file' | 'block device';
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
+  /** Idempotent; does nothing after a transport has taken it over. */
   close(): void;
 }
 
@@ -24,7 +25,7 @@ export interface LeafHandle {
   readonly sizeBytes: number;
   readonly root: { path: string; identity: RootIdentity };
   readonly notes: readonly string[];
-  /** Lets go of it unused: nothing is written. */
+  /** Lets go of it unused: nothing is written. Idempotent, and as with roots. */
   close(): void;
 }
 

@@ -18,10 +18,7 @@ export const check: Command = {
   examples: [{ line: 'ubd check /var/lib/ubd/leaves/web.leaf --root', about: 'leaf and root' }],
   needsRoot: false,
   async run(args) {
-    const [{ checkImage }, { FileImages }] = await Promise.all([
-      import('../../daemon/describe.ts'),
-      import('../../daemon/images.ts'),
-    ]);
+    const { checkImage, FileImages } = await import('../offline.ts');
     const spec = { leaf: resolve(args.positionals[0]!), root: args.flags.has('root') };
     const progress = new Progress('reading the root');
     const report = await checkImage(spec, null, new FileImages(), (done, all) =>

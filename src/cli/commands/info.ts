@@ -46,10 +46,7 @@ async function look(args: Arguments, text: string): Promise<Info> {
     const denied = error instanceof UbdError && error.code === 'permission';
     const reachable = !isNotRunning(error) && !(denied && process.geteuid?.() !== 0);
     if (reachable || !existsSync(text)) throw error;
-    const [{ describe }, { FileImages }] = await Promise.all([
-      import('../../daemon/describe.ts'),
-      import('../../daemon/images.ts'),
-    ]);
+    const { describe, FileImages } = await import('../offline.ts');
     return describe(resolve(text), null, new FileImages());
   }
 }
