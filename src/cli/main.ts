@@ -22,7 +22,7 @@ async function main(argv: readonly string[]): Promise<number> {
   } catch (thrown) {
     const error = asUbdError(thrown);
     printError(error.toJSON(), json);
-    if (error.code === 'internal' && process.env['UBD_DEBUG']) console.error(thrown);
+    if (error.code === 'internal' && process.env.UBD_DEBUG) console.error(thrown);
     return error.code === 'usage' ? EXIT.USAGE : EXIT.FAILED;
   }
 }
@@ -35,8 +35,7 @@ async function dispatch(argv: readonly string[]): Promise<number> {
   if (first === 'completion' || first === '--get-yargs-completions')
     return (await import('./help.ts')).complete(argv);
   const load = Object.hasOwn(COMMANDS, first) ? COMMANDS[first] : undefined;
-  if (!load)
-    throw new UbdError('usage', `there is no command '${first}'`, { next: helpHint() });
+  if (!load) throw new UbdError('usage', `there is no command '${first}'`, { next: helpHint() });
   if (rest.slice(0, endOfOptions(rest)).some(isHelp))
     return (await import('./help.ts')).printHelp(first);
   const command = await load();

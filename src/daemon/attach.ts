@@ -31,7 +31,6 @@ export interface Workshop {
   checkGoingOn(): void;
 }
 
-
 /** @param comeback the record of a device that comes back after a restart */
 export async function bringUp(
   shop: Workshop,

@@ -69,7 +69,12 @@ export function failedEntry(id: number, record: DeviceRecord, error: UbdError): 
   };
 }
 
-export function toRecord(entry: Entry, transport: Transport, node: string, link: number): DeviceRecord {
+export function toRecord(
+  entry: Entry,
+  transport: Transport,
+  node: string,
+  link: number,
+): DeviceRecord {
   return {
     version: 1,
     name: entry.name,

@@ -208,10 +208,14 @@ export class Registry {
   async #refuseUsers(entry: Entry, node: string, transport: Transport): Promise<void> {
     const users = await transport.users(node);
     if (users.length === 0) return;
-    throw new UbdError('busy', `${entry.name} (${this.#linkPath(entry)}) is in use: ${users.join(', ')}`, {
-      place: { device: this.#linkPath(entry) },
-      next: 'unmount it first, or detach with --force: it goes away with its last user',
-    });
+    throw new UbdError(
+      'busy',
+      `${entry.name} (${this.#linkPath(entry)}) is in use: ${users.join(', ')}`,
+      {
+        place: { device: this.#linkPath(entry) },
+        next: 'unmount it first, or detach with --force: it goes away with its last user',
+      },
+    );
   }
 
   async #end(entry: Entry): Promise<void> {

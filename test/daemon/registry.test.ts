@@ -2,7 +2,14 @@
  * Goal: whatever fails, and wherever, the registry leaves nothing behind and says what happened.
  * Method: a machine without a kernel that fails at a chosen step; the directories are looked at afterwards.
  */
-import { existsSync, readdirSync, readFileSync, readlinkSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import t from 'tap';
 import type { UbdError } from '../../src/base/errors.ts';
 import { bench, type Step } from './fake-machine.ts';
@@ -44,14 +51,19 @@ for (const step of ['openRoot', 'createLeaf', 'openLeaf', 'transport.attach'] as
     t.equal(machine.open.size, 0, 'nothing is open');
     t.same(await registry.list(), []);
     machine.failAt = null;
-    t.match(await registry.attach({ root, name: 'web' }), { state: 'attached' }, 'the name is free');
+    t.match(
+      await registry.attach({ root, name: 'web' }),
+      { state: 'attached' },
+      'the name is free',
+    );
   });
 
 t.test('an attach whose record cannot be written leaves nothing behind', async t => {
   const { registry, root, dev, paths, machine } = bench(t.teardown);
   machine.onStep = step => {
     // The last step before the record: its place is taken by a directory.
-    if (step === 'transport.attach') symlinkSync('/nowhere/at/all', `${paths.devices}/web.json.new`);
+    if (step === 'transport.attach')
+      symlinkSync('/nowhere/at/all', `${paths.devices}/web.json.new`);
   };
   await t.rejects(registry.attach({ root, name: 'web' }), { code: 'io', message: /record of web/ });
   t.same(readdirSync(dev), []);
@@ -170,7 +182,9 @@ t.test('a device without a name gets one whose leaf is new', async t => {
   t.equal(first.name, 'debian-1');
   await registry.detach('debian-1', { force: false });
   t.equal((await registry.attach({ root })).name, 'debian-2', 'debian-1 has a leaf to keep');
-  const names = (await Promise.all([1, 2, 3].map(() => registry.attach({ root })))).map(d => d.name);
+  const names = (await Promise.all([1, 2, 3].map(() => registry.attach({ root })))).map(
+    d => d.name,
+  );
   t.equal(new Set(names).size, 3, 'at the same moment, too');
 });
 
@@ -236,26 +250,41 @@ t.test('a user who comes between look and detach gets the device back as it was'
   t.match(await registry.list(), [{ state: 'attached', device: `${dev}/ubd0` }]);
 });
 
-t.test('a stopped daemon leaves records; the next one brings the devices back as they were', async t => {
-  const { registry, root, dev, paths, again, machine } = bench(t.teardown);
-  await registry.attach({ root, name: 'zero', ephemeral: true });
-  await registry.attach({ root, name: 'one', sizeBytes: 8192 });
-  await registry.attach({ root, name: 'two', readOnly: true });
-  await registry.detach('zero', { force: false });
-  const before = await registry.list();
-  await registry.stop();
-  t.equal(machine.open.size, 0, 'nothing is open');
-  t.same(readdirSync(dev), [], 'no links, no nodes');
-  const next = again();
-  await next.registry.restore(false);
-  const after = await next.registry.list();
-  t.same(
-    after.map(({ name, device, size, readOnly, leaf }) => ({ name, device, size, readOnly, leaf })),
-    before.map(({ name, device, size, readOnly, leaf }) => ({ name, device, size, readOnly, leaf })),
-  );
-  t.equal(after[1]!.leaf, null, 'a read-only device has no leaf');
-  t.equal(readdirSync(paths.devices).length, 2);
-});
+t.test(
+  'a stopped daemon leaves records; the next one brings the devices back as they were',
+  async t => {
+    const { registry, root, dev, paths, again, machine } = bench(t.teardown);
+    await registry.attach({ root, name: 'zero', ephemeral: true });
+    await registry.attach({ root, name: 'one', sizeBytes: 8192 });
+    await registry.attach({ root, name: 'two', readOnly: true });
+    await registry.detach('zero', { force: false });
+    const before = await registry.list();
+    await registry.stop();
+    t.equal(machine.open.size, 0, 'nothing is open');
+    t.same(readdirSync(dev), [], 'no links, no nodes');
+    const next = again();
+    await next.registry.restore(false);
+    const after = await next.registry.list();
+    t.same(
+      after.map(({ name, device, size, readOnly, leaf }) => ({
+        name,
+        device,
+        size,
+        readOnly,
+        leaf,
+      })),
+      before.map(({ name, device, size, readOnly, leaf }) => ({
+        name,
+        device,
+        size,
+        readOnly,
+        leaf,
+      })),
+    );
+    t.equal(after[1]!.leaf, null, 'a read-only device has no leaf');
+    t.equal(readdirSync(paths.devices).length, 2);
+  },
+);
 
 t.test('a daemon that died left its links: they go, and the devices get them back', async t => {
   const { registry, root, dev, again } = bench(t.teardown);
@@ -292,10 +321,10 @@ t.test('a device that cannot come back stays listed with its reason, the others 
   const next = again();
   await next.registry.restore(true);
   const devices = Object.fromEntries((await next.registry.list()).map(d => [d.name, d]));
-  t.match(devices['good'], { state: 'attached' });
-  t.match(devices['bad'], { state: 'failed', device: null, error: { code: 'root-mismatch' } });
-  t.match(devices['bare'], { state: 'failed', error: { code: 'root-mismatch' } });
-  t.match(devices['torn'], { state: 'failed', error: { code: 'corrupt' } });
+  t.match(devices.good, { state: 'attached' });
+  t.match(devices.bad, { state: 'failed', device: null, error: { code: 'root-mismatch' } });
+  t.match(devices.bare, { state: 'failed', error: { code: 'root-mismatch' } });
+  t.match(devices.torn, { state: 'failed', error: { code: 'corrupt' } });
   t.ok(existsSync(`${paths.devices}/bad.json`), 'it is still on record');
   await next.registry.detach('bad', { force: false });
   t.notOk(existsSync(`${paths.devices}/bad.json`));

@@ -25,7 +25,11 @@ export const attach: Command = {
     },
   ],
   options: {
-    leaf: { type: 'text', value: 'FILE', about: 'keep the changes in FILE; made if it is not there' },
+    leaf: {
+      type: 'text',
+      value: 'FILE',
+      about: 'keep the changes in FILE; made if it is not there',
+    },
     ephemeral: { type: 'flag', about: 'throw the changes away at detach' },
     name: {
       type: 'list',
@@ -50,7 +54,10 @@ export const attach: Command = {
   examples: [
     { line: 'ubd attach debian.img --name web', about: 'a disk that keeps its changes' },
     { line: 'ubd attach --name web', about: 'the same disk again, after a detach' },
-    { line: 'ubd attach debian.img --ephemeral --name ci -n 100', about: 'a hundred to throw away' },
+    {
+      line: 'ubd attach debian.img --ephemeral --name ci -n 100',
+      about: 'a hundred to throw away',
+    },
   ],
   needsRoot: true,
   async run(args) {

@@ -1,7 +1,8 @@
 /** `ubd check`: verifies a leaf that is not attached, and its root if asked. Needs no daemon. */
-import { type Command, EXIT } from '../command.ts';
-import { print, printJson, Progress } from '../output.ts';
+
 import { resolve } from 'node:path';
+import { type Command, EXIT } from '../command.ts';
+import { Progress, print, printJson } from '../output.ts';
 
 export const check: Command = {
   name: 'check',

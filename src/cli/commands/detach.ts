@@ -1,7 +1,7 @@
 /** `ubd detach`: takes devices away; their changes are durable when it returns. */
 import { asUbdError, type ErrorRecord, UbdError } from '../../base/errors.ts';
-import type { Client } from '../../client/client.ts';
 import type { DetachResult } from '../../client/api.ts';
+import type { Client } from '../../client/client.ts';
 import { type Command, EXIT } from '../command.ts';
 import { printError, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';

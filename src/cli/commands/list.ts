@@ -1,10 +1,10 @@
 /** `ubd list`: the devices. */
 import { formatSize } from '../../base/units.ts';
 import type { Device } from '../../client/api.ts';
+import { isNotRunning } from '../../client/http.ts';
 import { type Command, EXIT } from '../command.ts';
 import { print, printError, printJson, table } from '../output.ts';
 import { withDaemon } from '../session.ts';
-import { isNotRunning } from '../../client/http.ts';
 
 export const list: Command = {
   name: 'list',

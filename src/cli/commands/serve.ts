@@ -1,7 +1,7 @@
 /** `ubd serve`: the daemon, in the foreground. */
 import { EXIT_LOCKED } from '../../client/launch.ts';
 import { findPaths } from '../../client/paths.ts';
-import { type Command } from '../command.ts';
+import type { Command } from '../command.ts';
 import { givenDirs } from '../session.ts';
 
 export const serve: Command = {
@@ -11,7 +11,9 @@ export const serve: Command = {
   options: {
     background: { type: 'flag', about: 'write only to the log: as other commands start it' },
   },
-  examples: [{ line: 'ubd serve', about: 'Ctrl-C ends it in order; its devices come back with it' }],
+  examples: [
+    { line: 'ubd serve', about: 'Ctrl-C ends it in order; its devices come back with it' },
+  ],
   needsRoot: true,
   async run(args) {
     const paths = findPaths(givenDirs(args));
