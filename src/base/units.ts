@@ -50,7 +50,6 @@ export function formatSize(bytes: number): string {
     value /= 1024;
     power++;
   }
-  const digits =
-    value < 10 && !Number.isInteger(value) ? value.toFixed(1) : String(Math.round(value));
+  const digits = value < 10 ? value.toFixed(1).replace('.0', '') : value.toFixed(0);
   return `${digits}${SUFFIXES[power]}`;
 }

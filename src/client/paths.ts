@@ -34,8 +34,8 @@ const SOCKET_PATH_BYTES_MAX = 107;
 
 /** The directories: as given, else from the environment, else the system's. */
 export function findPaths(given: Partial<Dirs> = {}): Paths {
-  const stateDir = resolve(given.stateDir || process.env['UBD_STATE_DIR'] || '/var/lib/ubd');
-  const runtimeDir = resolve(given.runtimeDir || process.env['UBD_RUNTIME_DIR'] || '/run/ubd');
+  const stateDir = resolve(given.stateDir || process.env.UBD_STATE_DIR || '/var/lib/ubd');
+  const runtimeDir = resolve(given.runtimeDir || process.env.UBD_RUNTIME_DIR || '/run/ubd');
   const socket = `${runtimeDir}/ubd.sock`;
   if (Buffer.byteLength(socket) > SOCKET_PATH_BYTES_MAX)
     throw new UbdError('usage', `the socket's path is longer than ${SOCKET_PATH_BYTES_MAX} bytes`, {

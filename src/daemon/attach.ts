@@ -6,7 +6,6 @@
  * The link comes last: while /dev/ubdN exists the device is usable. Between two steps the daemon may be
  * told to stop: then the device is taken back, too.
  */
-import { rm } from 'node:fs/promises';
 import { UbdError } from '../base/errors.ts';
 import type { RootIdentity } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
@@ -15,8 +14,11 @@ import type { Links } from './links.ts';
 import type { Log } from './log.ts';
 import type { Images, LeafHandle, RootHandle, Transport } from './machine.ts';
 import type { Plan } from './plan.ts';
-import type { RecordStore } from './record.ts';
+import type { DeviceRecord, RecordStore } from './record.ts';
 import { Undo } from './undo.ts';
+
+const OPEN_ROOT = 'open the root';
+const OPEN_LEAF = 'open the leaf';
 
 /** What the steps work with. */
 export interface Workshop {
@@ -29,28 +31,20 @@ export interface Workshop {
   checkGoingOn(): void;
 }
 
-/** Wishes of a device that comes back after a restart. */
-export interface Comeback {
-  link: number;
-  identity: RootIdentity;
-}
-
-const OPEN_ROOT = 'open the root';
-const OPEN_LEAF = 'open the leaf';
-
+/** @param comeback the record of a device that comes back after a restart */
 export async function bringUp(
   shop: Workshop,
   entry: Entry,
   plan: Plan,
   transport: Transport,
-  comeback?: Comeback,
+  comeback?: DeviceRecord,
 ): Promise<void> {
   const undo = new Undo();
   try {
     shop.checkGoingOn();
     const root = await shop.images.openRoot(plan.rootPath);
     undo.add(OPEN_ROOT, () => root.close());
-    if (comeback) compareIdentity(entry.name, plan, root, comeback.identity);
+    if (comeback) compareIdentity(entry.name, plan, root, comeback.root.identity);
     const leaf = await prepareLeaf(shop, plan, root, undo);
     entry.root = root.path;
     entry.identity = root.identity;
@@ -71,7 +65,7 @@ export async function bringUp(
     entry.node = node;
 
     shop.checkGoingOn();
-    await publish(shop, entry, transport, node, undo, comeback?.link);
+    await publish(shop, entry, transport, node, undo, comeback);
     shop.checkGoingOn();
     entry.state = 'attached';
   } catch (error) {
@@ -89,11 +83,14 @@ async function publish(
   transport: Transport,
   node: string,
   undo: Undo,
-  wanted: number | undefined,
+  comeback: DeviceRecord | undefined,
 ): Promise<void> {
   const { links, records } = shop;
-  undo.add('write the record', () => records.remove(entry.name));
-  for (let link = links.reserve(wanted); ; link = links.reserve()) {
+  undo.add('write the record', () =>
+    comeback ? records.write(comeback) : records.remove(entry.name),
+  );
+  if (comeback) links.release(comeback.link); // it was held for us
+  for (let link = links.reserve(comeback?.link); ; link = links.reserve()) {
     try {
       await records.write(toRecord(entry, transport, node, link));
       if (links.make(link, node)) {
@@ -117,13 +114,14 @@ async function prepareLeaf(
   undo: Undo,
 ): Promise<LeafHandle | null> {
   if (plan.leaf === null) return null;
-  const { path, isNew } = plan.leaf;
+  const { path, isNew, ephemeral } = plan.leaf;
   if (isNew) {
-    await shop.images.createLeaf({ path, sizeBytes: deviceBytes(plan, root), root });
-    undo.add('make the leaf', () => rm(path, { force: true }));
+    await shop.images.createLeaf({ path, sizeBytes: deviceBytes(plan, root), root, ephemeral });
+    undo.add('make the leaf', () => shop.images.removeLeaf(path));
   }
   const leaf = await shop.images.openLeaf(path);
   undo.add(OPEN_LEAF, () => leaf.close());
+  for (const note of leaf.notes) shop.log.warning(`${path}: ${note}`);
   compareIdentity(path, plan, root, leaf.root.identity);
   if (plan.sizeBytes !== undefined && plan.sizeBytes !== leaf.sizeBytes)
     throw new UbdError(

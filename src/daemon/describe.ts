@@ -4,7 +4,14 @@
  */
 import { realpath } from 'node:fs/promises';
 import { UbdError } from '../base/errors.ts';
-import type { CheckReport, CheckSpec, DeviceInfo, Info, LeafInfo, RootInfo } from '../client/api.ts';
+import type {
+  CheckReport,
+  CheckSpec,
+  DeviceInfo,
+  Info,
+  LeafInfo,
+  RootInfo,
+} from '../client/api.ts';
 import type { Entry } from './device.ts';
 import type { CheckOptions, Images } from './machine.ts';
 import type { Registry } from './registry.ts';

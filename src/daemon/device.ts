@@ -63,12 +63,18 @@ export function failedEntry(id: number, record: DeviceRecord, error: UbdError): 
     leaf: record.leaf,
     readOnly: record.readOnly,
     sizeBytes: record.sizeBytes,
+    link: record.link,
     attachedAt: record.attachedAt,
     error,
   };
 }
 
-export function toRecord(entry: Entry, transport: Transport, node: string, link: number): DeviceRecord {
+export function toRecord(
+  entry: Entry,
+  transport: Transport,
+  node: string,
+  link: number,
+): DeviceRecord {
   return {
     version: 1,
     name: entry.name,

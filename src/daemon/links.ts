@@ -39,7 +39,12 @@ export class Links {
     throw new UbdError('exists', `no link is free in ${this.#directory}`);
   }
 
-  /** Gives back a reserved number that has no link. */
+  /** Keeps a number from being given out, whether or not there is a link. */
+  hold(number: number): void {
+    this.#taken.add(number);
+  }
+
+  /** Gives back a number that has no link of ours. */
   release(number: number): void {
     this.#taken.delete(number);
   }

@@ -2,8 +2,8 @@
  * What the control plane asks of the rest of the product, and nothing else. `assemble.ts` plugs in the real
  * images, leaves, data plane and transports; tests plug in ones that fail where they are told to.
  *
- * Whoever opens something owns it until it hands it on: `Transport.attach` takes over root and leaf, and
- * gives them back (open) when it fails.
+ * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf over and
+ * then fail; so `close` of what was handed on does nothing.
  */
 import type { CheckReport, LeafInfo, RootIdentity, TransportName } from '../client/api.ts';
 import type { DeviceStats, FaultEvent } from './plane-protocol.ts';
@@ -14,16 +14,18 @@ export interface RootHandle {
   readonly type: 'file' | 'block device';
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
+  /** Idempotent; does nothing after a transport has taken it over. */
   close(): void;
 }
 
-/** A leaf that is open and locked. */
+/** A leaf that is open and locked; what the opening found and put right is in `notes`. */
 export interface LeafHandle {
   readonly path: string;
   /** Of the device. */
   readonly sizeBytes: number;
   readonly root: { path: string; identity: RootIdentity };
-  /** Lets go of it unused: nothing is written. */
+  readonly notes: readonly string[];
+  /** Lets go of it unused: nothing is written. Idempotent, and as with roots. */
   close(): void;
 }
 
@@ -31,6 +33,8 @@ export interface NewLeaf {
   path: string;
   sizeBytes: number;
   root: RootHandle;
+  /** Need not survive a crash of the machine. */
+  ephemeral: boolean;
 }
 
 export interface CheckOptions {
@@ -45,6 +49,8 @@ export interface Images {
   openRoot(path: string): Promise<RootHandle>;
   /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
   createLeaf(leaf: NewLeaf): Promise<void>;
+  /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
+  removeLeaf(path: string): Promise<void>;
   /** Code `busy` if somebody has it. */
   openLeaf(path: string): Promise<LeafHandle>;
   /** Reads what the leaf says of itself; takes no lock. Code `not-a-leaf` if it is none. */
@@ -84,8 +90,6 @@ export interface Transport {
    * Returns the nodes that were its.
    */
   clearStale(): Promise<string[]>;
-  /** Everything ends: what is in use is made durable and cut off. */
-  stop(): Promise<void>;
 }
 
 export interface MachineEvents {
@@ -102,4 +106,6 @@ export interface Machine {
   /** In the order in which `auto` prefers them. */
   readonly transports: readonly Transport[];
   stats(): Promise<DeviceStats[]>;
+  /** Ends the data plane. Devices that are still there are made durable and cut off. */
+  stop(): Promise<void>;
 }

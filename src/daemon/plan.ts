@@ -3,7 +3,7 @@
  *
  *     asked                        leaf                         new?
  *     ephemeral                    ephemeral/NAME.leaf          always
- *     leaf FILE                    FILE                         if FILE does not exist
+ *     leaf FILE                    FILE                         if FILE does not exist, or is an empty disk
  *     name, and its leaf exists    leaves/NAME.leaf             no: the disk of that name comes back
  *     read-only                    none: the root as it is
  *     else                         leaves/NAME.leaf             yes
@@ -44,7 +44,7 @@ export async function makePlan(
   paths: Paths,
   images: Images,
 ): Promise<Plan> {
-  const leaf = await chooseLeaf(spec, name, paths);
+  const leaf = await chooseLeaf(spec, name, paths, images);
   const rootPath = await chooseRoot(spec, leaf, images);
   return { rootPath, leaf, readOnly: spec.readOnly ?? false, sizeBytes: spec.sizeBytes };
 }
@@ -53,12 +53,17 @@ export function defaultLeaf(paths: Paths, name: string): string {
   return `${paths.leaves}/${name}.leaf`;
 }
 
-async function chooseLeaf(spec: AttachSpec, name: string, paths: Paths): Promise<Plan['leaf']> {
+async function chooseLeaf(
+  spec: AttachSpec,
+  name: string,
+  paths: Paths,
+  images: Images,
+): Promise<Plan['leaf']> {
   if (spec.ephemeral)
     return { path: `${paths.ephemeral}/${name}.leaf`, ephemeral: true, isNew: true };
   if (spec.leaf !== undefined) {
     const path = await canonical(spec.leaf);
-    return { path, ephemeral: false, isNew: !(await exists(path)) };
+    return { path, ephemeral: false, isNew: !(await holdsLeaf(path, images)) };
   }
   const path = defaultLeaf(paths, name);
   const isNew = !(spec.name !== undefined && (await exists(path)));
@@ -87,6 +92,22 @@ async function canonical(path: string): Promise<string> {
     return join(await realpath(dirname(path)), basename(path));
   } catch (thrown) {
     throw unreachable(path, thrown);
+  }
+}
+
+/**
+ * Is there a leaf to open? Of a file that exists, opening it decides; a block device always exists, and
+ * becomes a leaf if nothing is on it (which making the leaf checks).
+ */
+async function holdsLeaf(path: string, images: Images): Promise<boolean> {
+  if (!(await exists(path))) return false;
+  if (!(await stat(path)).isBlockDevice()) return true;
+  try {
+    await images.leafInfo(path);
+    return true;
+  } catch (error) {
+    if (error instanceof UbdError && error.code === 'not-a-leaf') return false;
+    throw error;
   }
 }
 

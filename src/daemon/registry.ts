@@ -98,15 +98,13 @@ export class Registry {
     const isTaken = (name: string): boolean => this.#entries.has(name);
     // A chosen name may be taken by another attach while we look at the disk: then another one is chosen.
     let name = spec.name;
-    for (; name === undefined || isTaken(name); name = undefined) {
-      if (name !== undefined && name === spec.name)
-        throw new UbdError('exists', `the name ${name} is taken`, {
-          place: { device: name },
-          next: `choose another name, or detach it first: ubd detach ${name}`,
-        });
+    if (name !== undefined && isTaken(name))
+      throw new UbdError('exists', `the name ${name} is taken`, {
+        place: { device: name },
+        next: `choose another name, or detach it first: ubd detach ${name}`,
+      });
+    while (name === undefined || isTaken(name))
       name = await chooseName(spec, this.#shop.paths, isTaken);
-      if (!isTaken(name)) break;
-    }
     const entry = newEntry(this.#nextId++, name);
     entry.root = spec.root ?? '';
     this.#entries.set(name, entry);
@@ -156,10 +154,11 @@ export class Registry {
 
   async #detach(entry: Entry, force: boolean): Promise<Detached> {
     this.#checkGoingOn();
-    const { records, log } = this.#shop;
+    const { links, records, log } = this.#shop;
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
     if (entry.state === 'failed') {
       await records.remove(entry.name);
+      if (entry.link !== null) links.release(entry.link);
       await this.#end(entry);
       log.info(`${entry.name}: taken off the list (it had failed)`);
       return { name: entry.name, leaf: kept };
@@ -209,10 +208,14 @@ export class Registry {
   async #refuseUsers(entry: Entry, node: string, transport: Transport): Promise<void> {
     const users = await transport.users(node);
     if (users.length === 0) return;
-    throw new UbdError('busy', `${entry.name} (${this.#linkPath(entry)}) is in use: ${users.join(', ')}`, {
-      place: { device: this.#linkPath(entry) },
-      next: 'unmount it first, or detach with --force: it goes away with its last user',
-    });
+    throw new UbdError(
+      'busy',
+      `${entry.name} (${this.#linkPath(entry)}) is in use: ${users.join(', ')}`,
+      {
+        place: { device: this.#linkPath(entry) },
+        next: 'unmount it first, or detach with --force: it goes away with its last user',
+      },
+    );
   }
 
   async #end(entry: Entry): Promise<void> {
@@ -317,6 +320,7 @@ export class Registry {
       entry.attachedAt = record.attachedAt;
       entry.leaf = record.leaf;
       this.#entries.set(record.name, entry);
+      links.hold(record.link);
       return { entry, record };
     });
     await mapConcurrently(entries, ({ entry, record }) =>
@@ -331,16 +335,14 @@ export class Registry {
       readOnly: record.readOnly,
       sizeBytes: record.leaf ? undefined : record.sizeBytes,
     };
-    const { log, records } = this.#shop;
+    const { log, links } = this.#shop;
     try {
       const transport = await this.#chooseTransport(record.transport);
-      const comeback = { link: record.link, identity: record.root.identity };
-      await bringUp(this.#shop, entry, plan, transport, comeback);
+      await bringUp(this.#shop, entry, plan, transport, record);
       log.info(`${entry.name}: back as ${this.#linkPath(entry)} (${entry.node})`);
     } catch (thrown) {
       const error = asUbdError(thrown);
-      // What failed stays on record, whichever step it was.
-      await records.write(record).catch((cause: Error) => log.error(cause.message));
+      links.hold(record.link); // for the next try
       this.#entries.set(entry.name, failedEntry(entry.id, record, error));
       log.error(`${entry.name}: could not be brought back: ${error.message}`);
     }
@@ -388,7 +390,6 @@ export class Registry {
     this.#stopping = true;
     await Promise.allSettled(this.#underWay);
     await mapConcurrently(this.entries, entry => this.#stopOne(entry));
-    for (const transport of this.#machine.transports) await transport.stop();
   }
 
   async #stopOne(entry: Entry): Promise<void> {
