@@ -109,6 +109,7 @@ export class DataPlane extends EventEmitter<Events> {
   async stop(): Promise<void> {
     if (this.#ended !== null) return;
     this.#stopping = true;
+    this.#worker.ref();
     const exited = new Promise<void>(resolve => this.once('exit', () => resolve()));
     await this.#call({ call: 'stop' });
     await exited;
