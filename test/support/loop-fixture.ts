@@ -3,7 +3,8 @@ import { close, existsSync } from 'node:fs';
 import { promisify } from 'node:util';
 import type { DataPlane } from '../../src/daemon/plane-client.ts';
 import { openRoot } from '../../src/image/raw-image.ts';
-import type { OpenedLeaf } from '../../src/leaf/open.ts';
+import { createLeaf, NO_PARENT } from '../../src/leaf/create.ts';
+import { type OpenedLeaf, openLeaf } from '../../src/leaf/open.ts';
 import {
   configureLoop,
   detachLoop,
@@ -20,6 +21,12 @@ export function missing(): string | false {
   for (const path of ['/dev/fuse', '/dev/loop-control'])
     if (!existsSync(path)) return `needs ${path}`;
   return false;
+}
+
+/** A fresh leaf, opened. */
+export function newLeaf(path: string, sizeBytes: number): OpenedLeaf {
+  createLeaf({ path, sizeBytes, parent: NO_PARENT });
+  return openLeaf(path);
 }
 
 export interface AttachOptions {
