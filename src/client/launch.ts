@@ -18,13 +18,16 @@ export const EXIT_LOCKED = 75;
 
 /** Until it answers. It answers before it re-attaches devices, so that this does not grow with them. */
 const START_MS_MAX = 15_000;
+/** Until the winner of the locks answers: it has them already. */
+const WINNER_MS_MAX = 5000;
 const POLL_MS = 10;
 const LOG_LINES = 8;
 
 export async function startDaemon(paths: Paths): Promise<void> {
   const child = launch(paths);
   const caller = new SocketCaller(paths.socket, paths.stateDir);
-  const deadline = Date.now() + START_MS_MAX;
+  let deadline = Date.now() + START_MS_MAX;
+  let lost = false;
   try {
     for (;;) {
       try {
@@ -33,12 +36,14 @@ export async function startDaemon(paths: Paths): Promise<void> {
       } catch (error) {
         if (!isNotRunning(error)) throw error;
       }
-      if (child.exitCode !== null && child.exitCode !== EXIT_LOCKED)
+      if (child.exitCode === EXIT_LOCKED && !lost) {
+        lost = true;
+        deadline = Math.min(deadline, Date.now() + WINNER_MS_MAX);
+      } else if (child.exitCode !== null && child.exitCode !== EXIT_LOCKED)
         throw await failed(paths, `the daemon ended at its start (exit status ${child.exitCode})`);
       if (child.signalCode !== null)
         throw await failed(paths, `the daemon was ended at its start (${child.signalCode})`);
-      if (Date.now() > deadline)
-        throw await failed(paths, `the daemon does not answer after ${START_MS_MAX / 1000} s`);
+      if (Date.now() > deadline) throw await failed(paths, 'the daemon does not answer');
       await sleep(POLL_MS);
     }
   } finally {

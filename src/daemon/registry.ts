@@ -171,8 +171,10 @@ export class Registry {
     let result: 'gone' | 'later';
     try {
       result = await this.#takeDown(entry, force);
-    } catch (error) {
-      entry.state = 'attached';
+    } catch (thrown) {
+      const error = asUbdError(thrown);
+      if (error.code === 'busy') entry.state = 'attached';
+      else this.#fail(entry, error);
       throw error;
     }
     await records.remove(entry.name);
@@ -182,7 +184,7 @@ export class Registry {
     return { name: entry.name, leaf: kept };
   }
 
-  /** Link and node away, the leaf durable. If it throws, the device is as it was. */
+  /** Link and node away, the leaf durable. If it throws `busy`, the device is as it was. */
   async #takeDown(entry: Entry, force: boolean): Promise<'gone' | 'later'> {
     const { id, node, link, transport } = entry as Entry & {
       node: string;
@@ -195,6 +197,7 @@ export class Registry {
     try {
       return await transport.detach(id, { force });
     } catch (error) {
+      if (asUbdError(error).code !== 'busy') throw error;
       // Somebody was faster than our look at the users: the link comes back.
       let again = links.reserve(link);
       while (!links.make(again, node)) again = links.reserve();
@@ -376,10 +379,21 @@ export class Registry {
     }
     log.error(`${entry.name}: lost: ${reason}`);
     if (entry.link !== null && entry.node !== null) await links.remove(entry.link, entry.node);
+    this.#fail(
+      entry,
+      new UbdError('io', `${entry.name}: ${reason}`, {
+        place: { device: entry.name },
+        next: `attach it again: ubd detach ${entry.name}, then ubd attach`,
+      }),
+    );
+  }
+
+  /** It has no node any more, and stays on record. */
+  #fail(entry: Entry, error: UbdError): void {
     entry.state = 'failed';
     entry.node = null;
     entry.link = null;
-    entry.error = new UbdError('io', `${entry.name}: ${reason}`, { place: { device: entry.name } });
+    entry.error = error;
   }
 
   /**
