@@ -105,7 +105,8 @@ t.test('help names every option and every positional of every command', async t 
     const help = await commandParser(command).getHelp();
     for (const name of Object.keys({ ...command.options, ...COMMON_OPTIONS }))
       t.match(help, `--${name}`, `${command.name} --${name}`);
-    for (const { name } of command.positionals) t.ok(help.includes(name), `${command.name} ${name}`);
+    for (const { name } of command.positionals)
+      t.ok(help.includes(name), `${command.name} ${name}`);
     for (const { line } of command.examples) t.ok(help.includes(line), line);
   }
 });
