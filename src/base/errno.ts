@@ -31,6 +31,7 @@ export const ETIMEDOUT: number = numbers.ETIMEDOUT;
 export const ENOTCONN: number = numbers.ENOTCONN;
 export const EOVERFLOW: number = numbers.EOVERFLOW;
 export const ENXIO: number = numbers.ENXIO;
+export const ENOBUFS: number = numbers.ENOBUFS;
 
 const names = new Map<number, string>();
 for (const [name, value] of Object.entries(numbers)) if (!names.has(value)) names.set(value, name);

@@ -33,6 +33,8 @@ export interface BufferRingOptions {
   count: number;
   /** Bytes of each; a multiple of 8 keeps headers aligned, of 4096 makes buffers page-aligned. */
   stride: number;
+  /** Bytes at the start of each that the kernel leaves to their user: headers may go in front of data. */
+  lead?: number;
 }
 
 export class BufferRing {
@@ -46,6 +48,7 @@ export class BufferRing {
   readonly #words: Uint32Array;
   readonly #tail: Uint16Array;
   readonly #headerBytes: number;
+  readonly #lead: number;
   #next = 0;
   #open = true;
 
@@ -57,6 +60,8 @@ export class BufferRing {
     this.count = count;
     this.stride = stride;
     this.#ring = ring;
+    this.#lead = options.lead ?? 0;
+    assert(this.#lead < stride, 'a buffer has room behind its lead');
     this.#headerBytes = alignUp(count * ENTRY_BYTES, PAGE_BYTES);
     this.memory = allocateMemory(this.#headerBytes + count * stride);
     this.#words = new Uint32Array(this.memory.bytes.buffer, 0, count * ENTRY_WORDS);
@@ -84,11 +89,11 @@ export class BufferRing {
   /** Gives a buffer (back) to the kernel: nothing in it may be used after that. */
   provide(index: number): void {
     const words = this.#words;
-    const address = this.address(index);
+    const address = this.address(index) + this.#lead;
     const word = (this.#next & (this.count - 1)) * ENTRY_WORDS;
     words[word] = address;
     words[word + 1] = address / 2 ** 32;
-    words[word + 2] = this.stride;
+    words[word + 2] = this.stride - this.#lead;
     // Number in the low half; the upper half of entry 0 is the tail, which must stay as it is.
     words[word + 3] = (words[word + 3]! & 0xffff0000) | index;
     this.#next = (this.#next + 1) & 0xffff;
