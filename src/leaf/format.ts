@@ -72,7 +72,7 @@ type SuperblockNumbers =
       | 'generation'
       | 'sizeSectors'
     )
-  | ('logStart' | 'logEnd' | 'createdSeconds' | 'flags')
+  | ('logStart' | 'logEnd' | 'mappedSectors' | 'createdSeconds' | 'flags')
   | ('parentKind' | 'parentBytes' | 'parentFlags' | 'crc');
 
 export const SUPERBLOCK: Layout<
@@ -98,6 +98,7 @@ export const SUPERBLOCK: Layout<
   dataOffset: u64,
   logStart: u64,
   logEnd: u64,
+  mappedSectors: u64,
   createdSeconds: u64,
   flags: u32,
   parentKind: u32,
@@ -109,7 +110,7 @@ export const SUPERBLOCK: Layout<
   reserved: zero(4),
   label: text(LABEL_BYTES_MAX),
   parentPath: text(PATH_BYTES_MAX),
-  padding: zero(1740),
+  padding: zero(1732),
   crc: u32,
 });
 assert(SUPERBLOCK.size === SUPERBLOCK_BYTES, 'a superblock fills its place');

@@ -52,6 +52,8 @@ export interface Superblock {
   logStart: number;
   /** Records before this one were durable when the superblock was written, so they must be there. */
   logEnd: number;
+  /** How many sectors the map on disk has at least: as many as at the last checkpoint. */
+  mappedSectors: number;
   createdSeconds: number;
   /** Closed in order: everything is in the map. */
   clean: boolean;
@@ -80,6 +82,7 @@ export function encodeSuperblock(superblock: Superblock, target: Uint8Array, off
     sizeSectors: superblock.sizeSectors,
     logStart: superblock.logStart,
     logEnd: superblock.logEnd,
+    mappedSectors: superblock.mappedSectors,
     createdSeconds: superblock.createdSeconds,
     flags: superblock.clean ? FLAG_CLEAN : 0,
     parentKind: KINDS.indexOf(parent.kind),
@@ -163,6 +166,7 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
   for (const name of Object.keys(expected) as (keyof Geometry)[])
     require(geometry[name] === expected[name], name);
   require(fields.logStart >= 1 && fields.logEnd >= fields.logStart, 'log sequence');
+  require(fields.mappedSectors <= sizeSectors, 'count of mapped sectors');
   const kind = KINDS[fields.parentKind];
   require(kind !== undefined, 'kind of the parent');
   require(fields.reserved && fields.padding, 'padding');
@@ -174,6 +178,7 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
     geometry,
     logStart: fields.logStart,
     logEnd: fields.logEnd,
+    mappedSectors: fields.mappedSectors,
     createdSeconds: fields.createdSeconds,
     clean: (fields.flags & FLAG_CLEAN) !== 0,
     label: fields.label,
