@@ -22,9 +22,10 @@ assert(endianness() === 'LE', 'the map is used in memory as it is on disk: littl
 export const MAGIC = 'UBDLEAF';
 export const FORMAT_VERSION = 1;
 
-/** Features that this code knows. An unknown incompatible one: hands off; see FORMAT.md. */
+/** Features that this code knows: none so far. What an unknown one asks of a reader: see FORMAT.md. */
 export const KNOWN_INCOMPATIBLE = 0;
 export const KNOWN_READ_ONLY_COMPATIBLE = 0;
+export const KNOWN_COMPATIBLE = 0;
 
 export const SUPERBLOCK_BYTES = 4096;
 /** Generation g is written to copy g mod 2: the valid copy with the higher generation is the last written. */

@@ -14,6 +14,7 @@ import {
   FORMAT_VERSION,
   type Geometry,
   geometryFor,
+  KNOWN_COMPATIBLE,
   KNOWN_INCOMPATIBLE,
   LEAF_BYTES_MAX,
   LOG_BYTES_MAX,
@@ -76,7 +77,7 @@ export function encodeSuperblock(superblock: Superblock, target: Uint8Array, off
     version: FORMAT_VERSION,
     incompatible: KNOWN_INCOMPATIBLE,
     readOnlyCompatible: superblock.readOnlyCompatible,
-    compatible: superblock.compatible,
+    compatible: superblock.compatible & KNOWN_COMPATIBLE,
     generation: superblock.generation,
     uuid: uuidToBytes(superblock.uuid),
     sizeSectors: superblock.sizeSectors,
@@ -169,7 +170,6 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
   require(fields.mappedSectors <= sizeSectors, 'count of mapped sectors');
   const kind = KINDS[fields.parentKind];
   require(kind !== undefined, 'kind of the parent');
-  require(fields.reserved && fields.padding, 'padding');
   const hasDigest = (fields.parentFlags & PARENT_FLAG_DIGEST) !== 0;
   return {
     generation: fields.generation,
