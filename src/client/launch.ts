@@ -10,6 +10,7 @@ import { readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { UbdError } from '../base/errors.ts';
+import { API_PREFIX } from './api.ts';
 import { isNotRunning, SocketCaller } from './http.ts';
 import type { Paths } from './paths.ts';
 
@@ -18,31 +19,33 @@ export const EXIT_LOCKED = 75;
 
 /** Until it answers. It answers before it re-attaches devices, so that this does not grow with them. */
 const START_MS_MAX = 15_000;
+/** Until the winner of the locks answers: it has them already. */
+const WINNER_MS_MAX = 5000;
 const POLL_MS = 10;
 const LOG_LINES = 8;
 
 export async function startDaemon(paths: Paths): Promise<void> {
   const child = launch(paths);
   const caller = new SocketCaller(paths.socket, paths.stateDir);
-  const deadline = Date.now() + START_MS_MAX;
-  try {
-    for (;;) {
-      try {
-        await caller.call({ method: 'GET', path: '/v1/status' });
-        return;
-      } catch (error) {
-        if (!isNotRunning(error)) throw error;
-      }
-      if (child.exitCode !== null && child.exitCode !== EXIT_LOCKED)
-        throw await failed(paths, `the daemon ended at its start (exit status ${child.exitCode})`);
-      if (child.signalCode !== null)
-        throw await failed(paths, `the daemon was ended at its start (${child.signalCode})`);
-      if (Date.now() > deadline)
-        throw await failed(paths, `the daemon does not answer after ${START_MS_MAX / 1000} s`);
-      await sleep(POLL_MS);
+  let deadline = Date.now() + START_MS_MAX;
+  let lost = false;
+  for (;;) {
+    try {
+      await caller.call({ method: 'GET', path: `${API_PREFIX}/status` });
+      return;
+    } catch (error) {
+      if (!isNotRunning(error)) throw error;
     }
-  } finally {
-    caller.close();
+    const { exitCode, signalCode } = child;
+    if (exitCode === EXIT_LOCKED && !lost) {
+      lost = true;
+      deadline = Math.min(deadline, Date.now() + WINNER_MS_MAX);
+    } else if (exitCode !== null && exitCode !== EXIT_LOCKED)
+      throw await failed(paths, `the daemon ended at its start (exit status ${exitCode})`);
+    if (signalCode !== null)
+      throw await failed(paths, `the daemon was ended at its start (${signalCode})`);
+    if (Date.now() > deadline) throw await failed(paths, 'the daemon does not answer');
+    await sleep(POLL_MS);
   }
 }
 

@@ -2,8 +2,9 @@
  * `info` and `check`: what a path, a device or a name is. With a registry it knows the devices; without one
  * (the command line, when no daemon runs) it looks at the files alone.
  */
-import { realpath } from 'node:fs/promises';
+import { realpath, stat } from 'node:fs/promises';
 import { UbdError } from '../base/errors.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
 import type {
   CheckReport,
   CheckSpec,
@@ -36,10 +37,10 @@ export async function describe(
     );
   });
   const entries = registry?.entries ?? [];
+  const user = entries.find(candidate => candidate.leaf?.path === path && candidate.node !== null);
+  if (registry && user) return describeUsedLeaf(path, user, registry);
   try {
-    const info = await images.leafInfo(path);
-    const device = entries.find(candidate => candidate.leaf?.path === path)?.name ?? null;
-    return { kind: 'leaf', ...info, device } satisfies LeafInfo;
+    return { kind: 'leaf', ...(await images.leafInfo(path)), device: null } satisfies LeafInfo;
   } catch (error) {
     if (!(error instanceof UbdError) || error.code !== 'not-a-leaf') throw error;
   }
@@ -58,8 +59,22 @@ export async function describe(
   }
 }
 
+/** The file of a leaf in use changes under our eyes: its device knows. */
+async function describeUsedLeaf(path: string, user: Entry, registry: Registry): Promise<LeafInfo> {
+  const stats = (await registry.stats()).find(({ id }) => id === user.id);
+  return {
+    kind: 'leaf',
+    path,
+    size: user.sizeBytes,
+    root: { path: user.root, identity: user.identity! },
+    changed: stats?.changedBytes ?? 0,
+    allocated: (await stat(path)).blocks * SECTOR_BYTES,
+    clean: false,
+    device: user.name,
+  };
+}
+
 async function describeDevice(entry: Entry, registry: Registry): Promise<DeviceInfo> {
-  await registry.refreshPartitions(entry);
   const stats = (await registry.stats()).find(({ id }) => id === entry.id);
   const users = entry.node && entry.transport ? await entry.transport.users(entry.node) : [];
   return {

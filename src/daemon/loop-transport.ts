@@ -18,7 +18,7 @@ import {
   type LoopDevice,
   loopFileName,
 } from '../transport/fuse/loop.ts';
-import { loopUsers } from '../transport/fuse/loop-users.ts';
+import { loopHolders } from '../transport/fuse/loop-users.ts';
 import { mountFuse } from '../transport/fuse/mount.ts';
 import type { FileLeaf, FileRoot } from './images.ts';
 import type { Transport, TransportDevice } from './machine.ts';
@@ -142,7 +142,7 @@ export class LoopTransport implements Transport {
   async users(node: string): Promise<string[]> {
     const number = Number(/^\/dev\/loop(\d+)$/.exec(node)?.[1] ?? Number.NaN);
     if (Number.isNaN(number)) return [];
-    return loopUsers(number).map(({ kind, what }) => `${kind} ${what}`.trim());
+    return loopHolders(number).map(({ kind, what }) => `${kind} ${what}`.trim());
   }
 
   async clearStale(): Promise<string[]> {

@@ -78,12 +78,13 @@ export interface Transport {
   /**
    * Takes the device away; its leaf is durable and clean afterwards.
    *  - in use, not forced: throws `busy`, and the device is as it was;
-   *  - in use, forced: durable now, and it goes away with its last user: 'later', and `onGone` tells when.
+   *  - in use, forced: durable now, and it goes away with its last user: 'later', and `onGone` tells when;
+   *  - any other error: the node is gone, and what was not durable yet may be lost.
    */
   detach(id: number, options: { force: boolean }): Promise<'gone' | 'later'>;
   /** Makes everything written so far durable. */
   flush(id: number): Promise<void>;
-  /** Mount points and other holders of the node; empty if it is free. */
+  /** Mount points, swap, drivers on top of the node; empty if it is free, or only open somewhere. */
   users(node: string): Promise<string[]>;
   /**
    * Clears what a dead daemon of this state directory left; to be called before the first attach.

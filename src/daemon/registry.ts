@@ -4,6 +4,7 @@
  * All of it runs on the main thread. A device is in the map from its reservation to its end, so that a
  * name or leaf that is being attached or detached is already, or still, taken.
  */
+import { type FSWatcher, watch } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import type {
@@ -46,6 +47,7 @@ export class Registry {
   readonly #underWay = new Set<Promise<unknown>>();
   #nextId = 1;
   #stopping = false;
+  #watcher: FSWatcher | null = null;
 
   constructor({ paths, machine, log, linkDirectory }: RegistryOptions) {
     this.#machine = machine;
@@ -171,8 +173,10 @@ export class Registry {
     let result: 'gone' | 'later';
     try {
       result = await this.#takeDown(entry, force);
-    } catch (error) {
-      entry.state = 'attached';
+    } catch (thrown) {
+      const error = asUbdError(thrown);
+      if (error.code === 'busy') entry.state = 'attached';
+      else this.#fail(entry, error);
       throw error;
     }
     await records.remove(entry.name);
@@ -182,7 +186,7 @@ export class Registry {
     return { name: entry.name, leaf: kept };
   }
 
-  /** Link and node away, the leaf durable. If it throws, the device is as it was. */
+  /** Link and node away, the leaf durable. If it throws `busy`, the device is as it was. */
   async #takeDown(entry: Entry, force: boolean): Promise<'gone' | 'later'> {
     const { id, node, link, transport } = entry as Entry & {
       node: string;
@@ -191,15 +195,16 @@ export class Registry {
     };
     const { links, records } = this.#shop;
     if (!force) await this.#refuseUsers(entry, node, transport);
-    await links.remove(link, node);
+    links.remove(link, node);
     try {
       return await transport.detach(id, { force });
     } catch (error) {
+      if (asUbdError(error).code !== 'busy') throw error;
       // Somebody was faster than our look at the users: the link comes back.
       let again = links.reserve(link);
       while (!links.make(again, node)) again = links.reserve();
       entry.link = again;
-      entry.partitions = await links.makePartitions(again, node);
+      entry.partitions = links.updatePartitions(again, node);
       if (again !== link) await records.write(toRecord(entry, transport, node, again));
       throw error;
     }
@@ -281,10 +286,20 @@ export class Registry {
     return toDevice(entry, this.#link, changed);
   }
 
-  /** Looks again for partitions: they may have been made since the device was attached. */
-  async refreshPartitions(entry: Entry): Promise<void> {
-    if (entry.state !== 'attached' || entry.node === null || entry.link === null) return;
-    entry.partitions = await this.#shop.links.makePartitions(entry.link, entry.node);
+  /**
+   * Follows partitions that come and go while a device is attached: the kernel makes and removes their
+   * nodes beside the device's. Runs until `stop`.
+   */
+  watchPartitions(directory: string): void {
+    this.#watcher = watch(directory, { persistent: false }, (_, name) => {
+      const disk = /^(.*\d)p\d+$/.exec(name ?? '')?.[1];
+      const entry = disk === undefined ? undefined : this.tryFind(`${directory}/${disk}`);
+      if (entry?.state !== 'attached' || entry.node === null || entry.link === null) return;
+      entry.partitions = this.#shop.links.updatePartitions(entry.link, entry.node);
+    });
+    this.#watcher.on('error', error =>
+      this.#shop.log.warning(`watching ${directory} for partitions: ${error.message}`),
+    );
   }
 
   readonly #link = (link: number): string => this.#shop.links.path(link);
@@ -307,7 +322,7 @@ export class Registry {
     ).flat();
     if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
     const { records: found, bad } = await records.readAll();
-    if (linksAreOurs) for (const record of found) await links.remove(record.link, record.node);
+    if (linksAreOurs) for (const record of found) links.remove(record.link, record.node);
     for (const { name, file, error } of bad) {
       log.error(`${file}: ${error.message}`);
       const entry = newEntry(this.#nextId++, name);
@@ -375,11 +390,22 @@ export class Registry {
       return;
     }
     log.error(`${entry.name}: lost: ${reason}`);
-    if (entry.link !== null && entry.node !== null) await links.remove(entry.link, entry.node);
+    if (entry.link !== null && entry.node !== null) links.remove(entry.link, entry.node);
+    this.#fail(
+      entry,
+      new UbdError('io', `${entry.name}: ${reason}`, {
+        place: { device: entry.name },
+        next: `attach it again: ubd detach ${entry.name}, then ubd attach`,
+      }),
+    );
+  }
+
+  /** It has no node any more, and stays on record. */
+  #fail(entry: Entry, error: UbdError): void {
     entry.state = 'failed';
     entry.node = null;
     entry.link = null;
-    entry.error = new UbdError('io', `${entry.name}: ${reason}`, { place: { device: entry.name } });
+    entry.error = error;
   }
 
   /**
@@ -388,6 +414,7 @@ export class Registry {
    */
   async stop(): Promise<void> {
     this.#stopping = true;
+    this.#watcher?.close();
     await Promise.allSettled(this.#underWay);
     await mapConcurrently(this.entries, entry => this.#stopOne(entry));
   }
@@ -400,7 +427,7 @@ export class Registry {
       const users = await transport.users(node);
       if (users.length > 0)
         log.warning(`${entry.name}: ${node} goes away while in use: ${users.join(', ')}`);
-      await links.remove(link, node);
+      links.remove(link, node);
       await transport.detach(entry.id, { force: true });
       log.info(`${entry.name}: stopped, its leaf is durable`);
     } catch (error) {

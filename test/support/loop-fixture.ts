@@ -2,11 +2,13 @@
  * A data plane with loop devices, put together without the daemon: for tests of the kernel path and
  * figures.
  */
+import { execFile } from 'node:child_process';
 import { close, existsSync } from 'node:fs';
 import { promisify } from 'node:util';
 import type { DataPlane } from '../../src/daemon/plane-client.ts';
 import { openRoot } from '../../src/image/raw-image.ts';
-import type { OpenedLeaf } from '../../src/leaf/open.ts';
+import { createLeaf, NO_PARENT } from '../../src/leaf/create.ts';
+import { type OpenedLeaf, openLeaf } from '../../src/leaf/open.ts';
 import {
   configureLoop,
   detachLoop,
@@ -16,6 +18,12 @@ import {
 import { mountFuse } from '../../src/transport/fuse/mount.ts';
 
 const closeAsync = promisify(close);
+const execFileAsync = promisify(execFile);
+
+/** Runs a program; throws with what it said where it fails. Not blocking: the device may be served by us. */
+export async function run(program: string, args: string[]): Promise<string> {
+  return (await execFileAsync(program, args)).stdout;
+}
 
 /** Why kernel tests cannot run here, or false. For tap's `skip`. */
 export function missing(): string | false {
@@ -23,6 +31,12 @@ export function missing(): string | false {
   for (const path of ['/dev/fuse', '/dev/loop-control'])
     if (!existsSync(path)) return `needs ${path}`;
   return false;
+}
+
+/** A fresh leaf, opened. */
+export function newLeaf(path: string, sizeBytes: number): OpenedLeaf {
+  createLeaf({ path, sizeBytes, parent: NO_PARENT });
+  return openLeaf(path);
 }
 
 export interface AttachOptions {

@@ -114,7 +114,6 @@ export class Sandbox {
   async #end(signal: NodeJS.Signals): Promise<void> {
     const daemon = this.#daemon;
     this.#daemon = undefined;
-    this.#client?.close();
     this.#client = undefined;
     if (daemon === undefined || daemon.exitCode !== null || daemon.signalCode !== null) return;
     const ended = new Promise(resolve => daemon.once('exit', resolve));
