@@ -7,12 +7,10 @@ import { rm, stat } from 'node:fs/promises';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { CheckReport, LeafInfo, RootIdentity } from '../client/api.ts';
-import { digestRoot } from '../image/digest.ts';
 import { identify } from '../image/identity.ts';
-import { openRoot } from '../image/raw-image.ts';
+import { type OpenRoot, openRoot } from '../image/raw-image.ts';
 import { createLeaf } from '../leaf/create.ts';
-import { FileMedia } from '../leaf/file-media.ts';
-import { loadLeaf } from '../leaf/load.ts';
+import { leafInfo } from '../leaf/info.ts';
 import { type OpenedLeaf, openLeaf } from '../leaf/open.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import type { CheckOptions, Images, LeafHandle, NewLeaf, RootHandle } from './machine.ts';
@@ -46,9 +44,11 @@ export class FileRoot implements RootHandle {
   readonly type: RootHandle['type'];
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
+  readonly image: OpenRoot;
   readonly descriptor: Descriptor;
 
-  constructor(opened: Awaited<ReturnType<typeof openRoot>>, identity: RootIdentity) {
+  constructor(opened: OpenRoot, identity: RootIdentity) {
+    this.image = opened;
     this.path = opened.path;
     this.type = opened.kind;
     this.sizeBytes = opened.sizeBytes;
@@ -84,7 +84,19 @@ export class FileLeaf implements LeafHandle {
   }
 }
 
-function rootOf(leaf: string, parent: LeafParent): { path: string; identity: RootIdentity } {
+/** Opens a root and finds out what it is known by. */
+export async function openIdentified(path: string): Promise<FileRoot> {
+  const opened = await openRoot(path);
+  try {
+    return new FileRoot(opened, await identify(opened));
+  } catch (error) {
+    closeSync(opened.fd);
+    throw error;
+  }
+}
+
+/** The root that a leaf says it stands on. */
+export function rootOf(leaf: string, parent: LeafParent): { path: string; identity: RootIdentity } {
   if (parent.kind !== 'root')
     throw new UbdError('unsupported', `${leaf} stands on ${parent.kind}, not on a root`, {
       place: { file: leaf },
@@ -100,14 +112,8 @@ function rootOf(leaf: string, parent: LeafParent): { path: string; identity: Roo
 }
 
 export class FileImages implements Images {
-  async openRoot(path: string): Promise<FileRoot> {
-    const opened = await openRoot(path);
-    try {
-      return new FileRoot(opened, await identify(opened));
-    } catch (error) {
-      closeSync(opened.fd);
-      throw error;
-    }
+  openRoot(path: string): Promise<FileRoot> {
+    return openIdentified(path);
   }
 
   async createLeaf({ path, sizeBytes, root, ephemeral }: NewLeaf): Promise<void> {
@@ -142,26 +148,22 @@ export class FileImages implements Images {
   }
 
   async leafInfo(path: string): Promise<Omit<LeafInfo, 'kind' | 'device'>> {
-    const media = FileMedia.open(path, { readOnly: true, noLock: true });
-    try {
-      const { superblock, map } = loadLeaf(media, { readOnly: true });
-      const { blocks } = await stat(path);
-      return {
-        path,
-        size: superblock.sizeSectors * SECTOR_BYTES,
-        root: rootOf(path, superblock.parent),
-        changed: map.mapped * SECTOR_BYTES,
-        allocated: blocks * 512,
-        clean: superblock.clean,
-      };
-    } finally {
-      media.close();
-    }
+    const info = leafInfo(path);
+    return {
+      path,
+      uuid: info.uuid,
+      size: info.sizeBytes,
+      root: rootOf(path, info.parent),
+      changed: info.idle?.changedBytes ?? null,
+      allocated: info.allocatedBytes,
+      clean: info.idle?.clean ?? null,
+      inUseBy: info.inUseBy,
+    };
   }
 
   async checkLeaf(path: string, options: CheckOptions): Promise<CheckReport> {
-    void digestRoot;
-    void options;
-    throw new UbdError('unsupported', path);
+    // Only for those who check: the daemon need not have it loaded.
+    const { checkFile } = await import('./check.ts');
+    return checkFile(path, options);
   }
 }

@@ -127,7 +127,7 @@ export class RecordStore {
         bad.push({ name, file, error: asUbdError(error) });
       }
     }
-    records.sort((a, b) => a.attachedAt.localeCompare(b.attachedAt) || a.link - b.link);
+    records.sort((a, b) => a.attachedAt.localeCompare(b.attachedAt));
     return { records, bad };
   }
 

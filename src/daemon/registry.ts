@@ -46,6 +46,7 @@ export class Registry {
   /** Attaches and detaches under way; `stop` waits for them. */
   readonly #underWay = new Set<Promise<unknown>>();
   #nextId = 1;
+  #lastMs = 0;
   #stopping = false;
   #watcher: FSWatcher | null = null;
 
@@ -107,7 +108,7 @@ export class Registry {
       });
     while (name === undefined || isTaken(name))
       name = await chooseName(spec, this.#shop.paths, isTaken);
-    const entry = newEntry(this.#nextId++, name);
+    const entry = newEntry(this.#nextId++, name, this.#now());
     entry.root = spec.root ?? '';
     this.#entries.set(name, entry);
     return entry;
@@ -325,14 +326,13 @@ export class Registry {
     if (linksAreOurs) for (const record of found) links.remove(record.link, record.node);
     for (const { name, file, error } of bad) {
       log.error(`${file}: ${error.message}`);
-      const entry = newEntry(this.#nextId++, name);
+      const entry = newEntry(this.#nextId++, name, this.#now());
       this.#entries.set(name, Object.assign(entry, { state: 'failed', error }));
     }
     await this.#removeOrphans(paths.ephemeral, found, bad.length > 0);
     // All names are taken before the first device is up.
     const entries = found.map(record => {
-      const entry = newEntry(this.#nextId++, record.name);
-      entry.attachedAt = record.attachedAt;
+      const entry = newEntry(this.#nextId++, record.name, record.attachedAt);
       entry.leaf = record.leaf;
       this.#entries.set(record.name, entry);
       links.hold(record.link);
@@ -433,6 +433,12 @@ export class Registry {
     } catch (error) {
       log.error(`${entry.name}: stopping failed: ${(error as Error).message}`);
     }
+  }
+
+  /** The time, later than any time before. */
+  #now(): string {
+    this.#lastMs = Math.max(Date.now(), this.#lastMs + 1);
+    return new Date(this.#lastMs).toISOString();
   }
 
   #checkGoingOn(): void {

@@ -157,7 +157,16 @@ function readLeaf(path: string): LeafFile {
 
 function leafInfo(path: string): Omit<LeafInfo, 'kind' | 'device'> {
   const { sizeBytes, root } = readLeaf(path);
-  return { path, size: sizeBytes, root, changed: 0, allocated: 0, clean: true };
+  return {
+    path,
+    uuid: '',
+    size: sizeBytes,
+    root,
+    changed: 0,
+    allocated: 0,
+    clean: true,
+    inUseBy: null,
+  };
 }
 
 function checkReport(path: string): CheckReport {
