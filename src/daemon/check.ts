@@ -11,8 +11,8 @@ import { digestRoot } from '../image/digest.ts';
 import { checkLeaf } from '../leaf/check.ts';
 import { recordDigest } from '../leaf/record-digest.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
-import { openIdentified, rootOf } from './images.ts';
 import type { CheckOptions } from './machine.ts';
+import { openIdentified, rootOf } from './opened-files.ts';
 
 export async function checkFile(path: string, options: CheckOptions): Promise<CheckReport> {
   const found = checkLeaf(path);

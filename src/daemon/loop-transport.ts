@@ -20,8 +20,8 @@ import {
 } from '../transport/fuse/loop.ts';
 import { loopHolders } from '../transport/fuse/loop-users.ts';
 import { mountFuse } from '../transport/fuse/mount.ts';
-import type { FileLeaf, FileRoot } from './images.ts';
 import type { Transport, TransportDevice } from './machine.ts';
+import type { FileLeaf, FileRoot } from './opened-files.ts';
 import type { DeviceSpec, DeviceStats } from './plane-protocol.ts';
 
 const closeAsync = promisify(close);
