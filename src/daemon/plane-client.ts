@@ -109,9 +109,9 @@ export class DataPlane extends EventEmitter<Events> {
   async stop(): Promise<void> {
     if (this.#ended !== null) return;
     this.#stopping = true;
-    this.#worker.ref();
     const exited = new Promise<void>(resolve => this.once('exit', () => resolve()));
     await this.#call({ call: 'stop' });
+    this.#worker.ref();
     await exited;
   }
 
@@ -132,8 +132,8 @@ export class DataPlane extends EventEmitter<Events> {
 
   /** Unanswered calls keep the process alive; an idle data plane does not. */
   #holdProcess(): void {
-    if (this.#waiting.size > 0) this.#port.ref();
-    else this.#port.unref();
+    if (this.#waiting.size > 0) this.#worker.ref();
+    else this.#worker.unref();
   }
 
   #take(message: PlaneMessage): void {
@@ -147,7 +147,7 @@ export class DataPlane extends EventEmitter<Events> {
     }
     switch (message.event) {
       case 'ready':
-        this.#worker.unref();
+        this.#port.unref();
         this.#holdProcess();
         if (message.error === null) this.#onReady.resolve(undefined as never);
         else this.#end(UbdError.fromJSON(message.error));
@@ -178,6 +178,7 @@ export class DataPlane extends EventEmitter<Events> {
   /** Whoever waits is told; the first reason is the one that counts. */
   #end(reason: UbdError): void {
     this.#ended ??= reason;
+    this.#worker.ref(); // until its exit is told
     this.#onReady.reject(this.#ended);
     for (const { reject } of this.#waiting.values()) reject(this.#ended);
     this.#waiting.clear();
