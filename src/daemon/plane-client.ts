@@ -75,8 +75,7 @@ export class DataPlane extends EventEmitter<Events> {
       this.#onReady = { resolve, reject };
     });
     const workerData: DataPlaneStart = { port: port2, wakeFd: this.#wakeFd, flags };
-    const extension = import.meta.url.endsWith('.ts') ? 'ts' : 'js';
-    this.#worker = new Worker(new URL(`./data-plane.${extension}`, import.meta.url), {
+    this.#worker = new Worker(new URL('./data-plane.js', import.meta.url), {
       name: 'ubd data plane',
       workerData,
       transferList: [port2],
