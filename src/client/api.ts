@@ -25,7 +25,10 @@ export const TRANSPORTS = ['auto', 'loop'] as const;
 export type TransportChoice = (typeof TRANSPORTS)[number];
 export type TransportName = Exclude<TransportChoice, 'auto'>;
 
-/** A device to attach. Without `leaf` and `ephemeral` the leaf gets a place under the state directory. */
+/**
+ * A device to attach. Without `leaf` and `ephemeral` the leaf gets a place under the state
+ * directory.
+ */
 export interface AttachSpec {
   /** Chosen by the daemon when left out. */
   name?: string;
@@ -127,7 +130,9 @@ export interface LeafInfo {
   changed: number | null;
   /** Bytes that the file takes on its disk; null on a block device. */
   allocated: number | null;
-  /** It was closed in order; otherwise its log is replayed at the next attach. Null while in use. */
+  /**
+   * It was closed in order; otherwise its log is replayed at the next attach. Null while in use.
+   */
   clean: boolean | null;
   /** The device that has it open. */
   device: string | null;

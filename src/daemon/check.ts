@@ -1,9 +1,9 @@
 /**
  * `check`: the leaf's own verifier, and with `root` every byte of its root.
  *
- * A leaf is made in milliseconds, so it knows its root by a fingerprint only. The first full check reads the
- * whole root and records the digest in the leaf; later ones compare. What is recorded is the root as it was
- * at the first check: it cannot show a change that came before.
+ * A leaf is made in milliseconds, so it knows its root by a fingerprint only. The first full check
+ * reads the whole root and records the digest in the leaf; later ones compare. What is recorded is
+ * the root as it was at the first check: it cannot show a change that came before.
  */
 import { UbdError } from '../base/errors.ts';
 import type { CheckReport } from '../client/api.ts';

@@ -1,6 +1,6 @@
 /**
- * `info` and `check`: what a path, a device or a name is. With a registry it knows the devices; without one
- * (the command line, when no daemon runs) it looks at the files alone.
+ * `info` and `check`: what a path, a device or a name is. With a registry it knows the devices;
+ * without one (the command line, when no daemon runs) it looks at the files alone.
  */
 import { realpath } from 'node:fs/promises';
 import { UbdError } from '../base/errors.ts';

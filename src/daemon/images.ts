@@ -1,6 +1,6 @@
 /**
- * Roots and leaves as files: the `Images` of a real machine. Joins what the stores must not know of each
- * other: that a leaf's parent is a root with an identity.
+ * Roots and leaves as files: the `Images` of a real machine. Joins what the stores must not know of
+ * each other: that a leaf's parent is a root with an identity.
  */
 import { closeSync } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';

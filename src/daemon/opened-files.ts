@@ -1,6 +1,6 @@
 /**
- * Roots and leaves that are open as files: each is the only owner of its descriptor, until a transport hands
- * that to the data plane.
+ * Roots and leaves that are open as files: each is the only owner of its descriptor, until a
+ * transport hands that to the data plane.
  */
 import { closeSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';

@@ -1,6 +1,6 @@
 /**
- * A machine without a kernel: roots and leaves are small text files, nodes are files in a directory.
- * It counts what is open, and fails at the step that it is told to.
+ * A machine without a kernel: roots and leaves are small text files, nodes are files in a
+ * directory. It counts what is open, and fails at the step that it is told to.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
