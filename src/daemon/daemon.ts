@@ -4,8 +4,8 @@
  *     directories ─▶ locks ─▶ log ─▶ machine ─▶ socket ─▶ restore ─▶ serve … signal
  *       ─▶ socket closed ─▶ devices down, leaves durable ─▶ machine stopped ─▶ locks released
  *
- * The socket answers before the devices are back, so that a client knows at once that a daemon is there;
- * requests other than `status` wait for them.
+ * The socket answers before the devices are back, so that a client knows at once that a daemon is
+ * there; requests other than `status` wait for them.
  */
 import { readFileSync } from 'node:fs';
 import { release } from 'node:os';
@@ -132,10 +132,14 @@ class Ending {
   }
 }
 
-/** Longer than any orderly end: after it the daemon ends as it is. A crash, which leaves survive. */
+/**
+ * Longer than any orderly end: after it the daemon ends as it is. A crash, which leaves survive.
+ */
 const END_MS_MAX = 30_000;
 
-/** Signals end it in order. A bug ends it in order as well, as far as that goes, and within bounds. */
+/**
+ * Signals end it in order. A bug ends it in order as well, as far as that goes, and within bounds.
+ */
 function watchProcess(log: Log, ending: Ending): void {
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
     process.on(signal, () => {

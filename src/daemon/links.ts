@@ -1,9 +1,11 @@
 /**
- * The links /dev/ubdN, and /dev/ubdNpM for partitions. They stand for a node only while it is usable.
+ * The links /dev/ubdN, and /dev/ubdNpM for partitions. They stand for a node only while it is
+ * usable.
  *
- * N is taken with symlink(2), which fails where the name exists: so several daemons share /dev without
- * knowing of each other. A link is removed only while it points to the node that we made it for. All calls
- * are synchronous, so that nothing happens between the look at a link and its change.
+ * N is taken with symlink(2), which fails where the name exists: so several daemons share /dev
+ * without knowing of each other. A link is removed only while it points to the node that we made it
+ * for. All calls are synchronous, so that nothing happens between the look at a link and its
+ * change.
  */
 import { lstatSync, readdirSync, readlinkSync, symlinkSync, unlinkSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
@@ -64,8 +66,8 @@ export class Links {
   }
 
   /**
-   * Makes the links of the partitions that the kernel shows on `node` now, and removes those of partitions
-   * that are gone. Returns the links that exist.
+   * Makes the links of the partitions that the kernel shows on `node` now, and removes those of
+   * partitions that are gone. Returns the links that exist.
    */
   updatePartitions(number: number, node: string): string[] {
     const slash = node.lastIndexOf('/') + 1;
@@ -81,7 +83,10 @@ export class Links {
     return links;
   }
 
-  /** Removes the link and those of its partitions, where they point to `node`; gives the number back. */
+  /**
+   * Removes the link and those of its partitions, where they point to `node`; gives the number
+   * back.
+   */
   remove(number: number, node: string): void {
     for (const partition of partitionNumbers(this.#directory, `ubd${number}p`))
       unlinkIf(`${this.path(number)}p${partition}`, `${node}p${partition}`);
@@ -110,7 +115,9 @@ function partitionNumbers(directory: string, prefix: string): number[] {
   return numbers.sort((a, b) => a - b);
 }
 
-/** A partition's link is a convenience: the device is usable without it, so its failure is no error. */
+/**
+ * A partition's link is a convenience: the device is usable without it, so its failure is no error.
+ */
 function symlinkIfFree(target: string, link: string): boolean {
   try {
     symlinkSync(target, link);

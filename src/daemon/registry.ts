@@ -1,8 +1,9 @@
 /**
- * The devices of this daemon: names, leaves and numbers are given out here, each to one device at a time.
+ * The devices of this daemon: names, leaves and numbers are given out here, each to one device at a
+ * time.
  *
- * All of it runs on the main thread. A device is in the map from its reservation to its end, so that a
- * name or leaf that is being attached or detached is already, or still, taken.
+ * All of it runs on the main thread. A device is in the map from its reservation to its end, so
+ * that a name or leaf that is being attached or detached is already, or still, taken.
  */
 import { type FSWatcher, watch } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
@@ -26,7 +27,10 @@ import { chooseName, makePlan, type Plan, refuseContradictions } from './plan.ts
 import type { DeviceStats } from './plane-protocol.ts';
 import { type DeviceRecord, RecordStore } from './record.ts';
 
-/** Devices brought up or taken down at once: enough to overlap their syncs, few enough for a small host. */
+/**
+ * Devices brought up or taken down at once: enough to overlap their syncs, few enough for a small
+ * host.
+ */
 const CONCURRENT = 8;
 /** The data plane may be busy; a list must not wait for it for long. */
 const STATS_MS_MAX = 1000;
@@ -46,6 +50,7 @@ export class Registry {
   /** Attaches and detaches under way; `stop` waits for them. */
   readonly #underWay = new Set<Promise<unknown>>();
   #nextId = 1;
+  #lastMs = 0;
   #stopping = false;
   #watcher: FSWatcher | null = null;
 
@@ -98,7 +103,8 @@ export class Registry {
 
   async #reserve(spec: AttachSpec): Promise<Entry> {
     const isTaken = (name: string): boolean => this.#entries.has(name);
-    // A chosen name may be taken by another attach while we look at the disk: then another one is chosen.
+    // A chosen name may be taken by another attach while we look at the disk: then another one is
+    // chosen.
     let name = spec.name;
     if (name !== undefined && isTaken(name))
       throw new UbdError('exists', `the name ${name} is taken`, {
@@ -107,7 +113,7 @@ export class Registry {
       });
     while (name === undefined || isTaken(name))
       name = await chooseName(spec, this.#shop.paths, isTaken);
-    const entry = newEntry(this.#nextId++, name);
+    const entry = newEntry(this.#nextId++, name, this.#now());
     entry.root = spec.root ?? '';
     this.#entries.set(name, entry);
     return entry;
@@ -287,8 +293,8 @@ export class Registry {
   }
 
   /**
-   * Follows partitions that come and go while a device is attached: the kernel makes and removes their
-   * nodes beside the device's. Runs until `stop`.
+   * Follows partitions that come and go while a device is attached: the kernel makes and removes
+   * their nodes beside the device's. Runs until `stop`.
    */
   watchPartitions(directory: string): void {
     this.#watcher = watch(directory, { persistent: false }, (_, name) => {
@@ -311,9 +317,10 @@ export class Registry {
   // ---- life
 
   /**
-   * Brings back what is on record. A device that cannot come back stays listed with its reason, and does
-   * not stop the others.
-   * @param linksAreOurs a dead daemon left its links: those that point to the node of their record go
+   * Brings back what is on record. A device that cannot come back stays listed with its reason, and
+   * does not stop the others.
+   * @param linksAreOurs a dead daemon left its links: those that point to the node of their record
+   * go
    */
   async restore(linksAreOurs: boolean): Promise<void> {
     const { records, links, log, paths } = this.#shop;
@@ -325,14 +332,13 @@ export class Registry {
     if (linksAreOurs) for (const record of found) links.remove(record.link, record.node);
     for (const { name, file, error } of bad) {
       log.error(`${file}: ${error.message}`);
-      const entry = newEntry(this.#nextId++, name);
+      const entry = newEntry(this.#nextId++, name, this.#now());
       this.#entries.set(name, Object.assign(entry, { state: 'failed', error }));
     }
     await this.#removeOrphans(paths.ephemeral, found, bad.length > 0);
     // All names are taken before the first device is up.
     const entries = found.map(record => {
-      const entry = newEntry(this.#nextId++, record.name);
-      entry.attachedAt = record.attachedAt;
+      const entry = newEntry(this.#nextId++, record.name, record.attachedAt);
       entry.leaf = record.leaf;
       this.#entries.set(record.name, entry);
       links.hold(record.link);
@@ -409,8 +415,8 @@ export class Registry {
   }
 
   /**
-   * Takes every device down, and leaves the records: the next daemon brings the devices back. Attaches
-   * that are under way are taken back first.
+   * Takes every device down, and leaves the records: the next daemon brings the devices back.
+   * Attaches that are under way are taken back first.
    */
   async stop(): Promise<void> {
     this.#stopping = true;
@@ -433,6 +439,12 @@ export class Registry {
     } catch (error) {
       log.error(`${entry.name}: stopping failed: ${(error as Error).message}`);
     }
+  }
+
+  /** The time, later than any time before. */
+  #now(): string {
+    this.#lastMs = Math.max(Date.now(), this.#lastMs + 1);
+    return new Date(this.#lastMs).toISOString();
   }
 
   #checkGoingOn(): void {

@@ -1,6 +1,6 @@
 /**
- * Goal: the command line says what is wrong, with the right exit status, where there is no device to work
- * on. Method: the real program, with directories of its own; no daemon is started.
+ * Goal: the command line says what is wrong, with the right exit status, where there is no device
+ * to work on. Method: the real program, with directories of its own; no daemon is started.
  */
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';

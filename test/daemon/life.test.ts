@@ -1,6 +1,6 @@
 /**
- * Goal: the daemon with real devices: it starts by itself and once, keeps its promises to those who stop
- * or kill it, and lives beside others. Method: the real program, in directories of its own.
+ * Goal: the daemon with real devices: it starts by itself and once, keeps its promises to those who
+ * stop or kill it, and lives beside others. Method: the real program, in directories of its own.
  */
 import {
   chownSync,
@@ -259,7 +259,8 @@ t.test('partitions get links, also those made later', { skip: skipPartitions }, 
   const link = (await ubd('attach', 'root.img', '--name', 'disk')).stdout.trim();
   const table = 'label: gpt\nsize=2MiB\nsize=2MiB\n';
   await run('sfdisk', ['--quiet', '--no-reread', link], { input: table });
-  await run('partx', ['--update', link]); // also for kernels that read no partition tables themselves
+  // Also for kernels that read no partition tables themselves.
+  await run('partx', ['--update', link]);
   await until('the links are there', () => existsSync(`${link}p1`) && existsSync(`${link}p2`));
   t.same((await json<DeviceInfo>('info', 'disk')).partitions, [`${link}p1`, `${link}p2`]);
   t.equal(readlinkSync(`${link}p2`), `${readlinkSync(link)}p2`);

@@ -1,6 +1,6 @@
 /**
- * Goal: the small parts keep their promises: records appear whole, links are never another's, the log
- * stays small, and a lock has one holder. Method: each on a directory of its own.
+ * Goal: the small parts keep their promises: records appear whole, links are never another's, the
+ * log stays small, and a lock has one holder. Method: each on a directory of its own.
  */
 import {
   existsSync,
