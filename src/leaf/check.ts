@@ -8,9 +8,7 @@
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import { FileMedia } from './file-media.ts';
-import { ownerOf, SUPERBLOCK_OFFSETS } from './format.ts';
-import { checkMapped, checkSuperblock, loadMap } from './load.ts';
-import { type LogScan, scanLog } from './log.ts';
+import { checkMapped, checkSuperblock, loadMap, readLog } from './load.ts';
 import type { Media } from './media.ts';
 import { SectorMap } from './sector-map.ts';
 import {
@@ -96,7 +94,9 @@ export function checkMedia(media: Media, options: CheckOptions = {}): CheckRepor
   const map = new SectorMap(superblock.sizeSectors);
   attempt(() => loadMap(media, superblock, map, damage));
   if (report.ok) attempt(() => checkMapped(media, superblock, map));
-  const scan = attempt(() => checkLog(media, superblock, map));
+  const scan = attempt(() =>
+    readLog(media, copies, superblock, (start, count) => map.setRange(start, count)),
+  );
   if (scan !== undefined) {
     report.logRecords = scan.records;
     const head = superblock.geometry.logOffset + scan.head;
@@ -122,16 +122,10 @@ function checkCopies(
   note: Note,
 ): void {
   for (const copy of copies) {
-    const place = SUPERBLOCK_OFFSETS.indexOf(copy.offset);
     if (copy.superblock === null)
       note(
         copy.offset,
         `superblock: ${copy.damage}; the other copy is used, the next write replaces it`,
-      );
-    else if (copy.superblock.generation % 2 !== place)
-      damage(
-        copy.offset,
-        `superblock of generation ${copy.superblock.generation} is in the wrong place`,
       );
     else if (copy.superblock.generation < superblock.generation - 1)
       damage(
@@ -139,20 +133,6 @@ function checkCopies(
         `superblock: a write between its generation ${copy.superblock.generation} and ${superblock.generation} is missing`,
       );
   }
-}
-
-function checkLog(media: Media, superblock: Superblock, map: SectorMap): LogScan {
-  const { logOffset, logBytes } = superblock.geometry;
-  const bytes = new Uint8Array(logBytes);
-  media.read(bytes, logOffset);
-  const source = {
-    ...superblock,
-    bytes,
-    logOffset,
-    owner: ownerOf(superblock.uuid),
-    file: media.name,
-  };
-  return scanLog(source, (start, count) => map.setRange(start, count));
 }
 
 /** Reads all sectors that the leaf has; what cannot be read is damage. */

@@ -20,7 +20,7 @@ import {
   SUPERBLOCK_OFFSETS,
   sectorDamage,
 } from './format.ts';
-import { scanLog } from './log.ts';
+import { type LogScan, scanLog } from './log.ts';
 import type { Media } from './media.ts';
 import type { OpenedLeaf } from './opened.ts';
 import { SectorMap } from './sector-map.ts';
@@ -29,6 +29,7 @@ import {
   encodeSuperblock,
   readSuperblockCopies,
   type Superblock,
+  type SuperblockCopy,
 } from './superblock.ts';
 
 export interface LoadOptions {
@@ -51,27 +52,21 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
       notes.push(`superblock at offset ${copy.offset}: ${copy.damage}; the other copy is used`);
   checkSuperblock(media, superblock, readOnly);
 
-  const owner = ownerOf(superblock.uuid);
   const map = new SectorMap(superblock.sizeSectors);
   loadMap(media, superblock, map, (offset, check) => {
     throw corrupt(file, offset, check);
   });
   checkMapped(media, superblock, map);
 
-  const { logOffset, logBytes } = superblock.geometry;
-  const log = new Uint8Array(logBytes);
-  media.read(log, logOffset);
-  const { sizeSectors, logStart, logEnd } = superblock;
-  const scan = scanLog(
-    { bytes: log, owner, logStart, logEnd, sizeSectors, file, logOffset },
-    (start, count) => map.setRange(start, count),
-  );
+  const scan = readLog(media, copies, superblock, (start, count) => map.setRange(start, count));
+  const { logOffset } = superblock.geometry;
+  superblock.logStart = scan.logStart;
   if (scan.torn)
     notes.push(
       `log record ${scan.nextSequence} at offset ${logOffset + scan.head} was never whole: dropped`,
     );
 
-  if (!readOnly && scan.records > 0 && logEnd !== scan.nextSequence)
+  if (!readOnly && scan.records > 0 && superblock.logEnd !== scan.nextSequence)
     rememberLog(media, superblock, scan.nextSequence);
   return {
     name: file,
@@ -83,6 +78,26 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
     nextSequence: scan.nextSequence,
     notes,
   };
+}
+
+/** Reads the log and goes through its records. */
+export function readLog(
+  media: Media,
+  copies: readonly SuperblockCopy[],
+  superblock: Superblock,
+  visit: (start: number, count: number) => void,
+): LogScan {
+  const { uuid, sizeSectors, logStart, logEnd } = superblock;
+  const { logOffset, logBytes } = superblock.geometry;
+  const bytes = new Uint8Array(logBytes);
+  media.read(bytes, logOffset);
+  const superblockLost = copies.some(copy => copy.superblock === null);
+  const owner = ownerOf(uuid);
+  const file = media.name;
+  return scanLog(
+    { bytes, owner, logStart, logEnd, sizeSectors, superblockLost, file, logOffset },
+    visit,
+  );
 }
 
 /** Whether we may use the leaf as it is, and the file has its full length. True, or it throws. */

@@ -52,6 +52,8 @@ function recordCrc(source: Uint8Array, offset: number, length: number): number {
 }
 
 export interface LogScan {
+  /** The first record that counts: as the superblock says, or later (see LogSource.superblockLost). */
+  logStart: number;
   /** Where the next record goes, in bytes from the start of the log. */
   head: number;
   /** The number of the next record. */
@@ -70,6 +72,11 @@ export interface LogSource {
   logStart: number;
   logEnd: number;
   sizeSectors: number;
+  /**
+   * The other superblock is damaged, so it may have been the newer one. Then a newer record at the log's
+   * start shows what it said: the log begins anew only when a superblock with that `logStart` is durable.
+   */
+  superblockLost: boolean;
   /** For messages. */
   file: string;
   logOffset: number;
@@ -77,8 +84,11 @@ export interface LogSource {
 
 /** Goes through the records that count, in order. Throws `corrupt` where durable records are missing. */
 export function scanLog(source: LogSource, visit: (start: number, count: number) => void): LogScan {
-  const { bytes, owner, logStart, logEnd, sizeSectors, file, logOffset } = source;
+  const { bytes, owner, sizeSectors, file, logOffset } = source;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const oldest = source.superblockLost ? (sequenceAt(bytes, view, 0, owner) ?? 0) : 0;
+  const logStart = Math.max(source.logStart, oldest);
+  const logEnd = Math.max(source.logEnd, logStart);
   let head = 0;
   let sequence = logStart;
   let extents = 0;
@@ -116,6 +126,7 @@ export function scanLog(source: LogSource, visit: (start: number, count: number)
       );
   }
   return {
+    logStart,
     head,
     nextSequence: sequence,
     records: sequence - logStart,

@@ -138,7 +138,9 @@ export function decodeSuperblock(raw: Uint8Array, offset: number, file: string):
     });
   }
   try {
-    copy.superblock = interpret(SUPERBLOCK.read(view, 0));
+    const superblock = interpret(SUPERBLOCK.read(view, 0));
+    if (SUPERBLOCK_OFFSETS[superblock.generation % 2] === offset) copy.superblock = superblock;
+    else copy.damage = `generation ${superblock.generation} does not belong here`;
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
     copy.damage = error.message;
