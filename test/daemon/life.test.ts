@@ -319,6 +319,27 @@ t.test('larger, read-only and ephemeral devices are what they say', { skip }, as
   t.equal((await run('blockdev', ['--getro', frozen])).trim(), '1', 'with a leaf, too');
 });
 
+t.test('a leaf lives on a block device as well', { skip }, async t => {
+  const { ubd, dir, end } = host(t);
+  writeFileSync(`${dir}/disk`, '');
+  truncateSync(`${dir}/disk`, 16 * 1024 * 1024);
+  const disk = (await run('losetup', ['--find', '--show', `${dir}/disk`])).trim();
+  t.teardown(() => tryRun('losetup', ['--detach', disk]));
+  const attach = ['attach', 'root.img', '--leaf', disk, '--name', 'web'];
+  const link = (await ubd(...attach)).stdout.trim();
+  await write(link, 'on a disk', 3);
+  t.match(await ubd('detach', 'web'), { status: 0 });
+  t.equal((await ubd(...attach)).stdout.trim(), link, 'the second time it is a leaf already');
+  await end('SIGKILL');
+  t.match(await ubd('list'), { status: 0, stdout: /web .*attached/ });
+  t.equal(await read(link, 3), 'on a disk');
+  t.match(await ubd('detach', 'web'), { status: 0 });
+  t.ok(statSync(disk).isBlockDevice(), 'the node of the disk is still there');
+  await run('dd', [`of=${disk}`, 'bs=4096', 'conv=notrunc'], { input: 'x'.repeat(65_536) });
+  t.match(await ubd(...attach), { status: 1, stderr: /not empty.*\n.*wipe/ });
+  t.ok(statSync(disk).isBlockDevice());
+});
+
 t.test('ten commands at once start one daemon', { skip }, async t => {
   const { ubd, json } = host(t);
   const results = await Promise.all(
