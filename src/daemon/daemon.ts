@@ -39,7 +39,8 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
   const startedAt = performance.now();
   let state: Status['state'] = 'starting';
 
-  const machine = await assemble(ownerOf(paths), {
+  const owner = ownerOf(paths);
+  const machine = await assemble(owner, {
     onFault: ({ device, op, layer, offset, length, errno, suppressed }) =>
       log.error(
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +
@@ -53,7 +54,7 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
       ending.end(1);
     },
   });
-  const registry = new Registry({ paths, machine, log });
+  const registry = new Registry({ paths, machine, log, owner });
   registry.watchPartitions('/dev');
 
   const status = async (): Promise<Status> => {

@@ -19,7 +19,7 @@ import type {
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
 import { bringUp, type Workshop } from './attach.ts';
-import { type Entry, failedEntry, newEntry, toDevice, toRecord } from './device.ts';
+import { type Entry, failedEntry, newEntry, toDevice } from './device.ts';
 import { Links } from './links.ts';
 import type { Log } from './log.ts';
 import type { Machine, Transport } from './machine.ts';
@@ -39,6 +39,8 @@ export interface RegistryOptions {
   paths: Paths;
   machine: Machine;
   log: Log;
+  /** Names the state directory in what the whole host sees. */
+  owner: string;
   /** Where links are made; tests have a place of their own. */
   linkDirectory?: string;
 }
@@ -54,12 +56,12 @@ export class Registry {
   #stopping = false;
   #watcher: FSWatcher | null = null;
 
-  constructor({ paths, machine, log, linkDirectory }: RegistryOptions) {
+  constructor({ paths, machine, log, owner, linkDirectory }: RegistryOptions) {
     this.#machine = machine;
     this.#shop = {
       paths,
       images: machine.images,
-      links: new Links(linkDirectory),
+      links: new Links(owner, linkDirectory),
       records: new RecordStore(paths.devices),
       log,
       checkGoingOn: () => this.#checkGoingOn(),
@@ -199,21 +201,22 @@ export class Registry {
       link: number;
       transport: Transport;
     };
-    const { links, records } = this.#shop;
+    const { links } = this.#shop;
     if (!force) await this.#refuseUsers(entry, node, transport);
-    links.remove(link, node);
+    links.park(link, node);
+    let result: 'gone' | 'later';
     try {
-      return await transport.detach(id, { force });
+      result = await transport.detach(id, { force });
     } catch (error) {
-      if (asUbdError(error).code !== 'busy') throw error;
-      // Somebody was faster than our look at the users: the link comes back.
-      let again = links.reserve(link);
-      while (!links.make(again, node)) again = links.reserve();
-      entry.link = again;
-      entry.partitions = links.updatePartitions(again, node);
-      if (again !== link) await records.write(toRecord(entry, transport, node, again));
+      if (asUbdError(error).code === 'busy') {
+        // Somebody was faster than our look at the users: the link comes back.
+        links.make(link, node);
+        entry.partitions = links.updatePartitions(link, node);
+      } else links.remove(link, node);
       throw error;
     }
+    links.remove(link, node);
+    return result;
   }
 
   async #refuseUsers(entry: Entry, node: string, transport: Transport): Promise<void> {
@@ -320,7 +323,7 @@ export class Registry {
    * Brings back what is on record. A device that cannot come back stays listed with its reason, and
    * does not stop the others.
    * @param linksAreOurs a dead daemon left its links: those that point to the node of their record
-   * go
+   * are parked until the device is back
    */
   async restore(linksAreOurs: boolean): Promise<void> {
     const { records, links, log, paths } = this.#shop;
@@ -329,7 +332,7 @@ export class Registry {
     ).flat();
     if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
     const { records: found, bad } = await records.readAll();
-    if (linksAreOurs) for (const record of found) links.remove(record.link, record.node);
+    if (linksAreOurs) for (const record of found) links.park(record.link, record.node);
     for (const { name, file, error } of bad) {
       log.error(`${file}: ${error.message}`);
       const entry = newEntry(this.#nextId++, name, this.#now());
@@ -363,6 +366,7 @@ export class Registry {
       log.info(`${entry.name}: back as ${this.#linkPath(entry)} (${entry.node})`);
     } catch (thrown) {
       const error = asUbdError(thrown);
+      links.remove(record.link, record.node);
       links.hold(record.link); // for the next try
       this.#entries.set(entry.name, failedEntry(entry.id, record, error));
       log.error(`${entry.name}: could not be brought back: ${error.message}`);

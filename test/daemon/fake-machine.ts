@@ -205,7 +205,10 @@ export function bench(teardown: (fn: () => void) => void): Bench {
   teardown(() => log.close());
   const make = (): { machine: FakeMachine; registry: Registry } => {
     const machine = new FakeMachine(dev);
-    return { machine, registry: new Registry({ paths, machine, log, linkDirectory: dev }) };
+    return {
+      machine,
+      registry: new Registry({ paths, machine, log, owner: 'bench', linkDirectory: dev }),
+    };
   };
   return { paths, ...make(), dev, root, again: make };
 }

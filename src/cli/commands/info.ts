@@ -33,7 +33,9 @@ async function look(args: Arguments, text: string): Promise<Info> {
   const isPath = text.includes('/');
   const target = isPath ? resolve(text) : text;
   try {
-    return await withDaemon(args, 'for devices', async client => {
+    // A file is looked at where it is: no daemon is started for it.
+    const start = isPath && !target.startsWith('/dev/') ? 'never' : 'for devices';
+    return await withDaemon(args, start, async client => {
       try {
         return await client.info(target);
       } catch (error) {
