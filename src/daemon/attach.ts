@@ -96,7 +96,7 @@ async function publish(
       if (links.make(link, node)) {
         undo.add('make the link', () => links.remove(link, node));
         entry.link = link;
-        entry.partitions = await links.makePartitions(link, node);
+        entry.partitions = links.updatePartitions(link, node);
         return;
       }
     } catch (error) {

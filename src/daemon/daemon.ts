@@ -54,6 +54,7 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
     },
   });
   const registry = new Registry({ paths, machine, log });
+  registry.watchPartitions('/dev');
 
   const status = async (): Promise<Status> => {
     const { entries } = registry;

@@ -75,7 +75,6 @@ async function describeUsedLeaf(path: string, user: Entry, registry: Registry): 
 }
 
 async function describeDevice(entry: Entry, registry: Registry): Promise<DeviceInfo> {
-  await registry.refreshPartitions(entry);
   const stats = (await registry.stats()).find(({ id }) => id === entry.id);
   const users = entry.node && entry.transport ? await entry.transport.users(entry.node) : [];
   return {

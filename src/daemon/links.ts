@@ -2,10 +2,10 @@
  * The links /dev/ubdN, and /dev/ubdNpM for partitions. They stand for a node only while it is usable.
  *
  * N is taken with symlink(2), which fails where the name exists: so several daemons share /dev without
- * knowing of each other. A link is removed only while it points to the node that we made it for.
+ * knowing of each other. A link is removed only while it points to the node that we made it for. All calls
+ * are synchronous, so that nothing happens between the look at a link and its change.
  */
-import { lstatSync, readlinkSync, symlinkSync, unlinkSync } from 'node:fs';
-import { readdir } from 'node:fs/promises';
+import { lstatSync, readdirSync, readlinkSync, symlinkSync, unlinkSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
 
 /** More than any host has; ends the search where every name seems to be taken. */
@@ -63,27 +63,28 @@ export class Links {
     }
   }
 
-  /** Makes the links of the partitions that the kernel shows on `node` now; returns those that exist. */
-  async makePartitions(number: number, node: string): Promise<string[]> {
+  /**
+   * Makes the links of the partitions that the kernel shows on `node` now, and removes those of partitions
+   * that are gone. Returns the links that exist.
+   */
+  updatePartitions(number: number, node: string): string[] {
     const slash = node.lastIndexOf('/') + 1;
-    const prefix = `${node.slice(slash)}p`;
+    const shown = partitionNumbers(node.slice(0, slash), `${node.slice(slash)}p`);
     const links: string[] = [];
-    for (const entry of await readdir(node.slice(0, slash))) {
-      if (!entry.startsWith(prefix) || !/^\d+$/.test(entry.slice(prefix.length))) continue;
-      const target = `${node.slice(0, slash)}${entry}`;
-      const link = `${this.path(number)}p${entry.slice(prefix.length)}`;
-      if (symlinkIfFree(target, link)) links.push(link);
+    for (const partition of shown) {
+      const link = `${this.path(number)}p${partition}`;
+      if (symlinkIfFree(`${node}p${partition}`, link)) links.push(link);
     }
-    return links.sort();
+    for (const partition of partitionNumbers(this.#directory, `ubd${number}p`))
+      if (!shown.includes(partition))
+        unlinkIf(`${this.path(number)}p${partition}`, `${node}p${partition}`);
+    return links;
   }
 
   /** Removes the link and those of its partitions, where they point to `node`; gives the number back. */
-  async remove(number: number, node: string): Promise<void> {
-    const prefix = `ubd${number}p`;
-    for (const entry of await readdir(this.#directory)) {
-      if (!entry.startsWith(prefix) || !/^\d+$/.test(entry.slice(prefix.length))) continue;
-      unlinkIf(`${this.#directory}/${entry}`, `${node}p${entry.slice(prefix.length)}`);
-    }
+  remove(number: number, node: string): void {
+    for (const partition of partitionNumbers(this.#directory, `ubd${number}p`))
+      unlinkIf(`${this.path(number)}p${partition}`, `${node}p${partition}`);
     unlinkIf(this.path(number), node);
     this.#taken.delete(number);
   }
@@ -97,6 +98,16 @@ export class Links {
     this.#taken.add(number);
     return number;
   }
+}
+
+/** M of each entry `<prefix>M`, in order. */
+function partitionNumbers(directory: string, prefix: string): number[] {
+  const numbers: number[] = [];
+  for (const entry of readdirSync(directory)) {
+    const rest = entry.startsWith(prefix) ? entry.slice(prefix.length) : '';
+    if (/^\d+$/.test(rest)) numbers.push(Number(rest));
+  }
+  return numbers.sort((a, b) => a - b);
 }
 
 /** A partition's link is a convenience: the device is usable without it, so its failure is no error. */

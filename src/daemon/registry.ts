@@ -4,6 +4,7 @@
  * All of it runs on the main thread. A device is in the map from its reservation to its end, so that a
  * name or leaf that is being attached or detached is already, or still, taken.
  */
+import { type FSWatcher, watch } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import type {
@@ -46,6 +47,7 @@ export class Registry {
   readonly #underWay = new Set<Promise<unknown>>();
   #nextId = 1;
   #stopping = false;
+  #watcher: FSWatcher | null = null;
 
   constructor({ paths, machine, log, linkDirectory }: RegistryOptions) {
     this.#machine = machine;
@@ -193,7 +195,7 @@ export class Registry {
     };
     const { links, records } = this.#shop;
     if (!force) await this.#refuseUsers(entry, node, transport);
-    await links.remove(link, node);
+    links.remove(link, node);
     try {
       return await transport.detach(id, { force });
     } catch (error) {
@@ -202,7 +204,7 @@ export class Registry {
       let again = links.reserve(link);
       while (!links.make(again, node)) again = links.reserve();
       entry.link = again;
-      entry.partitions = await links.makePartitions(again, node);
+      entry.partitions = links.updatePartitions(again, node);
       if (again !== link) await records.write(toRecord(entry, transport, node, again));
       throw error;
     }
@@ -284,10 +286,20 @@ export class Registry {
     return toDevice(entry, this.#link, changed);
   }
 
-  /** Looks again for partitions: they may have been made since the device was attached. */
-  async refreshPartitions(entry: Entry): Promise<void> {
-    if (entry.state !== 'attached' || entry.node === null || entry.link === null) return;
-    entry.partitions = await this.#shop.links.makePartitions(entry.link, entry.node);
+  /**
+   * Follows partitions that come and go while a device is attached: the kernel makes and removes their
+   * nodes beside the device's. Runs until `stop`.
+   */
+  watchPartitions(directory: string): void {
+    this.#watcher = watch(directory, { persistent: false }, (_, name) => {
+      const disk = /^(.*\d)p\d+$/.exec(name ?? '')?.[1];
+      const entry = disk === undefined ? undefined : this.tryFind(`${directory}/${disk}`);
+      if (entry?.state !== 'attached' || entry.node === null || entry.link === null) return;
+      entry.partitions = this.#shop.links.updatePartitions(entry.link, entry.node);
+    });
+    this.#watcher.on('error', error =>
+      this.#shop.log.warning(`watching ${directory} for partitions: ${error.message}`),
+    );
   }
 
   readonly #link = (link: number): string => this.#shop.links.path(link);
@@ -310,7 +322,7 @@ export class Registry {
     ).flat();
     if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
     const { records: found, bad } = await records.readAll();
-    if (linksAreOurs) for (const record of found) await links.remove(record.link, record.node);
+    if (linksAreOurs) for (const record of found) links.remove(record.link, record.node);
     for (const { name, file, error } of bad) {
       log.error(`${file}: ${error.message}`);
       const entry = newEntry(this.#nextId++, name);
@@ -378,7 +390,7 @@ export class Registry {
       return;
     }
     log.error(`${entry.name}: lost: ${reason}`);
-    if (entry.link !== null && entry.node !== null) await links.remove(entry.link, entry.node);
+    if (entry.link !== null && entry.node !== null) links.remove(entry.link, entry.node);
     this.#fail(
       entry,
       new UbdError('io', `${entry.name}: ${reason}`, {
@@ -402,6 +414,7 @@ export class Registry {
    */
   async stop(): Promise<void> {
     this.#stopping = true;
+    this.#watcher?.close();
     await Promise.allSettled(this.#underWay);
     await mapConcurrently(this.entries, entry => this.#stopOne(entry));
   }
@@ -414,7 +427,7 @@ export class Registry {
       const users = await transport.users(node);
       if (users.length > 0)
         log.warning(`${entry.name}: ${node} goes away while in use: ${users.join(', ')}`);
-      await links.remove(link, node);
+      links.remove(link, node);
       await transport.detach(entry.id, { force: true });
       log.info(`${entry.name}: stopped, its leaf is durable`);
     } catch (error) {
