@@ -1,6 +1,7 @@
 /**
- * Goal: whatever comes in over the socket, the answer is an error that says what is wrong, and the daemon
- * goes on. Method: a real server over a machine without a kernel; junk is written to its socket as it is.
+ * Goal: whatever comes in over the socket, the answer is an error that says what is wrong, and the
+ * daemon goes on. Method: a real server over a machine without a kernel; junk is written to its
+ * socket as it is.
  */
 import { mkdirSync, statSync, writeFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
