@@ -1,9 +1,10 @@
 /**
- * The offline verifier: goes through everything that opening relies on, and lists all that is wrong, with its
- * place, instead of stopping at the first. It changes nothing.
+ * The offline verifier: goes through everything that opening relies on, and lists all that is
+ * wrong, with its place, instead of stopping at the first. It changes nothing.
  *
- * What it cannot find: data have no checksums of their own, as on any plain disk. With `readData` it at least
- * reads every sector that the leaf has, so that the disk below gets to report what it can no longer read.
+ * What it cannot find: data have no checksums of their own, as on any plain disk. With `readData`
+ * it at least reads every sector that the leaf has, so that the disk below gets to report what it
+ * can no longer read.
  */
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
@@ -130,7 +131,8 @@ function checkCopies(
     else if (copy.superblock.generation < superblock.generation - 1)
       damage(
         copy.offset,
-        `superblock: a write between its generation ${copy.superblock.generation} and ${superblock.generation} is missing`,
+        `superblock: generation ${copy.superblock.generation}; ` +
+          `a write between it and generation ${superblock.generation} is missing`,
       );
   }
 }

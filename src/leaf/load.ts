@@ -1,9 +1,9 @@
 /**
  * Opening a leaf: superblock, directory, map, log; then the map in memory is what it was.
  *
- * The work follows what was changed: of a sparse file only those parts of the directory are read that hold
- * data, and of the map only the sectors of partial pages. Everything read is checked (the rules of FORMAT.md
- * by number), and what fails is reported with its place; nothing is guessed.
+ * The work follows what was changed: of a sparse file only those parts of the directory are read
+ * that hold data, and of the map only the sectors of partial pages. Everything read is checked (the
+ * rules of FORMAT.md by number), and what fails is reported with its place; nothing is guessed.
  */
 import { corrupt, UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
@@ -107,7 +107,7 @@ export function checkSuperblock(media: Media, superblock: Superblock, readOnly: 
   if (unknown !== 0 && !readOnly)
     throw new UbdError(
       'unsupported',
-      `${file}: the leaf has features that this ubd cannot write (0x${(unknown >>> 0).toString(16)})`,
+      `${file}: this ubd cannot write features of the leaf (0x${(unknown >>> 0).toString(16)})`,
       { place: { file }, next: 'Attach it read-only, or use the version of ubd that made it.' },
     );
   const needed = superblock.geometry.dataOffset + superblock.sizeSectors * SECTOR_BYTES;
@@ -128,15 +128,21 @@ export function checkMapped(media: Media, superblock: Superblock, map: SectorMap
     throw corrupt(
       media.name,
       geometry.directoryOffset,
-      `the map has ${map.mapped} sectors and must have at least ${mappedSectors}: a sector of directory or map was lost`,
+      `the map has ${map.mapped} sectors and must have at least ${mappedSectors}: ` +
+        'a sector of directory or map was lost',
     );
   return true;
 }
 
-/** Takes what is wrong with a sector: throws, or notes it and lets the sector count as never written. */
+/**
+ * Takes what is wrong with a sector: throws, or notes it and lets the sector count as never
+ * written.
+ */
 export type OnDamage = (offset: number, check: string) => void;
 
-/** Reads the directory, and the map sectors of the pages that it calls partial, into an empty map. */
+/**
+ * Reads the directory, and the map sectors of the pages that it calls partial, into an empty map.
+ */
 export function loadMap(
   media: Media,
   superblock: Superblock,
@@ -241,8 +247,9 @@ class PageReader {
 }
 
 /**
- * After a crash: the superblock notes how far the log goes, so that a later loss of records is noticed.
- * If only the process died, the last record may be in the page cache alone: first of all it must be durable.
+ * After a crash: the superblock notes how far the log goes, so that a later loss of records is
+ * noticed. If only the process died, the last record may be in the page cache alone: first of all
+ * it must be durable.
  */
 function rememberLog(media: Media, superblock: Superblock, nextSequence: number): void {
   media.sync();

@@ -1,6 +1,6 @@
 /**
- * Goal: a medium that is damaged is never used as if it were whole: the error names the file, the offset and
- * the check that failed; and what a crash may leave is no damage.
+ * Goal: a medium that is damaged is never used as if it were whole: the error names the file, the
+ * offset and the check that failed; and what a crash may leave is no damage.
  */
 import { crc32 } from 'node:zlib';
 import t, { type Test } from 'tap';
@@ -145,7 +145,10 @@ t.test('a newer version, and unknown features, are refused by name', async t => 
   const sim = sample();
   const place = 4096 * (sim.load(true).superblock.generation % 2);
   forge(sim, place, { readOnlyCompatible: 4 });
-  t.throws(() => sim.load(), { code: 'unsupported', message: /cannot write \(0x4\)/ });
+  t.throws(() => sim.load(), {
+    code: 'unsupported',
+    message: /cannot write features of the leaf \(0x4\)/,
+  });
   t.equal(sim.load(true).map.mapped, MAPPED, 'reading is allowed');
   const other = sample();
   forge(other, place, { readOnlyCompatible: 0, compatible: 8 });

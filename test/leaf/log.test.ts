@@ -1,4 +1,7 @@
-/** Goal: what was durable is found or its loss reported; what never was is dropped. Method: damage of every kind at every place. */
+/**
+ * Goal: what was durable is found or its loss reported; what never was is dropped. Method: damage
+ * of every kind at every place.
+ */
 import t from 'tap';
 import type { UbdError } from '../../src/base/errors.ts';
 import { encodeRecord, type LogScan, type LogSource, scanLog } from '../../src/leaf/log.ts';

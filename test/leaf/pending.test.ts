@@ -1,3 +1,4 @@
+/** Goal: no sector that was added is forgotten, none invented. Method: random use against a set. */
 import t from 'tap';
 import { PendingExtents } from '../../src/leaf/pending.ts';
 import { Random } from '../support/random.ts';

@@ -1,4 +1,7 @@
-/** Goal: the map is the set of mapped sectors, whatever is asked of it. Method: random use against one byte per sector. */
+/**
+ * Goal: the map is the set of mapped sectors, whatever is asked of it. Method: random use against
+ * one byte per sector.
+ */
 import { MessageChannel, receiveMessageOnPort } from 'node:worker_threads';
 import t, { type Test } from 'tap';
 import { DIRECTORY_PAGES, PAGE_BYTES, PAGE_SECTORS } from '../../src/leaf/format.ts';

@@ -51,7 +51,9 @@ export function readMap(architecture: string): Map<string, number> {
   return rows;
 }
 
-/** The files that may turn from the command into the daemon: `ubd serve`, and work without a daemon. */
+/**
+ * The files that may turn from the command into the daemon: `ubd serve`, and work without a daemon.
+ */
 const INTO_DAEMON = ['src/cli/commands/serve.ts', 'src/cli/offline.ts'];
 
 export const layering: Check = files => {
