@@ -142,6 +142,24 @@ t.test(
   },
 );
 
+t.test('turns that never wait see what comes, though there is nothing to submit', t => {
+  const ring = newRing(t, 4);
+  const { fd, write } = pipe(t);
+  const op = new Recorder();
+  const word = ring.prepare(OPCODE.POLL_ADD, fd, op);
+  setOpFlags(ring.words, word, POLLIN);
+  ring.turn(false);
+  write('x');
+  for (let turns = 0; turns < 1000 && op.results.length === 0; turns++) ring.turn(false);
+  t.same(op.results, [POLLIN]);
+  // The same for completions that did not fit into their queue, of 16.
+  const ops = Array.from({ length: 100 }, () => new Recorder());
+  for (const nop of ops) ring.prepare(OPCODE.NOP, -1, nop);
+  for (let turns = 0; turns < 1000; turns++) ring.turn(false);
+  t.ok(ops.every(nop => nop.results.length === 1));
+  t.end();
+});
+
 t.test('the result of a plain call ends the wait, though no completion comes', t => {
   const ring = newRing(t, 8);
   const { fd } = pipe(t);
