@@ -8,12 +8,11 @@ import t from 'tap';
 
 const steady = fileURLToPath(new URL('./fixtures/steady.js', import.meta.url));
 const sanitized = process.env.UBD_SANITIZED !== undefined;
-const HEAP_BYTES_MAX = 512 * 1024;
 
 for (const [road, requests] of [
   ['nop', 1_000_000],
-  ['read', 400_000],
-  ['write', 400_000],
+  ['read', 200_000],
+  ['write', 200_000],
 ] as const) {
   t.test(`${road}: nothing is allocated per request`, t => {
     if (sanitized) {
@@ -23,11 +22,10 @@ for (const [road, requests] of [
     const args = ['--expose-gc', steady, road, String(requests)];
     const child = spawnSync(process.execPath, args, { encoding: 'utf8', timeout: 120_000 });
     t.equal(child.status, 0, child.stderr);
-    const report = JSON.parse(child.stdout) as Record<string, number>;
+    const report = JSON.parse(child.stdout) as Record<string, number | boolean>;
     t.equal(report.bad, 0);
-    t.ok(report.grown! < HEAP_BYTES_MAX, `the heap grew by ${report.grown} bytes`);
-    t.ok(report.collections! <= 1, `the collector ran ${report.collections} times`);
-    t.comment(`${Math.round(report.nanoseconds!)} ns per request`);
+    t.ok(report.steady, `${report.collections} collections, ${report.grown} bytes more`);
+    t.comment(`${Math.round(Number(report.nanoseconds))} ns per request`);
     t.end();
   });
 }

@@ -10,6 +10,7 @@ import { Ring } from '../../src/uring/ring.ts';
 import {
   IORING_CQE_F_MORE,
   IORING_POLL_ADD_MULTI,
+  IOSQE_ASYNC,
   IOSQE_IO_LINK,
   OPCODE,
   SQE_WORDS,
@@ -19,6 +20,7 @@ import {
   setOpFlags,
   setPosition,
 } from '../../src/uring/sqe.ts';
+import { detachedMount } from '../support/detached-mount.ts';
 import { Recorder, turnUntil } from '../support/wait-for.ts';
 
 const { ECANCELED, EINVAL } = constants.errno;
@@ -142,6 +144,24 @@ t.test(
   },
 );
 
+t.test('turns that never wait see what comes, though there is nothing to submit', t => {
+  const ring = newRing(t, 4);
+  const { fd, write } = pipe(t);
+  const op = new Recorder();
+  const word = ring.prepare(OPCODE.POLL_ADD, fd, op);
+  setOpFlags(ring.words, word, POLLIN);
+  ring.turn(false);
+  write('x');
+  for (let turns = 0; turns < 1000 && op.results.length === 0; turns++) ring.turn(false);
+  t.same(op.results, [POLLIN]);
+  // The same for completions that did not fit into their queue, of 16.
+  const ops = Array.from({ length: 100 }, () => new Recorder());
+  for (const nop of ops) ring.prepare(OPCODE.NOP, -1, nop);
+  for (let turns = 0; turns < 1000; turns++) ring.turn(false);
+  t.ok(ops.every(nop => nop.results.length === 1));
+  t.end();
+});
+
 t.test('the result of a plain call ends the wait, though no completion comes', t => {
   const ring = newRing(t, 8);
   const { fd } = pipe(t);
@@ -259,6 +279,34 @@ t.test('closing cancels what is under way: nothing is read into memory afterward
     t.equal(memory.bytes[0], 0);
     t.throws(() => ring.turn(false), { name: 'InvariantError' });
   }
+  memory.free();
+  t.end();
+});
+
+t.test('closing waits for what cannot be cancelled: the memory is free for other use', t => {
+  // A long copy on a thread of the kernel, which is not interrupted: it goes on when the descriptor is gone.
+  const LENGTH = 128 << 20;
+  const mount = detachedMount('tmpfs');
+  const fd = openSync(join(mount?.path ?? t.testdir(), 'file'), 'w+');
+  writeSync(fd, Buffer.alloc(LENGTH, 0xaa));
+  const memory = allocateMemory(LENGTH);
+  for (let i = 0; i < 3; i++) {
+    const ring = new Ring({ entries: 8 });
+    const word = ring.prepare(OPCODE.READ, fd, new Recorder());
+    setFlags(ring.words, word, IOSQE_ASYNC);
+    setAddress(ring.words, word, memory.address);
+    setLength(ring.words, word, LENGTH);
+    ring.turn(false);
+    while (memory.bytes[4096] === 0); // it has begun
+    ring.close();
+    const filled = memory.bytes.lastIndexOf(0xaa);
+    // Time for it to go on, if it did: with a ring at rest nothing happens however long this takes.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100);
+    t.equal(memory.bytes.lastIndexOf(0xaa), filled, 'nothing is written after the close');
+    memory.bytes.fill(0);
+  }
+  closeSync(fd);
+  mount?.close();
   memory.free();
   t.end();
 });
