@@ -11,8 +11,9 @@ namespace {
 
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   auto* environment = new ubd::Environment();
-  // SAFETY: hooks run in reverse order of registration, on the environment's own thread, after its last
-  // JavaScript: Node has detached the external ArrayBuffers by then, and no function of ours runs again.
+  // SAFETY: hooks run in reverse order of registration, on the environment's own thread, after its
+  // last JavaScript: Node has detached the external ArrayBuffers by then, and no function of ours
+  // runs again.
   env.AddCleanupHook([environment] { delete environment; });
 
   ubd::DefineMemory(env, exports, environment);

@@ -1,8 +1,9 @@
 /**
- * The full SHA-256 of a root, as `sha256sum` prints it. Holes are not read: their zeroes come from memory.
+ * The full SHA-256 of a root, as `sha256sum` prints it. Holes are not read: their zeroes come from
+ * memory.
  *
- * For `ubd check --root`. It reads with the page cache's readahead, a step at a time, so the thread that runs
- * it goes on with its other work in between.
+ * For `ubd check --root`. It reads with the page cache's readahead, a step at a time, so the thread
+ * that runs it goes on with its other work in between.
  */
 import { createHash } from 'node:crypto';
 import { ENXIO } from '../base/errno.ts';

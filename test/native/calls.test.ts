@@ -1,4 +1,7 @@
-/** runCalls: the batch does each call as the system would, in order, whatever happens to its neighbours. */
+/**
+ * runCalls: the batch does each call as the system would, in order, whatever happens to its
+ * neighbours.
+ */
 import { closeSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';

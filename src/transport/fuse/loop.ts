@@ -3,13 +3,14 @@
  *
  *     free ──configure──▶ bound ──detach──▶ free
  *                           │                 ▲
- *                           └─ server dies ─▶ stale: every request fails; `clearStaleLoops` of the same
- *                                             owner's next daemon takes it down
+ *                           └─ server dies ─▶ stale: every request fails; `clearStaleLoops` of
+ *                                             the same owner's next daemon takes it down
  *
- * The loop device alone holds the FUSE file, and nobody holds the loop device: while it is open in a process
- * that also serves it, the end of that process could wait for its own answers.
- * A loop device is ours by the name of its file: `ubd:NAME:OWNER`. The owner is one state directory, whose
- * lock its daemon holds, so that several daemons on a host never touch each other's devices.
+ * The loop device alone holds the FUSE file, and nobody holds the loop device: while it is open in
+ * a process that also serves it, the end of that process could wait for its own answers.
+ * A loop device is ours by the name of its file: `ubd:NAME:OWNER`. The owner is one state
+ * directory, whose lock its daemon holds, so that several daemons on a host never touch each
+ * other's devices.
  */
 import { close, constants, open, readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -129,8 +130,8 @@ export interface ConfigureOptions {
 }
 
 /**
- * Binds a free loop device to the open FUSE file. The kernel scans it for partitions before this returns,
- * so the file must be served meanwhile. The caller keeps `fileFd`, and closes it.
+ * Binds a free loop device to the open FUSE file. The kernel scans it for partitions before this
+ * returns, so the file must be served meanwhile. The caller keeps `fileFd`, and closes it.
  */
 export async function configureLoop(
   fileFd: number,
@@ -185,7 +186,10 @@ async function status(fd: number, path: string): Promise<{ flags: number; info: 
   return { flags: LOOP_INFO64.read(new DataView(info.buffer), 0).flags, info };
 }
 
-/** The name of the file behind a bound loop device; undefined if it is free. From sysfs: asks no server. */
+/**
+ * The name of the file behind a bound loop device; undefined if it is free. From sysfs: asks no
+ * server.
+ */
 function fileBehind(number: number): string | undefined {
   try {
     const path = readFileSync(`/sys/block/loop${number}/loop/backing_file`, 'utf8').trimEnd();
@@ -232,7 +236,8 @@ export async function detachLoop(
     throw refused('open', errno, loop.path);
   }
   try {
-    if (!isBound(loop)) return { gone: true }; // what is open cannot change hands: this answer holds
+    // what is open cannot change hands: this answer holds
+    if (!isBound(loop)) return { gone: true };
     const result = await native.ioctlAsync(fd, LOOP_CLR_FD, 0);
     if (result < 0 && result !== -ENXIO) throw refused('detach', result, loop.path);
   } finally {
@@ -291,8 +296,8 @@ export function ownLoops(owner: string): (LoopDevice & { name: string })[] {
 }
 
 /**
- * Takes down what a daemon of this owner left when it died. The caller holds the owner's lock and has no
- * device yet: so whatever bears the owner's name is stale.
+ * Takes down what a daemon of this owner left when it died. The caller holds the owner's lock and
+ * has no device yet: so whatever bears the owner's name is stale.
  */
 export async function clearStaleLoops(owner: string): Promise<StaleLoop[]> {
   const cleared: StaleLoop[] = [];

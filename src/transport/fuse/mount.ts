@@ -1,9 +1,11 @@
 /**
- * A private FUSE mount without a place in the tree: one directory with one file, which only the holder of the
- * mount's descriptor can reach. Nothing can be left mounted by a daemon that died.
+ * A private FUSE mount without a place in the tree: one directory with one file, which only the
+ * holder of the mount's descriptor can reach. Nothing can be left mounted by a daemon that died.
  *
- *     open /dev/fuse ─▶ fsopen, fsconfig, fsmount (Linux 5.2) ─▶ the server starts on the descriptor
- *       ─▶ open the file through /proc/self/fd/MOUNT/NAME, answered by that server ─▶ close the mount
+ *     open /dev/fuse ─▶ fsopen, fsconfig, fsmount (Linux 5.2)
+ *       ─▶ the server starts on the descriptor
+ *       ─▶ open the file through /proc/self/fd/MOUNT/NAME, answered by that server
+ *       ─▶ close the mount
  *
  * From then on the open file keeps the mount alive. The file's name is what `losetup -l` shows.
  */
@@ -28,7 +30,9 @@ const MOUNT_ATTR_NOEXEC = 0x8;
 export interface FuseMount {
   /** The server's end. Whoever serves it owns it: closing it ends the connection. */
   fuseFd: number;
-  /** Opens the file, under any name that one directory entry can have. The server must be running. */
+  /**
+   * Opens the file, under any name that one directory entry can have. The server must be running.
+   */
   openFile(name: string): Promise<number>;
   /** Gives up the mount itself: it lives on while the file is open. */
   close(): Promise<void>;
