@@ -1,4 +1,4 @@
-/** The ring itself: submissions beyond the queue's size, completions beyond it, multishot, exceptions, closing. */
+/** The ring itself: more submissions and completions than fit, multishot, exceptions, closing. */
 import { execFileSync } from 'node:child_process';
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { constants } from 'node:os';
