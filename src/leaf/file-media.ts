@@ -77,7 +77,8 @@ export class FileMedia implements Media {
     const readOnly = options.readOnly ?? false;
     let flags = readOnly ? constants.O_RDONLY : constants.O_RDWR;
     flags |= constants.O_NONBLOCK; // a FIFO must not hold us up
-    // On a block device O_EXCL claims it, for as long as it is open; on a file it goes with O_CREAT.
+    // On a block device O_EXCL claims it, for as long as it is open; on a file it goes with
+    // O_CREAT.
     if (!readOnly && !options.noLock) flags |= constants.O_EXCL;
     if (options.create) flags |= constants.O_CREAT;
     let fd: number;

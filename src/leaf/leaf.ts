@@ -4,7 +4,8 @@
  * Invariants:
  *  1. A sector's bit is set when its first write is done, never before: until then the layers
  *     below serve it.
- *  2. What a flush has answered for is in the map or in the log, and its data are durable (commit.ts).
+ *  2. What a flush has answered for is in the map or in the log, and its data are durable
+ *     (commit.ts).
  *  3. A write goes where it belongs, as it is: nothing is read, copied or moved for it.
  *  4. The parent is never looked at here.
  *

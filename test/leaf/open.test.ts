@@ -1,4 +1,6 @@
-/** Goal: leaves as files: made whole or not at all, used by one at a time, refused with a reason. */
+/**
+ * Goal: leaves as files: made whole or not at all, used by one at a time, refused with a reason.
+ */
 import { execFileSync, spawn } from 'node:child_process';
 import {
   chmodSync,

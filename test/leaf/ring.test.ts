@@ -1,7 +1,7 @@
 /**
- * Goal: the leaf does on a real file and a real block device, through the real ring, what it does in
- * simulations. Method: random requests against a Buffer; then the leaf is abandoned without a close,
- * as by a kill, and opened again.
+ * Goal: the leaf does on a real file and a real block device, through the real ring, what it does
+ * in simulations. Method: random requests against a Buffer; then the leaf is abandoned without a
+ * close, as by a kill, and opened again.
  */
 import { execFileSync } from 'node:child_process';
 import { closeSync, mkdtempSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
