@@ -87,19 +87,18 @@ Napi::Value Fallocate(const Napi::CallbackInfo& info) {
 
 // The argument of an ioctl, of which the kernel alone knows how much it reads and writes.
 //
-// Most requests encode the size of their structure (_IOC_SIZE), and the buffer must have that size.
-// Older ones (LOOP_SET_STATUS64 and its kin) encode nothing, and some go beyond what they encode
-// (FIEMAP's extents). So the kernel never works on the JavaScript buffer but on a copy in pages of
-// its own, with at least 16 KiB (the largest size that a request can encode) and a guard page
-// behind it: whatever it writes too far is cut off, or ends in EFAULT; it never lands in memory of
-// ours. What this cannot guard is a structure that holds pointers itself (SG_IO): no such request
-// is used here.
+// Most requests encode the size of their structure (_IOC_SIZE), and the buffer must have that size. Older
+// ones (LOOP_SET_STATUS64 and its kin) encode nothing, and some go beyond what they encode (FIEMAP's extents).
+// So the kernel never works on the JavaScript buffer but on a copy in pages of its own, with at least 16 KiB
+// (the largest size that a request can encode) and a guard page behind it: whatever it writes too far is cut
+// off, or ends in EFAULT; it never lands in memory of ours. What this cannot guard is a structure that holds
+// pointers itself (SG_IO): no such request is used here.
 class IoctlArgument {
  public:
   static constexpr size_t kScratchMin = size_t{1} << _IOC_SIZEBITS;
-  // Nothing is ever mapped below this address (vm.mmap_min_addr), and the highest ones belong to
-  // the kernel: a number in between these limits is an integer even for a request that takes a
-  // pointer, which then answers EFAULT.
+  // Nothing is ever mapped below this address (vm.mmap_min_addr), and the highest ones belong to the kernel:
+  // a number in between these limits is an integer even for a request that takes a pointer, which then
+  // answers EFAULT.
   static constexpr double kIntegerMax = 65535;
   static constexpr double kIntegerMin = -4095;
   static constexpr size_t kBytesMax = size_t{1} << 20;
@@ -121,8 +120,7 @@ class IoctlArgument {
     length_ = bytes.size();
     isBuffer_ = true;
     const size_t usable = RoundUpToPage(std::max(length_, kScratchMin));
-    void* address =
-        mmap(nullptr, usable + PageSize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* address = mmap(nullptr, usable + PageSize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (address == MAP_FAILED) return NoMemory(args);
     scratch_ = Mapping(address, usable + PageSize());
     if (mprotect(address, usable, PROT_READ | PROT_WRITE) != 0) return NoMemory(args);
@@ -140,8 +138,7 @@ class IoctlArgument {
     return result;
   }
 
-  // Gives what the kernel wrote back to the caller's buffer, which may have become shorter
-  // meanwhile.
+  // Gives what the kernel wrote back to the caller's buffer, which may have become shorter meanwhile.
   void WriteBack(std::span<uint8_t> bytes) const {
     const size_t length = std::min(bytes.size(), length_);
     if (length > 0) memcpy(bytes.data(), scratch_.data(), length);
@@ -174,57 +171,61 @@ Napi::Value Ioctl(const Napi::CallbackInfo& info) {
   return ToNumber(env, result);
 }
 
-// One ioctl on a thread of libuv's pool. Node lets it end before it takes the environment down.
-class IoctlWorker : public Napi::AsyncWorker {
- public:
-  IoctlWorker(Napi::Env env, int fd, uint32_t request, IoctlArgument argument, Napi::Value buffer)
-      : Napi::AsyncWorker(env, "ubd:ioctl"),
-        deferred_(Napi::Promise::Deferred::New(env)),
-        fd_(fd),
-        request_(request),
-        argument_(std::move(argument)) {
-    if (argument_.isBuffer()) buffer_ = Napi::Persistent(buffer.As<Napi::Object>());
+// One ioctl on a thread of libuv's pool. Node lets it end before it takes the environment down, and runs
+// Complete even then, when no JavaScript may run any more: so every status there may be a refusal, and is
+// ignored. (Napi::AsyncWorker would abort the process.)
+struct IoctlWork {
+  napi_async_work work = nullptr;
+  napi_deferred deferred = nullptr;
+  int fd = -1;
+  uint32_t request = 0;
+  IoctlArgument argument;
+  Napi::ObjectReference buffer;
+  int64_t result = 0;
+
+  static void Execute(napi_env, void* data) {
+    auto* self = static_cast<IoctlWork*>(data);
+    self->result = self->argument.Run(self->fd, self->request);
   }
 
-  Napi::Promise promise() const { return deferred_.Promise(); }
-
-  void Execute() override { result_ = argument_.Run(fd_, request_); }
-
-  void OnOK() override {
-    if (argument_.isBuffer()) {
-      // SAFETY: the buffer may have been detached or shrunk since: its place and length are asked
-      // anew.
-      auto bytes = buffer_.Value().As<Napi::Uint8Array>();
-      void* data = nullptr;
+  static void Complete(napi_env env, napi_status, void* data) {
+    const std::unique_ptr<IoctlWork> self(static_cast<IoctlWork*>(data));
+    if (self->argument.isBuffer()) {
+      // SAFETY: the buffer may have been detached or shrunk since: its place and length are asked anew.
+      void* bytes = nullptr;
       size_t length = 0;
-      napi_get_typedarray_info(Env(), bytes, nullptr, &length, &data, nullptr, nullptr);
-      if (data != nullptr) argument_.WriteBack({static_cast<uint8_t*>(data), length});
+      if (napi_get_typedarray_info(env, self->buffer.Value(), nullptr, &length, &bytes, nullptr,
+                                   nullptr) == napi_ok &&
+          bytes != nullptr)
+        self->argument.WriteBack({static_cast<uint8_t*>(bytes), length});
     }
-    deferred_.Resolve(ToNumber(Env(), result_));
+    napi_value result = nullptr;
+    if (napi_create_double(env, static_cast<double>(self->result), &result) == napi_ok)
+      napi_resolve_deferred(env, self->deferred, result);
+    napi_delete_async_work(env, self->work);
   }
-
- private:
-  Napi::Promise::Deferred deferred_;
-  const int fd_;
-  const uint32_t request_;
-  IoctlArgument argument_;
-  Napi::ObjectReference buffer_;
-  int64_t result_ = 0;
 };
 
 Napi::Value IoctlAsync(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "ioctlAsync");
-  const int fd = args.Fd(0);
-  const uint32_t request = args.Uint32(1, "request");
-  if (!args.ok()) return env.Undefined();
-  IoctlArgument argument;
-  if (!argument.Read(&args, 2, request)) return env.Undefined();
-  // AsyncWorker deletes itself when it is done.
-  auto* worker = new IoctlWorker(env, fd, request, std::move(argument), info[2]);
-  const Napi::Promise promise = worker->promise();
-  worker->Queue();
-  return promise;
+  auto work = std::make_unique<IoctlWork>();
+  work->fd = args.Fd(0);
+  work->request = args.Uint32(1, "request");
+  if (!args.ok() || !work->argument.Read(&args, 2, work->request)) return env.Undefined();
+  if (work->argument.isBuffer()) work->buffer = Napi::Persistent(info[2].As<Napi::Object>());
+
+  napi_value promise = nullptr;
+  if (napi_create_promise(env, &work->deferred, &promise) != napi_ok ||
+      napi_create_async_work(env, nullptr, Napi::String::New(env, "ubd:ioctl"), IoctlWork::Execute,
+                             IoctlWork::Complete, work.get(), &work->work) != napi_ok ||
+      napi_queue_async_work(env, work->work) != napi_ok) {
+    if (work->work != nullptr) napi_delete_async_work(env, work->work);
+    ThrowErrno(env, EAGAIN, "ioctl");
+    return env.Undefined();
+  }
+  work.release();  // Complete deletes it
+  return Napi::Value(env, promise);
 }
 
 Napi::Value Fsopen(const Napi::CallbackInfo& info) {
@@ -247,10 +248,8 @@ Napi::Value Fsconfig(const Napi::CallbackInfo& info) {
   // FSCONFIG_SET_BINARY would read `aux` bytes from `value`, however long that is.
   if (command == FSCONFIG_SET_BINARY) args.OutOfRange("command", "none that takes binary data");
   if (!args.ok()) return env.Undefined();
-  const char* keyText = key ? key->c_str() : nullptr;
-  const char* valueText = value ? value->c_str() : nullptr;
-  return ToNumber(env,
-                  ResultOrErrno(syscall(SYS_fsconfig, fd, command, keyText, valueText, aux)));
+  return ToNumber(env, ResultOrErrno(syscall(SYS_fsconfig, fd, command, key ? key->c_str() : nullptr,
+                                             value ? value->c_str() : nullptr, aux)));
 }
 
 Napi::Value Fsmount(const Napi::CallbackInfo& info) {

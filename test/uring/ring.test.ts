@@ -1,7 +1,4 @@
-/**
- * The ring itself: submissions beyond the queue's size, completions beyond it, multishot,
- * exceptions, closing.
- */
+/** The ring itself: more submissions and completions than fit, multishot, exceptions, closing. */
 import { execFileSync } from 'node:child_process';
 import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { constants } from 'node:os';
@@ -287,8 +284,7 @@ t.test('closing cancels what is under way: nothing is read into memory afterward
 });
 
 t.test('closing waits for what cannot be cancelled: the memory is free for other use', t => {
-  // A long copy on a thread of the kernel, which is not interrupted: it goes on when the descriptor
-  // is gone.
+  // A long copy on a thread of the kernel, which is not interrupted: it goes on when the descriptor is gone.
   const LENGTH = 128 << 20;
   const mount = detachedMount('tmpfs');
   const fd = openSync(join(mount?.path ?? t.testdir(), 'file'), 'w+');
