@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
@@ -74,15 +75,23 @@ t.test('an attach whose record cannot be written leaves nothing behind', async t
 
 t.test('an attach under way is taken back when the daemon stops', async t => {
   const { registry, root, dev, paths, machine } = bench(t.teardown);
-  let stopped: Promise<void> | undefined;
-  machine.onStep = step => {
-    if (step === 'transport.attach') stopped = registry.stop();
+  let stop = (): void => {};
+  const stopped = new Promise<void>(resolve => {
+    stop = () => resolve(registry.stop());
+  });
+  machine.onStep = async step => {
+    if (step !== 'transport.attach') return;
+    stop();
+    await new Promise(resolve => setTimeout(resolve, 50)); // the step takes its time
   };
-  await t.rejects(registry.attach({ root, name: 'web' }), { code: 'daemon', message: /stopping/ });
+  const attach = registry.attach({ root, name: 'web' });
+  const refused = t.rejects(attach, { code: 'daemon', message: /stopping/ });
   await stopped;
   t.same(readdirSync(dev), []);
   t.same(readdirSync(paths.devices), []);
+  t.same(readdirSync(paths.leaves), []);
   t.equal(machine.open.size, 0);
+  await refused;
   await t.rejects(registry.attach({ root, name: 'late' }), { code: 'daemon' });
 });
 
@@ -330,6 +339,32 @@ t.test('a device that cannot come back stays listed with its reason, the others 
   await next.registry.detach('bad', { force: false });
   t.notOk(existsSync(`${paths.devices}/bad.json`));
   t.ok(existsSync(`${paths.leaves}/bad.leaf`), 'its leaf is kept');
+});
+
+t.test('a comeback that fails in its last step leaves the record as it was', async t => {
+  const { registry, root, paths, again, dev } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  await registry.stop();
+  const record = readFileSync(`${paths.devices}/web.json`, 'utf8');
+  const next = again();
+  next.machine.onStep = step => {
+    if (step === 'transport.attach')
+      symlinkSync('/nowhere/at/all', `${paths.devices}/web.json.new`);
+  };
+  await next.registry.restore(false);
+  t.match(await next.registry.list(), [{ name: 'web', state: 'failed', error: { code: 'io' } }]);
+  t.equal(readFileSync(`${paths.devices}/web.json`, 'utf8'), record);
+  t.same(readdirSync(dev), []);
+  t.equal(next.machine.open.size, 0);
+});
+
+t.test('a link that somebody put in the place of ours is not ours to remove', async t => {
+  const { registry, root, dev } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  rmSync(`${dev}/ubd0`);
+  symlinkSync('/dev/of-another-daemon', `${dev}/ubd0`);
+  await registry.detach('web', { force: false });
+  t.equal(readlinkSync(`${dev}/ubd0`), '/dev/of-another-daemon');
 });
 
 t.test('a device that the kernel took away is failed, and says so', async t => {
