@@ -207,7 +207,7 @@ t.test('an ephemeral leaf goes at detach, and leaves without a record go at the 
   await registry.attach({ root, name: 'kept', ephemeral: true });
   writeFileSync(`${paths.ephemeral}/orphan.leaf`, '');
   await registry.stop();
-  await again().registry.restore(false);
+  await again().registry.restore();
   t.same(readdirSync(paths.ephemeral), ['kept.leaf']);
 });
 
@@ -273,7 +273,7 @@ t.test(
     t.equal(machine.open.size, 0, 'nothing is open');
     t.same(readdirSync(dev), [], 'no links, no nodes');
     const next = again();
-    await next.registry.restore(false);
+    await next.registry.restore();
     const after = await next.registry.list();
     t.same(
       after.map(({ name, device, size, readOnly, leaf }) => ({
@@ -303,7 +303,7 @@ t.test('a daemon that died left its links: they go, and the devices get them bac
   symlinkSync('/dev/of-another-daemon', `${dev}/ubd1`);
   // No stop: as after kill -9. The links are the dead daemon's.
   const next = again();
-  await next.registry.restore(true);
+  await next.registry.restore();
   t.match(await next.registry.list(), [{ name: 'web', device: `${dev}/ubd0` }]);
   t.notOk(readdirSync(dev).includes('ubd0p1'), 'its partitions too');
   t.equal(readlinkSync(`${dev}/ubd1`), '/dev/of-another-daemon');
@@ -314,9 +314,21 @@ t.test('after an orderly end the links of others are left alone', async t => {
   await registry.attach({ root, name: 'web' });
   await registry.stop();
   symlinkSync(`${dev}/loop0`, `${dev}/ubd0`); // the kernel gave the node's number to another daemon
-  const next = again();
-  await next.registry.restore(false);
+  const [next, last] = [again(), again()];
+  next.machine.foreign.add(`${dev}/loop0`);
+  await next.registry.restore();
   t.match(await next.registry.list(), [{ device: `${dev}/ubd1` }]);
+  t.equal(readlinkSync(`${dev}/ubd0`), `${dev}/loop0`);
+  await next.registry.stop();
+
+  rmSync(`${dev}/ubd0`);
+  symlinkSync(`${dev}/loop0`, `${dev}/ubd1`); // and the link too is the one on record
+  last.machine.foreign.add(`${dev}/loop0`);
+  last.machine.failAt = 'openRoot';
+  await last.registry.restore();
+  t.match(await last.registry.list(), [{ state: 'failed' }]);
+  await last.registry.detach('web', { force: false });
+  t.equal(readlinkSync(`${dev}/ubd1`), `${dev}/loop0`, 'a failed comeback leaves it alone');
 });
 
 t.test('a device that cannot come back stays listed with its reason, the others come', async t => {
@@ -329,7 +341,7 @@ t.test('a device that cannot come back stays listed with its reason, the others 
   writeFileSync(`${root}2`, 'a replaced root'.padEnd(4096, '.'));
   writeFileSync(`${paths.devices}/torn.json`, '{"version":1,"na');
   const next = again();
-  await next.registry.restore(true);
+  await next.registry.restore();
   const devices = Object.fromEntries((await next.registry.list()).map(d => [d.name, d]));
   t.match(devices.good, { state: 'attached' });
   t.match(devices.bad, { state: 'failed', device: null, error: { code: 'root-mismatch' } });
@@ -351,7 +363,7 @@ t.test('a comeback that fails in its last step leaves the record as it was', asy
     if (step === 'transport.attach')
       symlinkSync('/nowhere/at/all', `${paths.devices}/web.json.new`);
   };
-  await next.registry.restore(false);
+  await next.registry.restore();
   t.match(await next.registry.list(), [{ name: 'web', state: 'failed', error: { code: 'io' } }]);
   t.equal(readFileSync(`${paths.devices}/web.json`, 'utf8'), record);
   t.same(readdirSync(dev), []);
