@@ -13,7 +13,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import t from 'tap';
-import type { UbdError } from '../../src/base/errors.ts';
+import { UbdError } from '../../src/base/errors.ts';
 import { bench, type Step } from './fake-machine.ts';
 
 t.test('an attached device has a link, a node, a leaf and a record', async t => {
@@ -258,6 +258,19 @@ t.test('a user who comes between look and detach gets the device back as it was'
   await t.rejects(registry.detach('web', { force: false }), { code: 'busy' });
   t.equal(readlinkSync(`${dev}/ubd0`), `${dev}/loop0`);
   t.match(await registry.list(), [{ state: 'attached', device: `${dev}/ubd0` }]);
+});
+
+t.test('a detach that cannot make the leaf durable fails, and stays on record', async t => {
+  const { registry, root, dev, paths, machine } = bench(t.teardown);
+  await registry.attach({ root, name: 'web', ephemeral: true });
+  machine.transports[0]!.detach = async () => {
+    throw new UbdError('no-space', 'the disk of the leaf is full');
+  };
+  await t.rejects(registry.detach('web', { force: false }), { code: 'no-space' });
+  t.match(await registry.list(), [{ state: 'failed', device: null, error: { code: 'no-space' } }]);
+  t.notOk(readdirSync(dev).includes('ubd0'), 'no link to a device that is not usable');
+  t.same(readdirSync(paths.devices), ['web.json']);
+  t.same(readdirSync(paths.ephemeral), ['web.leaf'], 'its changes are not thrown away');
 });
 
 t.test(
