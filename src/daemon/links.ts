@@ -79,6 +79,11 @@ export class Links {
     if (readLink(this.path(number)) === node) this.#replace(number, this.#nowhere);
   }
 
+  /** Removes a parked link; the number stays ours until `release`. */
+  unpark(number: number): void {
+    unlinkIf(this.path(number), this.#nowhere);
+  }
+
   #isParked(number: number): boolean {
     return readLink(this.path(number)) === this.#nowhere;
   }

@@ -9,7 +9,7 @@
  * the data plane says 'lost'. For a device that was detached in use this is the moment when it is
  * gone.
  */
-import { accessSync, close, constants } from 'node:fs';
+import { accessSync, close, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { promisify } from 'node:util';
 import {
@@ -144,6 +144,16 @@ export class LoopTransport implements Transport {
     const number = Number(/^\/dev\/loop(\d+)$/.exec(node)?.[1] ?? Number.NaN);
     if (Number.isNaN(number)) return [];
     return loopHolders(number).map(({ kind, what }) => `${kind} ${what}`.trim());
+  }
+
+  isForeign(node: string): boolean {
+    const name = node.slice(node.lastIndexOf('/') + 1);
+    try {
+      const file = readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trimEnd();
+      return !file.endsWith(`:${this.#owner}`);
+    } catch {
+      return false; // bound to nothing: a link to it leads nowhere, whoever made it
+    }
   }
 
   async clearStale(): Promise<string[]> {

@@ -322,17 +322,18 @@ export class Registry {
   /**
    * Brings back what is on record. A device that cannot come back stays listed with its reason, and
    * does not stop the others.
-   * @param linksAreOurs a dead daemon left its links: those that point to the node of their record
-   * are parked until the device is back
    */
-  async restore(linksAreOurs: boolean): Promise<void> {
+  async restore(): Promise<void> {
     const { records, links, log, paths } = this.#shop;
     const stale = (
       await Promise.all(this.#machine.transports.map(transport => transport.clearStale()))
     ).flat();
     if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
     const { records: found, bad } = await records.readAll();
-    if (linksAreOurs) for (const record of found) links.park(record.link, record.node);
+    const isForeign = (node: string): boolean =>
+      this.#machine.transports.some(transport => transport.isForeign(node));
+    // After an orderly end the links are gone, and may be others' by now.
+    for (const { link, node } of found) if (!isForeign(node)) links.park(link, node);
     for (const { name, file, error } of bad) {
       log.error(`${file}: ${error.message}`);
       const entry = newEntry(this.#nextId++, name, this.#now());
@@ -366,8 +367,7 @@ export class Registry {
       log.info(`${entry.name}: back as ${this.#linkPath(entry)} (${entry.node})`);
     } catch (thrown) {
       const error = asUbdError(thrown);
-      links.remove(record.link, record.node);
-      links.hold(record.link); // for the next try
+      links.unpark(record.link); // its number stays ours, for the next try
       this.#entries.set(entry.name, failedEntry(entry.id, record, error));
       log.error(`${entry.name}: could not be brought back: ${error.message}`);
     }
