@@ -63,10 +63,10 @@ function createFile(path: string, superblock: Superblock, durable: boolean): voi
 /** Errors of file systems that have no hard links. */
 const NO_LINKS = ['EPERM', 'EOPNOTSUPP', 'ENOTSUP', 'ENOSYS', 'EMLINK'];
 
-/** Gives the finished file its name, unless that is taken. */
-function giveName(temporary: string, path: string): void {
+/** Gives the finished file its name, unless that is taken. (`link` is another one in tests.) */
+export function giveName(temporary: string, path: string, link: typeof linkSync = linkSync): void {
   try {
-    linkSync(temporary, path);
+    link(temporary, path);
     return;
   } catch (error) {
     if (!NO_LINKS.includes((error as NodeJS.ErrnoException).code ?? ''))
