@@ -151,6 +151,19 @@ export const documents: Check = files => {
   return complaints;
 };
 
+const TOP_LEVEL = new Set([
+  ...['.ci', '.github', 'docs', 'examples', 'man', 'native', 'scripts', 'src', 'test'],
+  ...['.gitignore', '.npmrc', '.npmignore', '.editorconfig', 'LICENSE', 'binding.gyp'],
+  ...['README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md'],
+  ...['biome.json', 'package.json', 'package-lock.json', 'tsconfig.json'],
+]);
+
+/** What a program dropped where it ran does not become part of the project. */
+export const topLevel: Check = files => {
+  const top = new Set([...files.keys()].map(path => path.split('/')[0]!));
+  return [...top].filter(name => !TOP_LEVEL.has(name)).map(name => `${name}: does not belong here`);
+};
+
 function isCode(path: string): boolean {
   if (/^scripts\/|^\.ci\//.test(path)) return true;
   return /^(src|test|examples|native)\/.*\.(ts|js|cc|h|sh)$/.test(path);
