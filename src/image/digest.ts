@@ -11,7 +11,8 @@ import { native } from '../native/binding.ts';
 import { type OpenRoot, readRoot } from './raw-image.ts';
 
 const STEP_BYTES = 1 << 20;
-/** lseek(2): the next position with data; the next position that is a hole. */
+/** lseek(2): the end; the next position with data; the next position that is a hole. */
+const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 
@@ -24,7 +25,11 @@ export interface DigestOptions {
 /** The data extent at or after `position`; all the rest where the store cannot tell holes. */
 function nextData(root: OpenRoot, position: number): { start: number; end: number } {
   const start = native.lseek(root.fd, position, SEEK_DATA);
-  if (start === -ENXIO) return { start: root.sizeBytes, end: root.sizeBytes };
+  if (start === -ENXIO) {
+    // A hole up to the end, unless the end has come nearer: then the read there says so.
+    const isShorter = native.lseek(root.fd, 0, SEEK_END) < root.sizeBytes;
+    return { start: isShorter ? position : root.sizeBytes, end: root.sizeBytes };
+  }
   if (start < 0) return { start: position, end: root.sizeBytes };
   const end = native.lseek(root.fd, start, SEEK_HOLE);
   return { start, end: end < 0 ? root.sizeBytes : Math.min(end, root.sizeBytes) };
