@@ -42,6 +42,8 @@ interface Attached {
   ending: boolean;
   /** Being detached: the end of its connection is expected. */
   detaching: boolean;
+  /** The connection has ended. */
+  lost: boolean;
 }
 
 const KERNEL_MIN = [6, 1] as const;
@@ -91,7 +93,12 @@ export class LoopTransport implements Transport {
           readOnly: readOnly || device.leaf === null,
           fileName,
         });
-        this.#attached.set(id, { loop, ending: false, detaching: false });
+        this.#attached.set(id, {
+          loop,
+          ending: false,
+          detaching: false,
+          lost: false,
+        });
         return { node: loop.path };
       } finally {
         await closeAsync(fileFd);
@@ -115,7 +122,8 @@ export class LoopTransport implements Transport {
       attached.detaching = false;
       throw error;
     }
-    if (!gone) {
+    // It may have gone just now, while we looked.
+    if (!gone && !attached.lost) {
       attached.ending = true;
       await this.#plane.flush(id);
       return 'later';
@@ -128,7 +136,9 @@ export class LoopTransport implements Transport {
   /** The kernel ended the connection of a device. */
   lost(id: number, reason: string): void {
     const attached = this.#attached.get(id);
-    if (!attached || (attached.detaching && !attached.ending)) return;
+    if (!attached) return;
+    attached.lost = true;
+    if (attached.detaching && !attached.ending) return; // `detach` sees to it
     this.#attached.delete(id);
     this.#plane.close(id).then(
       () => this.#onGone(id, reason),

@@ -1,6 +1,6 @@
 /**
- * Goal: the client takes whole answers only, and names what went wrong with any other. Method: a server that
- * says what it is told to, on a socket of its own.
+ * Goal: the client takes whole answers only, and names what went wrong with any other. Method: a
+ * server that says what it is told to, on a socket of its own.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { createServer } from 'node:net';
