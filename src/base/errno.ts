@@ -20,6 +20,7 @@ export const ENODEV: number = numbers.ENODEV;
 export const EINVAL: number = numbers.EINVAL;
 export const ENOTTY: number = numbers.ENOTTY;
 export const ENOSPC: number = numbers.ENOSPC;
+export const EDQUOT: number = numbers.EDQUOT;
 export const EROFS: number = numbers.EROFS;
 export const EPIPE: number = numbers.EPIPE;
 export const ENOSYS: number = numbers.ENOSYS;
@@ -30,6 +31,7 @@ export const ETIMEDOUT: number = numbers.ETIMEDOUT;
 export const ENOTCONN: number = numbers.ENOTCONN;
 export const EOVERFLOW: number = numbers.EOVERFLOW;
 export const ENXIO: number = numbers.ENXIO;
+export const ENOBUFS: number = numbers.ENOBUFS;
 
 const names = new Map<number, string>();
 for (const [name, value] of Object.entries(numbers)) if (!names.has(value)) names.set(value, name);

@@ -43,11 +43,19 @@ export interface Native {
   /** Unmaps it and detaches its ArrayBuffer: later use in TypeScript throws, it does not crash. */
   unmapMemory(address: number): void;
 
+  /**
+   * Throws an Error with code where the kernel refuses. `cqEntries` 0 leaves the size to the kernel. The ring
+   * belongs to the calling thread. Both buffers are detached when it is closed or the thread ends.
+   */
   ringSetup(entries: number, flags: number, cqEntries: number): RingMaps;
   /** io_uring_enter without signal mask or timeout. Submitted count or -errno. */
   ringEnter(fd: number, toSubmit: number, minComplete: number, flags: number): number;
-  /** io_uring_register; `argument` is a copy-in/copy-out buffer or null. */
+  /**
+   * io_uring_register; `argument` is read and written by the kernel, or null. Throws for opcodes that the
+   * addon does not know and where `argument` is too short or holds addresses outside of mapped memory.
+   */
   ringRegister(fd: number, opcode: number, argument: Uint8Array | null, count: number): number;
+  /** Cancels all that is under way, waits for it, and closes. */
   ringClose(fd: number): void;
 
   /**
@@ -66,13 +74,22 @@ export interface Native {
    */
   runCalls(calls: ArrayBuffer, count: number): void;
 
+  /** A blocking, close-on-exec eventfd, or -errno. */
   eventfd(initial: number): number;
+  /**
+   * 0 or -errno. For descriptors that another thread opened or the addon made: Node's own close warns about
+   * those in a worker. Rings are refused.
+   */
+  close(fd: number): number;
   /** 0 or -errno (-EAGAIN when LOCK_NB meets a holder). */
   flock(fd: number, operation: number): number;
   /** New position or -errno (-ENXIO: no more data). */
   lseek(fd: number, position: number, whence: number): number;
   fallocate(fd: number, mode: number, position: number, length: number): number;
-  /** `argument`: an integer passed as it is, or a buffer that the call reads and writes. */
+  /**
+   * 0 or more, or -errno. `argument`: an integer from -4095 to 65535 (never a valid address), passed as it
+   * is, or a buffer of up to 1 MiB that the call reads and writes, at least as long as the request encodes.
+   */
   ioctl(fd: number, request: number, argument: Uint8Array | number): number;
   /** The same on a pool thread: for ioctls that wait for I/O of a device that we serve ourselves. */
   ioctlAsync(fd: number, request: number, argument: Uint8Array | number): Promise<number>;
@@ -87,11 +104,14 @@ export interface Native {
   ): number;
   fsmount(fd: number, flags: number, attributes: number): number;
   umount2(path: string, flags: number): number;
+  /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;
 }
 
 const require = createRequire(import.meta.url);
 
-/** From dist/src/native/ up to the package, where node-gyp builds. */
-export const native: Native = require('../../../build/Release/ubd.node') as Native;
+/** From dist/src/native/ up to the package, where node-gyp builds. UBD_ADDON names another build of it. */
+const path = process.env.UBD_ADDON ?? '../../../build/Release/ubd.node';
+
+export const native: Native = require(path) as Native;

@@ -1,0 +1,19 @@
+{
+  "targets": [
+    {
+      "target_name": "ubd",
+      "sources": [
+        "native/addon.cc",
+        "native/calls.cc",
+        "native/memory.cc",
+        "native/ring.cc",
+        "native/sys.cc"
+      ],
+      "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
+      "defines": ["NAPI_VERSION=9", "NAPI_DISABLE_CPP_EXCEPTIONS"],
+      "cflags": ["-Wall", "-Wextra", "-fvisibility=hidden"],
+      "cflags_cc": ["-std=c++20", "-fvisibility-inlines-hidden"],
+      "cflags_cc!": ["-std=gnu++17", "-std=c++17"]
+    }
+  ]
+}

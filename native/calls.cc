@@ -1,0 +1,121 @@
+#include "calls.h"
+
+#include <fcntl.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <cstdint>
+
+#include "args.h"
+#include "environment.h"
+#include "failure.h"
+
+namespace ubd {
+
+namespace {
+
+// One record; src/native/binding.ts has the table.
+struct Call {
+  int32_t which;
+  int32_t fd;
+  double address;
+  double length;
+  double position;
+  int32_t result;
+  int32_t zero;
+};
+static_assert(sizeof(Call) == 40 && alignof(Call) == 8);
+
+enum Which : int32_t {
+  kPread = 0,
+  kPwrite = 1,
+  kRead = 2,
+  kWrite = 3,
+  kFallocate = 4,
+  kPwriteDurable = 5,
+};
+
+// What the kernel moves at most in one call (MAX_RW_COUNT); it cuts longer ones to this by itself.
+constexpr double kTransferMax = 0x7ffff000;
+
+int64_t RunOnce(const Call& call, void* address, size_t length, off_t position) {
+  switch (call.which) {
+    case kPread:
+      return pread(call.fd, address, length, position);
+    case kPwrite:
+      return pwrite(call.fd, address, length, position);
+    case kRead:
+      return read(call.fd, address, length);
+    case kWrite:
+      return write(call.fd, address, length);
+    case kFallocate:
+      return fallocate(call.fd, static_cast<int>(call.address), position,
+                       static_cast<off_t>(call.length));
+    case kPwriteDurable: {
+      const iovec vector = {address, length};
+      return pwritev2(call.fd, &vector, 1, position, RWF_DSYNC);
+    }
+  }
+  errno = EINVAL;
+  return -1;
+}
+
+int32_t Run(const MemoryRegistry& memory, const Call& call) {
+  if (call.which < kPread || call.which > kPwriteDurable) return -EINVAL;
+  if (!IsWhole(call.position, 0, kSafeIntegerMax)) return -EINVAL;
+
+  void* address = nullptr;
+  size_t length = 0;
+  if (call.which == kFallocate) {
+    if (!IsWhole(call.address, 0, INT32_MAX) || !IsWhole(call.length, 0, kSafeIntegerMax))
+      return -EINVAL;
+  } else {
+    if (!IsWhole(call.length, 0, kTransferMax)) return -EINVAL;
+    if (!memory.Contains(call.address, call.length)) return -EFAULT;
+    // SAFETY: the whole range lies in one mapping of this thread, which nobody else can unmap meanwhile.
+    address = reinterpret_cast<void*>(static_cast<uintptr_t>(call.address));
+    length = static_cast<size_t>(call.length);
+  }
+
+  int64_t result = 0;
+  do {
+    result = ResultOrErrno(RunOnce(call, address, length, static_cast<off_t>(call.position)));
+  } while (result == -EINTR);
+  return static_cast<int32_t>(result);
+}
+
+// runCalls(calls, count)
+Napi::Value RunCalls(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "runCalls");
+  bool isArrayBuffer = false;
+  napi_is_arraybuffer(env, info[0], &isArrayBuffer);
+  if (!isArrayBuffer) args.WrongType("calls", "an ArrayBuffer");
+  const uint32_t count = args.Uint32(1, "count");
+  if (!args.ok()) return env.Undefined();
+
+  void* data = nullptr;
+  size_t length = 0;
+  napi_get_arraybuffer_info(env, info[0], &data, &length);
+  if (count > length / sizeof(Call)) {
+    args.OutOfRange("count", "at most the number of whole records in the buffer");
+    return env.Undefined();
+  }
+  // SAFETY: `count` records lie in the buffer, which nothing can detach or shrink before we return. A call
+  // may write into the records themselves (they can be mapped memory): each is copied before it is checked.
+  Call* calls = static_cast<Call*>(data);
+  const MemoryRegistry& memory = Environment::Of(info).memory;
+  for (uint32_t i = 0; i < count; i++) {
+    const Call call = calls[i];
+    calls[i].result = Run(memory, call);
+  }
+  return env.Undefined();
+}
+
+}  // namespace
+
+void DefineCalls(Napi::Env env, Napi::Object exports, void* environment) {
+  exports.Set("runCalls", Napi::Function::New<RunCalls>(env, "runCalls", environment));
+}
+
+}  // namespace ubd

@@ -1,0 +1,110 @@
+#include "memory.h"
+
+#include <sys/mman.h>
+
+#include "args.h"
+#include "environment.h"
+#include "failure.h"
+
+namespace ubd {
+
+namespace {
+
+// Node 20's largest external ArrayBuffer.
+constexpr double kLengthMax = 4294967296.0;
+
+// mapMemory(lengthBytes): { address, buffer }
+Napi::Value MapMemory(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "mapMemory");
+  const auto length = static_cast<size_t>(args.Whole(0, "lengthBytes", 1, kLengthMax));
+  if (!args.ok()) return env.Undefined();
+
+  const size_t mapped = RoundUpToPage(length);
+  void* address =
+      mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (address == MAP_FAILED) {
+    ThrowErrno(env, errno, "mmap");
+    return env.Undefined();
+  }
+  Mapping mapping(address, mapped);
+  // A child process must not share pages that the kernel is about to fill: after a fork, copy-on-write
+  // could leave the data of a read in the child's copy. Best effort: without it only such a child suffers.
+  madvise(address, mapped, MADV_DONTFORK);
+
+  // SAFETY: the buffer is detached before the region is unmapped (unmapMemory, end of the environment).
+  Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, address, length);
+  if (env.IsExceptionPending()) return env.Undefined();
+
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("address", Napi::Number::New(env, static_cast<double>(mapping.address())));
+  result.Set("buffer", buffer);
+  // A strong reference: memory that the kernel may be writing to is not left to the garbage collector.
+  Environment::Of(info).memory.Add({std::move(mapping), Napi::Persistent(buffer)});
+  return result;
+}
+
+// unmapMemory(address)
+Napi::Value UnmapMemory(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "unmapMemory");
+  const double address = args.Whole(0, "address", 0, kSafeIntegerMax);
+  if (!args.ok()) return env.Undefined();
+
+  MemoryRegistry& memory = Environment::Of(info).memory;
+  MemoryRegistry::Region region;
+  if (!memory.Take(address, &region)) {
+    args.OutOfRange("address", "the start of mapped memory of this thread");
+    return env.Undefined();
+  }
+  if (!DetachOwned(region.buffer.Value()) || memory.keep()) region.mapping.Abandon();
+  return env.Undefined();
+}
+
+}  // namespace
+
+bool DetachOwned(Napi::ArrayBuffer buffer) {
+  // SAFETY: a buffer that is detached already was moved to another one (ArrayBuffer.transfer), which still
+  // points into the mapping: then the caller must leave the pages where they are.
+  if (buffer.IsDetached()) return false;
+  buffer.Detach();
+  return buffer.IsDetached();
+}
+
+void MemoryRegistry::Add(Region region) {
+  const uintptr_t address = region.mapping.address();
+  regions_.insert_or_assign(address, std::move(region));
+}
+
+bool MemoryRegistry::Contains(double address, double length) const {
+  if (!IsWhole(address, 0, kSafeIntegerMax) || !IsWhole(length, 0, kSafeIntegerMax)) return false;
+  const auto start = static_cast<uintptr_t>(address);
+  const auto bytes = static_cast<uintptr_t>(length);
+  auto next = regions_.upper_bound(start);
+  if (next == regions_.begin()) return false;
+  const Mapping& mapping = std::prev(next)->second.mapping;
+  const uintptr_t offset = start - mapping.address();
+  return offset <= mapping.length() && bytes <= mapping.length() - offset;
+}
+
+bool MemoryRegistry::Take(double address, Region* region) {
+  auto found = regions_.find(static_cast<uintptr_t>(address));
+  if (found == regions_.end()) return false;
+  *region = std::move(found->second);
+  regions_.erase(found);
+  return true;
+}
+
+void MemoryRegistry::Clear() {
+  if (keep_) {
+    for (auto& [address, region] : regions_) region.mapping.Abandon();
+  }
+  regions_.clear();
+}
+
+void DefineMemory(Napi::Env env, Napi::Object exports, void* environment) {
+  exports.Set("mapMemory", Napi::Function::New<MapMemory>(env, "mapMemory", environment));
+  exports.Set("unmapMemory", Napi::Function::New<UnmapMemory>(env, "unmapMemory", environment));
+}
+
+}  // namespace ubd

@@ -1,0 +1,69 @@
+// io_uring: setup, enter, register, close. Raw system calls and the kernel's own header; no library.
+//
+// The rings are mapped and handed to TypeScript as ArrayBuffers: it writes submissions and reads completions
+// itself. So what is guarded here is the calls, not the submissions: an SQE is a pointer for the kernel, and
+// a wrong address in one is as dangerous as in C. src/uring takes addresses from mapped memory only.
+//
+// A ring that goes away first comes to rest (everything under way is cancelled and waited for), because
+// requests outlive the descriptor: the kernel would go on writing to memory that is about to be unmapped.
+#pragma once
+
+#include <linux/io_uring.h>
+#include <napi.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "owned.h"
+
+namespace ubd {
+
+class MemoryRegistry;
+
+class Ring {
+ public:
+  // Null with errno set if the kernel refuses.
+  static std::unique_ptr<Ring> Make(uint32_t entries, uint32_t flags, uint32_t cqEntries);
+
+  int fd() const { return fd_.get(); }
+  const io_uring_params& params() const { return params_; }
+
+  // Wraps the maps in ArrayBuffers; `result` is the RingMaps of src/native/binding.ts.
+  void Expose(Napi::Env env, Napi::Object result);
+
+  // Cancels all that is under way and waits for it. False if something would not end in time.
+  bool ComeToRest();
+
+  // Detaches the ArrayBuffers. A mapping that cannot be detached stays for the process's life.
+  void Detach();
+
+ private:
+  volatile uint32_t* Word(uint32_t offset) const;
+  bool Consume(uint64_t mark);
+
+  io_uring_params params_ = {};
+  // Order of teardown, from the last to the first: buffers, munmap(sqes), munmap(rings), close(fd).
+  Descriptor fd_;
+  Mapping rings_;
+  Mapping sqes_;
+  Napi::Reference<Napi::ArrayBuffer> ringsBuffer_;
+  Napi::Reference<Napi::ArrayBuffer> sqesBuffer_;
+};
+
+// The rings of one environment. There are very few, so a list is the fastest index.
+class Rings {
+ public:
+  void Add(std::unique_ptr<Ring> ring) { rings_.push_back(std::move(ring)); }
+  bool Has(int fd) const;
+  std::unique_ptr<Ring> Take(int fd);
+  // Closes all; tells `memory` if one did not come to rest.
+  void Clear(MemoryRegistry* memory);
+
+ private:
+  std::vector<std::unique_ptr<Ring>> rings_;
+};
+
+void DefineRing(Napi::Env env, Napi::Object exports, void* environment);
+
+}  // namespace ubd

@@ -1,0 +1,122 @@
+/**
+ * The identity of a root: its size and a fingerprint of its content. A leaf remembers the identity of the
+ * root that it was made on, and is refused on any other.
+ *
+ * The fingerprint reads less than 2 MiB, whatever the size of the root. It is the SHA-256 of
+ *
+ *     "ubd root fingerprint 1\n", the size (u64, little-endian), and then, for each region in this order,
+ *     its position and length (u64 each) and its bytes
+ *
+ *     head        the first 128 KiB
+ *     tail        the last 64 KiB
+ *     partitions  the first 128 KiB of each partition that a GPT or MBR in the head names, in its order
+ *     samples     64 blocks of 4 KiB, one in each 64th of the root (`samplePosition`)
+ *
+ * A region that reaches beyond the end is cut there; a root of up to 1 MiB is one region, whole.
+ *
+ * What it catches for certain: another size; a file system that was made anew, mounted writable, checked or
+ * grown, on the whole root or in a partition (head and partitions hold the superblocks of ext2/3/4, XFS and
+ * Btrfs, which change their time stamps and counters with each of these); another partition table; any other
+ * image of other origin. What it catches only by chance: a change of other blocks behind the back of the file
+ * system (dd, debugfs, an image patched with a hex editor, rotten media), with the probability that one of
+ * the samples meets it. `ubd check --root` compares every byte.
+ */
+import { createHash } from 'node:crypto';
+import { fstat } from 'node:fs';
+import { promisify } from 'node:util';
+import { LRUCache } from 'lru-cache';
+import { BLOCK_BYTES } from '../base/units.ts';
+import { partitionStarts } from './partitions.ts';
+import { type OpenRoot, readRoot } from './raw-image.ts';
+
+const fstatAsync = promisify(fstat);
+
+const DOMAIN = 'ubd root fingerprint 1\n';
+const WHOLE_BYTES = 1 << 20;
+const HEAD_BYTES = 128 << 10;
+const TAIL_BYTES = 64 << 10;
+const SAMPLES = 64;
+/** A table of a thousand partitions must not make the fingerprint dear. */
+const PARTITIONS_MAX = 8;
+
+export interface RootIdentity {
+  sizeBytes: number;
+  /** SHA-256 in 64 hexadecimal digits. */
+  fingerprint: string;
+}
+
+export function sameIdentity(a: RootIdentity, b: RootIdentity): boolean {
+  return a.sizeBytes === b.sizeBytes && a.fingerprint === b.fingerprint;
+}
+
+/**
+ * Byte position of a sample: a block in the `index`-th 64th of the root, at a share of it that looks random
+ * (a golden-ratio sequence), so that the samples do not fall in step with the file system's own grid.
+ */
+export function samplePosition(sizeBytes: number, index: number): number {
+  const blocks = Math.floor(sizeBytes / BLOCK_BYTES);
+  const first = Math.floor((blocks * index) / SAMPLES);
+  const end = Math.floor((blocks * (index + 1)) / SAMPLES);
+  const share = ((index + 1) * 40503) % 65536;
+  return (first + Math.floor(((end - first) * share) / 65536)) * BLOCK_BYTES;
+}
+
+async function readRegion(root: OpenRoot, position: number, length: number): Promise<Buffer> {
+  const buffer = Buffer.allocUnsafe(length);
+  for (let done = 0; done < length; )
+    done += await readRoot(root, buffer, done, length - done, position + done);
+  return buffer;
+}
+
+/** Computes the identity, reading less than 2 MiB. */
+export async function computeIdentity(root: OpenRoot): Promise<RootIdentity> {
+  const { sizeBytes } = root;
+  const hash = createHash('sha256').update(DOMAIN);
+  const number = Buffer.alloc(8);
+  const addNumber = (value: number): void => {
+    number.writeBigUInt64LE(BigInt(value));
+    hash.update(number);
+  };
+  const add = (position: number, bytes: Buffer): void => {
+    addNumber(position);
+    addNumber(bytes.length);
+    hash.update(bytes);
+  };
+  addNumber(sizeBytes);
+  if (sizeBytes <= WHOLE_BYTES) {
+    add(0, await readRegion(root, 0, sizeBytes));
+  } else {
+    const head = await readRegion(root, 0, HEAD_BYTES);
+    add(0, head);
+    const positions: [position: number, length: number][] = [[sizeBytes - TAIL_BYTES, TAIL_BYTES]];
+    for (const start of partitionStarts(head, sizeBytes).slice(0, PARTITIONS_MAX))
+      positions.push([start, Math.min(HEAD_BYTES, sizeBytes - start)]);
+    for (let i = 0; i < SAMPLES; i++) positions.push([samplePosition(sizeBytes, i), BLOCK_BYTES]);
+    const regions = await Promise.all(
+      positions.map(([at, length]) => readRegion(root, at, length)),
+    );
+    for (let i = 0; i < regions.length; i++) add(positions[i]![0], regions[i]!);
+  }
+  return { sizeBytes, fingerprint: hash.digest('hex') };
+}
+
+/** By everything that the kernel changes when a file is written. Block devices have nothing of the kind. */
+const known = new LRUCache<string, RootIdentity>({ max: 1024 });
+
+/**
+ * The identity of an open root, from memory where the file is the same and was not touched since: many
+ * devices over one root read it once.
+ */
+export async function identify(root: OpenRoot): Promise<RootIdentity> {
+  if (root.kind !== 'file') return computeIdentity(root);
+  const stamp = async (): Promise<string> => {
+    const { dev, ino, size, mtimeNs, ctimeNs } = await fstatAsync(root.fd, { bigint: true });
+    return `${dev}:${ino}:${size}:${mtimeNs}:${ctimeNs}`;
+  };
+  const before = await stamp();
+  const remembered = known.get(before);
+  if (remembered !== undefined) return remembered;
+  const identity = await computeIdentity(root);
+  if ((await stamp()) === before) known.set(before, identity);
+  return identity;
+}

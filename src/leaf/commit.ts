@@ -1,0 +1,375 @@
+/**
+ * The commit cycle: what makes acknowledged writes durable. One cycle at a time; flushes that come
+ * meanwhile share the next one.
+ *
+ *     take the pending extents; decide: record, checkpoint, or neither
+ *        │
+ *        ├─ checkpoint with fresh pages ─▶ WRITE_FRESH   their map sectors (checkpoint.ts)
+ *        ▼
+ *      SYNC          all data written before are durable                        failed: the leaf is failed
+ *        │
+ *        ├─ nothing newly mapped ─▶ end
+ *        ├─ RECORD         one durable write at the head of the log ─▶ end      failed: the leaf is failed
+ *        └─ WRITE_REST     map and directory sectors, in place
+ *             ▼
+ *           SYNC_MAP                                                            failed: the leaf is failed
+ *             ▼
+ *           SUPERBLOCK     durable; the log begins anew at its start ─▶ end
+ *
+ * What a cycle covers is fixed when it begins: changes that were done before. A full disk (ENOSPC) ends a
+ * cycle without harm: what was to be recorded stays changed in the map, and the next cycle is a checkpoint.
+ * After a failed sync the kernel may have dropped written data while their pages count as clean, so no later
+ * sync can be believed: the leaf takes no more writes until it is opened again.
+ */
+import { assert } from '../base/assert.ts';
+import { EDQUOT, EIO, ENOSPC } from '../base/errno.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
+import type { Io, IoOp, Memory } from '../uring/io.ts';
+import { Checkpoint } from './checkpoint.ts';
+import {
+  extentsIn,
+  type Owner,
+  ownerOf,
+  recordSectors,
+  SUPERBLOCK_BYTES,
+  SUPERBLOCK_OFFSETS,
+} from './format.ts';
+import { encodeRecord } from './log.ts';
+import { PendingExtents } from './pending.ts';
+import type { SectorMap } from './sector-map.ts';
+import { encodeSuperblock, type Superblock } from './superblock.ts';
+
+const STEP = {
+  IDLE: 0,
+  WRITE_FRESH: 1,
+  SYNC: 2,
+  RECORD: 3,
+  WRITE_REST: 4,
+  SYNC_MAP: 5,
+  SUPERBLOCK: 6,
+};
+
+/** The most extents in one record: 48 KiB. */
+const RECORD_EXTENTS_MAX = 4096;
+/** A cycle begins by itself after so many written bytes, to bound what one flush has to wait for. */
+const UNSYNCED_BYTES_MAX: number = 32 * 1024 * 1024;
+
+/** A flush that waits: the caller's operation, in a list without allocation. */
+export class Waiter {
+  op!: IoOp;
+  next: Waiter | null = null;
+}
+
+export interface CommitStart {
+  io: Io;
+  fd: number;
+  map: SectorMap;
+  superblock: Superblock;
+  /** Bytes of the log in use, and the number of the next record. */
+  head: number;
+  nextSequence: number;
+}
+
+export class Commit implements IoOp {
+  readonly #io: Io;
+  readonly #fd: number;
+  readonly #map: SectorMap;
+  readonly #owner: Owner;
+  readonly #superblock: Superblock;
+  readonly #recordExtents: number;
+  #memory: Memory | null = null;
+  /** The pending extents: the list that fills now, and the one that the running cycle has taken. */
+  #pending: PendingExtents;
+  #taken: PendingExtents;
+  #head: number;
+  #nextSequence: number;
+  #step: number = STEP.IDLE;
+  #checkpoint: Checkpoint | null = null;
+  /** Set by the last step of `close`: the cycle's checkpoint is the final one. */
+  #closing = false;
+  #running: Waiter | null = null;
+  #waiting: Waiter | null = null;
+  #freeWaiters: Waiter | null = null;
+  /** Changes done in all; those that the running cycle covers; those that are durable. */
+  #changes = 1; // a process before this one may have left something that was never synced
+  #covered = 0;
+  #durable = 0;
+  #unsyncedBytes = 0;
+  /** Zero, or why no more writes are taken. */
+  failure = 0;
+
+  readonly counters = { cycles: 0, records: 0, checkpoints: 0 };
+
+  constructor(start: CommitStart) {
+    this.#io = start.io;
+    this.#fd = start.fd;
+    this.#map = start.map;
+    this.#superblock = start.superblock;
+    this.#owner = ownerOf(start.superblock.uuid);
+    this.#head = start.head;
+    this.#nextSequence = start.nextSequence;
+    const logSectors = start.superblock.geometry.logBytes / SECTOR_BYTES;
+    this.#recordExtents = Math.min(RECORD_EXTENTS_MAX, extentsIn(logSectors));
+    this.#pending = new PendingExtents(this.#recordExtents);
+    this.#taken = new PendingExtents(this.#recordExtents);
+  }
+
+  get logBytesUsed(): number {
+    return this.#head;
+  }
+
+  get idle(): boolean {
+    return this.#step === STEP.IDLE;
+  }
+
+  /**
+   * A change is done: written, or made zero. `mapped`: the range holds sectors that were not mapped before.
+   * `bytes` of it wait in memory.
+   */
+  changed(sector: number, count: number, mapped: boolean, bytes: number): void {
+    if (mapped) this.#pending.add(sector, count);
+    this.#changes++;
+    this.#unsyncedBytes += bytes;
+    if (!this.idle || this.failure !== 0) return;
+    if (
+      this.#unsyncedBytes >= UNSYNCED_BYTES_MAX ||
+      this.#pending.length * 2 >= this.#recordExtents
+    )
+      this.#begin();
+  }
+
+  /** Calls `op.done` when every change done so far is durable; at once if it is already. */
+  flush(op: IoOp): void {
+    if (this.failure !== 0) {
+      op.done(-EIO, 0);
+      return;
+    }
+    if (this.idle) {
+      if (this.#durable === this.#changes) {
+        op.done(0, 0);
+        return;
+      }
+      this.#waiting = this.#waiter(op, this.#waiting);
+      this.#begin();
+    } else if (this.#covered === this.#changes) this.#running = this.#waiter(op, this.#running);
+    else this.#waiting = this.#waiter(op, this.#waiting);
+  }
+
+  /**
+   * Makes everything durable, then writes a last checkpoint, so that the next open has nothing to replay.
+   * The caller has let all operations end. A disk too full for the checkpoint is no failure: all is in the log.
+   */
+  close(op: IoOp): void {
+    this.flush(new FinalStep(this, op));
+  }
+
+  /** For FinalStep: all changes are durable. */
+  finish(op: IoOp): void {
+    assert(this.idle, 'nothing comes after the last flush');
+    if (this.#superblock.clean && this.#head === 0 && !this.#map.hasDirty && this.#pending.empty) {
+      op.done(0, 0);
+      return;
+    }
+    this.#closing = true;
+    this.#waiting = this.#waiter(op, null);
+    this.#begin();
+  }
+
+  freeMemory(): void {
+    this.#memory?.free();
+    this.#memory = null;
+  }
+
+  #begin(): void {
+    this.counters.cycles++;
+    this.#running = this.#waiting;
+    this.#waiting = null;
+    this.#covered = this.#changes;
+    this.#unsyncedBytes = 0;
+    const taken = this.#pending;
+    this.#pending = this.#taken;
+    this.#taken = taken;
+    taken.compact();
+    const bytes = recordSectors(taken.length) * SECTOR_BYTES;
+    const room = this.#superblock.geometry.logBytes - this.#head;
+    if (this.#closing || taken.overflowed || (taken.length > 0 && bytes > room)) {
+      this.#checkpoint = new Checkpoint(this.#map, {
+        io: this.#io,
+        fd: this.#fd,
+        owner: this.#owner.low,
+        directoryOffset: this.#superblock.geometry.directoryOffset,
+        mapOffset: this.#superblock.geometry.mapOffset,
+      });
+      if (this.#checkpoint.hasFresh) {
+        this.#step = STEP.WRITE_FRESH;
+        this.#checkpoint.writeFresh(this);
+        return;
+      }
+    }
+    this.#sync();
+  }
+
+  #sync(): void {
+    this.#step = STEP.SYNC;
+    this.#io.sync(this.#fd, this);
+  }
+
+  /** The step under way has ended. */
+  done(result: number): void {
+    if (result < 0) {
+      this.#stepFailed(result);
+      return;
+    }
+    switch (this.#step) {
+      case STEP.WRITE_FRESH:
+        this.#sync();
+        break;
+      case STEP.SYNC:
+        if (this.#checkpoint !== null) {
+          this.#checkpoint.settleFresh();
+          if (this.#checkpoint.hasRest) {
+            this.#step = STEP.WRITE_REST;
+            this.#checkpoint.writeRest(this);
+          } else this.#writeSuperblock();
+        } else if (this.#taken.length > 0) this.#writeRecord();
+        else this.#end(0);
+        break;
+      case STEP.RECORD:
+        this.counters.records++;
+        this.#head += recordSectors(this.#taken.length) * SECTOR_BYTES;
+        this.#nextSequence++;
+        this.#end(0);
+        break;
+      case STEP.WRITE_REST:
+        this.#step = STEP.SYNC_MAP;
+        this.#io.sync(this.#fd, this);
+        break;
+      case STEP.SYNC_MAP:
+        this.#writeSuperblock();
+        break;
+      case STEP.SUPERBLOCK:
+        this.counters.checkpoints++;
+        this.#superblock.generation++;
+        this.#superblock.logStart = this.#nextSequence;
+        this.#superblock.logEnd = this.#nextSequence;
+        this.#superblock.clean = this.#closing;
+        this.#head = 0;
+        this.#end(0);
+        break;
+    }
+  }
+
+  #writeRecord(): void {
+    this.#step = STEP.RECORD;
+    const memory = this.#staging();
+    const { starts, counts, length } = this.#taken;
+    const { bytes, view } = memory;
+    const size = encodeRecord(
+      bytes,
+      view,
+      0,
+      this.#owner,
+      this.#nextSequence,
+      starts,
+      counts,
+      length,
+    );
+    const position = this.#superblock.geometry.logOffset + this.#head;
+    this.#io.writeDurable(this.#fd, memory, 0, size, position, this);
+  }
+
+  #writeSuperblock(): void {
+    this.#step = STEP.SUPERBLOCK;
+    const memory = this.#staging();
+    // Only once it is durable does our own copy of the superblock change: a write that failed is tried
+    // again with the same generation, at the same place, so that the other copy stays whole.
+    const generation = this.#superblock.generation + 1;
+    const next: Superblock = {
+      ...this.#superblock,
+      generation,
+      logStart: this.#nextSequence,
+      logEnd: this.#nextSequence,
+      clean: this.#closing,
+    };
+    encodeSuperblock(next, memory.bytes, 0);
+    const position = SUPERBLOCK_OFFSETS[generation % 2]!;
+    this.#io.writeDurable(this.#fd, memory, 0, SUPERBLOCK_BYTES, position, this);
+  }
+
+  #staging(): Memory {
+    const record = recordSectors(this.#recordExtents) * SECTOR_BYTES;
+    this.#memory ??= this.#io.allocate(Math.max(SUPERBLOCK_BYTES, record));
+    return this.#memory;
+  }
+
+  #stepFailed(result: number): void {
+    const syncFailed = this.#step === STEP.SYNC || this.#step === STEP.SYNC_MAP;
+    const full = result === -ENOSPC || result === -EDQUOT;
+    if (syncFailed || !full) this.failure = result;
+    this.#checkpoint?.giveBack();
+    // The number is spent: whatever the write left behind must not be taken for the next record.
+    if (this.#step === STEP.RECORD) this.#nextSequence++;
+    this.#end(result);
+  }
+
+  #end(result: number): void {
+    this.#checkpoint?.free();
+    this.#checkpoint = null;
+    this.#step = STEP.IDLE;
+    if (result === 0) this.#durable = this.#covered;
+    // Bits that are in no record and in no checkpoint: only a checkpoint can save them now.
+    else if (!this.#taken.empty) this.#pending.overflow();
+    this.#taken.clear();
+    const ended = this.#running;
+    this.#running = null;
+    let abandoned: Waiter | null = null;
+    if (this.failure !== 0) {
+      abandoned = this.#waiting;
+      this.#waiting = null;
+    } else if (this.#waiting !== null) this.#begin();
+    this.#answer(ended, result);
+    this.#answer(abandoned, -EIO);
+  }
+
+  #waiter(op: IoOp, next: Waiter | null): Waiter {
+    const waiter = this.#freeWaiters ?? new Waiter();
+    this.#freeWaiters = waiter.next;
+    waiter.op = op;
+    waiter.next = next;
+    return waiter;
+  }
+
+  /** Answers the waiters of a list; each is free before its operation may start another flush. */
+  #answer(list: Waiter | null, result: number): void {
+    for (let waiter = list; waiter !== null; ) {
+      const { op, next } = waiter;
+      waiter.next = this.#freeWaiters;
+      this.#freeWaiters = waiter;
+      op.done(result, 0);
+      waiter = next;
+    }
+  }
+}
+
+/** The end of `close`: first a flush, then, if that was well, the last checkpoint. */
+class FinalStep implements IoOp {
+  readonly #commit: Commit;
+  readonly #op: IoOp;
+  #flushed = false;
+
+  constructor(commit: Commit, op: IoOp) {
+    this.#commit = commit;
+    this.#op = op;
+  }
+
+  done(result: number): void {
+    if (!this.#flushed && result === 0) {
+      this.#flushed = true;
+      this.#commit.finish(this);
+      return;
+    }
+    this.#commit.freeMemory();
+    const full = result === -ENOSPC || result === -EDQUOT;
+    this.#op.done(this.#flushed && full ? 0 : result, 0);
+  }
+}

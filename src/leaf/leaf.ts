@@ -1,0 +1,198 @@
+/**
+ * The leaf on the data path: takes a device's writes, and serves the sectors that it has.
+ *
+ * Invariants:
+ *  1. A sector's bit is set when its first write is done, never before: until then the layers below serve it.
+ *  2. What a flush has answered for is in the map or in the log, and its data are durable (commit.ts).
+ *  3. A write goes where it belongs, as it is: nothing is read, copied or moved for it.
+ *  4. The parent is never looked at here.
+ *
+ * Operations are pooled; steady traffic allocates nothing. Answers that need no I/O (a flush with nothing to
+ * do, a refusal) come from inside the call.
+ */
+import { assert } from '../base/assert.ts';
+import { EIO, EROFS } from '../base/errno.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
+import type { WritableLayer } from '../store/store.ts';
+import type { Io, IoOp, Memory } from '../uring/io.ts';
+import { Commit } from './commit.ts';
+import type { OpenedLeaf } from './opened.ts';
+import { SectorMap } from './sector-map.ts';
+
+const KIND = { WRITE: 0, ZEROES: 1, DISCARD: 2 } as const;
+type Kind = (typeof KIND)[keyof typeof KIND];
+
+/** One change under way. */
+class LeafOp implements IoOp {
+  readonly #leaf: Leaf;
+  client!: IoOp;
+  kind: Kind = KIND.WRITE;
+  sector = 0;
+  count = 0;
+  /** Of a discard: the end of the whole range; `sector` and `count` are the run being punched. */
+  end = 0;
+  next: LeafOp | null = null;
+
+  constructor(leaf: Leaf) {
+    this.#leaf = leaf;
+  }
+
+  done(result: number): void {
+    this.#leaf.opDone(this, result);
+  }
+}
+
+export class Leaf implements WritableLayer {
+  readonly name: string;
+  readonly readOnly: boolean;
+  readonly sizeSectors: number;
+  readonly #io: Io;
+  readonly #fd: number;
+  readonly #dataOffset: number;
+  readonly #map: SectorMap;
+  readonly #commit: Commit;
+  #free: LeafOp | null = null;
+  #inFlight = 0;
+  #closed = false;
+
+  /** Takes over the opened leaf's arrays. Its descriptor stays the caller's, who closes it after `close`. */
+  constructor(io: Io, opened: OpenedLeaf) {
+    this.name = opened.name;
+    this.readOnly = opened.readOnly;
+    this.sizeSectors = opened.superblock.sizeSectors;
+    this.#io = io;
+    this.#fd = opened.fd;
+    this.#dataOffset = opened.superblock.geometry.dataOffset;
+    this.#map = SectorMap.fromState(opened.map);
+    this.#commit = new Commit({
+      io,
+      fd: opened.fd,
+      map: this.#map,
+      superblock: opened.superblock,
+      head: opened.logHead,
+      nextSequence: opened.nextSequence,
+    });
+  }
+
+  /** Sectors that the leaf has. */
+  get changedSectors(): number {
+    return this.#map.mapped;
+  }
+
+  /** Zero, or the errno (negative) of the failure after which the leaf takes no more writes. */
+  get failure(): number {
+    return this.#commit.failure;
+  }
+
+  get counters(): Readonly<{ cycles: number; records: number; checkpoints: number }> {
+    return this.#commit.counters;
+  }
+
+  run(sector: number, end: number): number {
+    return this.#map.run(sector, end);
+  }
+
+  read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
+    const position = this.#dataOffset + sector * SECTOR_BYTES;
+    this.#io.read(this.#fd, memory, start, count * SECTOR_BYTES, position, op);
+  }
+
+  write(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
+    if (this.#refuses(op)) return;
+    const own = this.#take(KIND.WRITE, sector, count, op);
+    const position = this.#dataOffset + sector * SECTOR_BYTES;
+    this.#io.write(this.#fd, memory, start, count * SECTOR_BYTES, position, own);
+  }
+
+  /** Punches mapped and unmapped sectors alike: data of before a crash may lie under the unmapped ones. */
+  writeZeroes(sector: number, count: number, keepSpace: boolean, op: IoOp): void {
+    if (this.#refuses(op)) return;
+    const own = this.#take(KIND.ZEROES, sector, count, op);
+    const position = this.#dataOffset + sector * SECTOR_BYTES;
+    if (keepSpace) this.#io.zero(this.#fd, position, count * SECTOR_BYTES, own);
+    else this.#io.punch(this.#fd, position, count * SECTOR_BYTES, own);
+  }
+
+  /** Frees the space of the sectors that the leaf has, run by run; the others stay the parent's. */
+  discard(sector: number, count: number, op: IoOp): void {
+    if (this.#refuses(op)) return;
+    const own = this.#take(KIND.DISCARD, sector, 0, op);
+    own.end = sector + count;
+    if (this.#punchNext(own)) return;
+    this.#put(own);
+    op.done(0, 0);
+  }
+
+  /** Punches the next mapped run of a discard; false if there is none. */
+  #punchNext(own: LeafOp): boolean {
+    let sector = own.sector + own.count;
+    if (sector >= own.end) return false;
+    let run = this.#map.run(sector, own.end);
+    if (run < 0) {
+      sector -= run;
+      if (sector >= own.end) return false;
+      run = this.#map.run(sector, own.end);
+    }
+    own.sector = sector;
+    own.count = run;
+    const position = this.#dataOffset + sector * SECTOR_BYTES;
+    this.#io.punch(this.#fd, position, run * SECTOR_BYTES, own);
+    return true;
+  }
+
+  flush(op: IoOp): void {
+    if (this.readOnly) op.done(0, 0);
+    else this.#commit.flush(op);
+  }
+
+  /**
+   * Makes all durable and the leaf clean. All other operations have ended; none may follow. `op.done` gets 0,
+   * or a negative errno: then the leaf holds what its last good flush had answered for.
+   */
+  close(op: IoOp): void {
+    assert(this.#inFlight === 0 && !this.#closed, 'a leaf is closed once, with nothing under way');
+    this.#closed = true;
+    if (this.readOnly) op.done(0, 0);
+    else this.#commit.close(op);
+  }
+
+  /** For LeafOp. */
+  opDone(own: LeafOp, result: number): void {
+    const { client, kind, sector, count } = own;
+    if (kind === KIND.DISCARD && result >= 0 && this.#punchNext(own)) {
+      this.#commit.changed(sector, count, false, 0);
+      return;
+    }
+    this.#put(own);
+    const mapped = result >= 0 && kind !== KIND.DISCARD && this.#map.setRange(sector, count) > 0;
+    // A failed write may have changed some of its sectors as well.
+    this.#commit.changed(sector, count, mapped, kind === KIND.WRITE ? count * SECTOR_BYTES : 0);
+    client.done(result, 0);
+  }
+
+  #refuses(op: IoOp): boolean {
+    assert(!this.#closed, 'a closed leaf takes no operations');
+    if (this.readOnly) op.done(-EROFS, 0);
+    else if (this.failure !== 0) op.done(-EIO, 0);
+    else return false;
+    return true;
+  }
+
+  #take(kind: Kind, sector: number, count: number, client: IoOp): LeafOp {
+    const own = this.#free ?? new LeafOp(this);
+    this.#free = own.next;
+    own.next = null;
+    own.client = client;
+    own.kind = kind;
+    own.sector = sector;
+    own.count = count;
+    this.#inFlight++;
+    return own;
+  }
+
+  #put(own: LeafOp): void {
+    own.next = this.#free;
+    this.#free = own;
+    this.#inFlight--;
+  }
+}

@@ -1,0 +1,220 @@
+/**
+ * Opening a leaf: superblock, directory, map, log; then the map in memory is what it was.
+ *
+ * The work follows what was changed: of a sparse file only those parts of the directory are read that hold
+ * data, and of the map only the sectors of partial pages. Everything read is checked (the rules of FORMAT.md
+ * by number), and what fails is reported with its place; nothing is guessed.
+ */
+import { corrupt, UbdError } from '../base/errors.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
+import {
+  DIRECTORY_MAGIC,
+  DIRECTORY_PAGES,
+  KNOWN_READ_ONLY_COMPATIBLE,
+  MAP_MAGIC,
+  type Owner,
+  ownerOf,
+  PAGE_STATE,
+  SECTOR_HEADER,
+  SUPERBLOCK_BYTES,
+  SUPERBLOCK_OFFSETS,
+  sectorDamage,
+} from './format.ts';
+import { scanLog } from './log.ts';
+import type { Media } from './media.ts';
+import type { OpenedLeaf } from './opened.ts';
+import { SectorMap } from './sector-map.ts';
+import {
+  chooseSuperblock,
+  encodeSuperblock,
+  readSuperblockCopies,
+  type Superblock,
+} from './superblock.ts';
+
+export interface LoadOptions {
+  /** Nothing is written, neither now nor later; also works on media that cannot be written. */
+  readOnly?: boolean;
+}
+
+/** Sectors read in one piece. */
+const PIECE_SECTORS = 512;
+
+export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
+  const readOnly = options.readOnly ?? false;
+  const file = media.name;
+  const notes: string[] = [];
+
+  const copies = readSuperblockCopies(media);
+  const superblock = chooseSuperblock(copies, file);
+  for (const copy of copies)
+    if (copy.damage !== null)
+      notes.push(`superblock at offset ${copy.offset}: ${copy.damage}; the other copy is used`);
+  checkSuperblock(media, superblock, readOnly);
+
+  const owner = ownerOf(superblock.uuid);
+  const map = new SectorMap(superblock.sizeSectors);
+  loadMap(media, superblock, owner, map);
+
+  const { logOffset, logBytes } = superblock.geometry;
+  const log = new Uint8Array(logBytes);
+  media.read(log, logOffset);
+  const { sizeSectors, logStart, logEnd } = superblock;
+  const scan = scanLog(
+    { bytes: log, owner, logStart, logEnd, sizeSectors, file, logOffset },
+    (start, count) => map.setRange(start, count),
+  );
+  if (scan.torn)
+    notes.push(
+      `log record ${scan.nextSequence} at offset ${logOffset + scan.head} was never whole: dropped`,
+    );
+
+  if (!readOnly && scan.records > 0 && logEnd !== scan.nextSequence)
+    rememberLog(media, superblock, scan.nextSequence);
+  return {
+    name: file,
+    fd: media.fd,
+    readOnly,
+    superblock,
+    map: map.toState(),
+    logHead: scan.head,
+    nextSequence: scan.nextSequence,
+    notes,
+  };
+}
+
+function checkSuperblock(media: Media, superblock: Superblock, readOnly: boolean): void {
+  const file = media.name;
+  const unknown = superblock.readOnlyCompatible & ~KNOWN_READ_ONLY_COMPATIBLE;
+  if (unknown !== 0 && !readOnly)
+    throw new UbdError(
+      'unsupported',
+      `${file}: the leaf has features that this ubd cannot write (0x${(unknown >>> 0).toString(16)})`,
+      { place: { file }, next: 'Attach it read-only, or use the version of ubd that made it.' },
+    );
+  const needed = superblock.geometry.dataOffset + superblock.sizeSectors * SECTOR_BYTES;
+  if (media.sizeBytes < needed)
+    throw corrupt(
+      file,
+      media.sizeBytes,
+      `it ends here, but its superblock tells of ${needed} bytes`,
+      'The file was cut off: restore it from a backup.',
+    );
+}
+
+/** Reads the directory, and the map sectors of the pages that it calls partial. */
+function loadMap(media: Media, superblock: Superblock, owner: Owner, map: SectorMap): void {
+  const { directoryOffset, mapOffset } = superblock.geometry;
+  const end = directoryOffset + map.directories * SECTOR_BYTES;
+  const piece = new Uint8Array(PIECE_SECTORS * SECTOR_BYTES);
+  const view = new DataView(piece.buffer);
+  const pages = new PageReader(media, owner, map, mapOffset);
+  for (let at = media.nextData(directoryOffset, end); at < end; at = media.nextData(at, end)) {
+    at -= (at - directoryOffset) % SECTOR_BYTES;
+    const length = Math.min(piece.length, end - at);
+    media.read(piece.subarray(0, length), at);
+    for (let offset = 0; offset < length; offset += SECTOR_BYTES) {
+      if (isZero(piece, offset, SECTOR_BYTES)) continue; // never written: all its pages are empty
+      const number = (at + offset - directoryOffset) / SECTOR_BYTES;
+      const damage = sectorDamage(piece, view, offset, DIRECTORY_MAGIC, owner.low, number);
+      if (damage !== undefined)
+        throw corrupt(media.name, at + offset, `directory sector ${number}: ${damage}`);
+      loadDirectory(media, at, piece, offset, number, map, pages);
+    }
+    at += length;
+  }
+  pages.finish();
+}
+
+function loadDirectory(
+  media: Media,
+  position: number,
+  piece: Uint8Array,
+  offset: number,
+  number: number,
+  map: SectorMap,
+  pages: PageReader,
+): void {
+  for (let i = 0; i < DIRECTORY_PAGES; i++) {
+    const place = offset + SECTOR_HEADER.size + (i >>> 2);
+    const byte = piece[place]!;
+    if (byte === 0) {
+      i |= 3; // four empty pages
+      continue;
+    }
+    const state = (byte >>> ((i & 3) * 2)) & 3;
+    if (state === PAGE_STATE.EMPTY) continue;
+    const page = number * DIRECTORY_PAGES + i;
+    if (page >= map.pages || (state !== PAGE_STATE.FULL && state !== PAGE_STATE.PARTIAL))
+      throw corrupt(
+        media.name,
+        position + place,
+        `state of page ${page} in the directory: ${state}`,
+      );
+    if (state === PAGE_STATE.FULL) map.loadFull(page);
+    else pages.add(page);
+  }
+}
+
+/** Reads map sectors, neighbours in one piece. Pages come in rising order. */
+class PageReader {
+  readonly #media: Media;
+  readonly #owner: Owner;
+  readonly #map: SectorMap;
+  readonly #mapOffset: number;
+  readonly #piece: Uint8Array = new Uint8Array(PIECE_SECTORS * SECTOR_BYTES);
+  readonly #view: DataView = new DataView(this.#piece.buffer);
+  #first = 0;
+  #count = 0;
+
+  constructor(media: Media, owner: Owner, map: SectorMap, mapOffset: number) {
+    this.#media = media;
+    this.#owner = owner;
+    this.#map = map;
+    this.#mapOffset = mapOffset;
+  }
+
+  add(page: number): void {
+    if (this.#count > 0 && (page !== this.#first + this.#count || this.#count === PIECE_SECTORS))
+      this.finish();
+    if (this.#count === 0) this.#first = page;
+    this.#count++;
+  }
+
+  finish(): void {
+    const position = this.#mapOffset + this.#first * SECTOR_BYTES;
+    const length = this.#count * SECTOR_BYTES;
+    if (length > 0) this.#media.read(this.#piece.subarray(0, length), position);
+    for (let offset = 0; offset < length; offset += SECTOR_BYTES) {
+      const page = this.#first + offset / SECTOR_BYTES;
+      const damage =
+        sectorDamage(this.#piece, this.#view, offset, MAP_MAGIC, this.#owner.low, page) ??
+        (this.#map.loadPartial(page, this.#piece, offset + SECTOR_HEADER.size)
+          ? undefined
+          : 'bits beyond the end of the device');
+      if (damage !== undefined)
+        throw corrupt(this.#media.name, position + offset, `map sector of page ${page}: ${damage}`);
+    }
+    this.#count = 0;
+  }
+}
+
+/** After a crash: the superblock notes how far the log goes, so that a later loss of records is noticed. */
+function rememberLog(media: Media, superblock: Superblock, nextSequence: number): void {
+  superblock.generation++;
+  superblock.logEnd = nextSequence;
+  superblock.clean = false;
+  writeSuperblock(media, superblock);
+}
+
+/** Writes the superblock to the place of its generation, durably. */
+export function writeSuperblock(media: Media, superblock: Superblock): void {
+  const raw = new Uint8Array(SUPERBLOCK_BYTES);
+  encodeSuperblock(superblock, raw, 0);
+  media.write(raw, SUPERBLOCK_OFFSETS[superblock.generation % 2]!);
+  media.sync();
+}
+
+function isZero(source: Uint8Array, offset: number, length: number): boolean {
+  for (let i = offset; i < offset + length; i++) if (source[i] !== 0) return false;
+  return true;
+}

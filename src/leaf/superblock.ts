@@ -1,0 +1,233 @@
+/**
+ * The superblock: who this leaf is, what it stands on, where everything lies, where the log begins.
+ *
+ * Two copies. Each write takes the next generation and goes to copy `generation mod 2`, so the copy written
+ * before stays whole until the new one is durable. What the older copy says is true as well, only older:
+ * its log begins earlier, and replaying more of the log than needed changes nothing.
+ */
+import { crc32 } from 'node:zlib';
+import { corrupt, UbdError } from '../base/errors.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
+import {
+  bytesToUuid,
+  FLAG_CLEAN,
+  FORMAT_VERSION,
+  type Geometry,
+  geometryFor,
+  KNOWN_INCOMPATIBLE,
+  LEAF_BYTES_MAX,
+  LOG_BYTES_MAX,
+  LOG_BYTES_MIN,
+  MAGIC,
+  PARENT_FLAG_DIGEST,
+  PARENT_KIND,
+  REGION_ALIGN,
+  SUPERBLOCK,
+  SUPERBLOCK_BYTES,
+  SUPERBLOCK_OFFSETS,
+  uuidToBytes,
+} from './format.ts';
+import type { Media } from './media.ts';
+
+/** What a leaf stands on. */
+export interface LeafParent {
+  kind: 'none' | 'root' | 'leaf';
+  sizeBytes: number;
+  /** Path or URI, as it was when the leaf was made. */
+  path: string;
+  /** 32 bytes; of a root: see src/image. */
+  fingerprint: Uint8Array;
+  /** SHA-256 of the whole content, where somebody has paid for it. */
+  digest: Uint8Array | null;
+  /** Of a parent that is a leaf. */
+  uuid: string | null;
+}
+
+export interface Superblock {
+  generation: number;
+  uuid: string;
+  sizeSectors: number;
+  geometry: Geometry;
+  /** The first log record that counts; older ones are in the map. */
+  logStart: number;
+  /** Records before this one were durable when the superblock was written, so they must be there. */
+  logEnd: number;
+  createdSeconds: number;
+  /** Closed in order: everything is in the map. */
+  clean: boolean;
+  label: string;
+  parent: LeafParent;
+  readOnlyCompatible: number;
+  compatible: number;
+}
+
+const NO_UUID = '00000000-0000-0000-0000-000000000000';
+const KINDS = ['none', 'root', 'leaf'] as const;
+
+/** Writes a superblock's 4096 bytes at `offset`, with its CRC. */
+export function encodeSuperblock(superblock: Superblock, target: Uint8Array, offset: number): void {
+  const view = new DataView(target.buffer, target.byteOffset);
+  const { parent, geometry } = superblock;
+  SUPERBLOCK.write(view, offset, {
+    ...geometry,
+    magic: MAGIC,
+    version: FORMAT_VERSION,
+    incompatible: KNOWN_INCOMPATIBLE,
+    readOnlyCompatible: superblock.readOnlyCompatible,
+    compatible: superblock.compatible,
+    generation: superblock.generation,
+    uuid: uuidToBytes(superblock.uuid),
+    sizeSectors: superblock.sizeSectors,
+    logStart: superblock.logStart,
+    logEnd: superblock.logEnd,
+    createdSeconds: superblock.createdSeconds,
+    flags: superblock.clean ? FLAG_CLEAN : 0,
+    parentKind: KINDS.indexOf(parent.kind),
+    parentBytes: parent.sizeBytes,
+    parentUuid: uuidToBytes(parent.uuid ?? NO_UUID),
+    parentFingerprint: parent.fingerprint,
+    parentDigest: parent.digest ?? new Uint8Array(32),
+    parentFlags: parent.digest === null ? 0 : PARENT_FLAG_DIGEST,
+    label: superblock.label,
+    parentPath: parent.path,
+  });
+  const crc = crc32(target.subarray(offset, offset + SUPERBLOCK.at.crc));
+  view.setUint32(offset + SUPERBLOCK.at.crc, crc, true);
+}
+
+/** One copy as read: the superblock, or what is wrong with it. */
+export interface SuperblockCopy {
+  offset: number;
+  superblock: Superblock | null;
+  /** Null if it is valid. */
+  damage: string | null;
+  /** Nothing there: all zeroes. */
+  blank: boolean;
+  /** It begins like a superblock of ours. */
+  ours: boolean;
+}
+
+export function decodeSuperblock(raw: Uint8Array, offset: number, file: string): SuperblockCopy {
+  const copy: SuperblockCopy = {
+    offset,
+    superblock: null,
+    damage: null,
+    blank: raw.every(byte => byte === 0),
+    ours: Buffer.from(raw.subarray(0, 8)).equals(Buffer.from(`${MAGIC}\0`)),
+  };
+  const view = new DataView(raw.buffer, raw.byteOffset, raw.byteLength);
+  if (!copy.ours) copy.damage = copy.blank ? 'nothing there' : 'magic number';
+  else if (crc32(raw.subarray(0, SUPERBLOCK.at.crc)) !== view.getUint32(SUPERBLOCK.at.crc, true))
+    copy.damage = 'CRC-32';
+  if (copy.damage !== null) return copy;
+
+  const version = view.getUint32(SUPERBLOCK.at.version, true);
+  const unknown = view.getUint32(SUPERBLOCK.at.incompatible, true) & ~KNOWN_INCOMPATIBLE;
+  if (version !== FORMAT_VERSION || unknown !== 0) {
+    const what =
+      version === FORMAT_VERSION
+        ? `features unknown to this ubd (0x${(unknown >>> 0).toString(16)})`
+        : `format version ${version}; this ubd knows version ${FORMAT_VERSION}`;
+    throw new UbdError('unsupported', `${file}: the leaf has ${what}`, {
+      place: { file, offset },
+      next: 'Use the version of ubd that made it, or a newer one.',
+    });
+  }
+  try {
+    copy.superblock = interpret(SUPERBLOCK.read(view, 0));
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    copy.damage = error.message;
+  }
+  return copy;
+}
+
+/** Turns fields whose CRC is right into a superblock; a RangeError says which of them makes no sense. */
+function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
+  const { sizeSectors, logOffset, logBytes, directoryOffset, directoryBytes } = fields;
+  const { mapOffset, mapBytes, dataOffset } = fields;
+  require(sizeSectors > 0 && sizeSectors * SECTOR_BYTES <= LEAF_BYTES_MAX, 'device size');
+  require(logBytes >= LOG_BYTES_MIN &&
+    logBytes <= LOG_BYTES_MAX &&
+    logBytes % REGION_ALIGN === 0, 'log length');
+  const geometry: Geometry = {
+    logOffset,
+    logBytes,
+    directoryOffset,
+    directoryBytes,
+    mapOffset,
+    mapBytes,
+    dataOffset,
+  };
+  const expected = geometryFor(sizeSectors, logBytes);
+  for (const name of Object.keys(expected) as (keyof Geometry)[])
+    require(geometry[name] === expected[name], name);
+  require(fields.logStart >= 1 && fields.logEnd >= fields.logStart, 'log sequence');
+  const kind = KINDS[fields.parentKind];
+  require(kind !== undefined, 'kind of the parent');
+  require(fields.reserved && fields.padding, 'padding');
+  const hasDigest = (fields.parentFlags & PARENT_FLAG_DIGEST) !== 0;
+  return {
+    generation: fields.generation,
+    uuid: bytesToUuid(fields.uuid),
+    sizeSectors,
+    geometry,
+    logStart: fields.logStart,
+    logEnd: fields.logEnd,
+    createdSeconds: fields.createdSeconds,
+    clean: (fields.flags & FLAG_CLEAN) !== 0,
+    label: fields.label,
+    parent: {
+      kind,
+      sizeBytes: fields.parentBytes,
+      path: fields.parentPath,
+      fingerprint: fields.parentFingerprint,
+      digest: hasDigest ? fields.parentDigest : null,
+      uuid: fields.parentKind === PARENT_KIND.LEAF ? bytesToUuid(fields.parentUuid) : null,
+    },
+    readOnlyCompatible: fields.readOnlyCompatible,
+    compatible: fields.compatible,
+  };
+}
+
+function require(holds: boolean, what: string): asserts holds {
+  if (!holds) throw new RangeError(`${what} makes no sense`);
+}
+
+/** Both copies, as they are. */
+export function readSuperblockCopies(media: Media): [SuperblockCopy, SuperblockCopy] {
+  const read = (offset: number): SuperblockCopy => {
+    const raw = new Uint8Array(SUPERBLOCK_BYTES);
+    if (media.sizeBytes >= offset + SUPERBLOCK_BYTES) media.read(raw, offset);
+    return decodeSuperblock(raw, offset, media.name);
+  };
+  return [read(SUPERBLOCK_OFFSETS[0]), read(SUPERBLOCK_OFFSETS[1])];
+}
+
+/** The superblock that counts. Throws where there is none: not a leaf, or one that is damaged beyond use. */
+export function chooseSuperblock(
+  copies: readonly [SuperblockCopy, SuperblockCopy],
+  file: string,
+): Superblock {
+  const [a, b] = copies;
+  if (a.superblock !== null && b.superblock !== null) {
+    if (a.superblock.uuid !== b.superblock.uuid)
+      throw corrupt(file, b.offset, 'the two superblocks belong to different leaves');
+    return a.superblock.generation > b.superblock.generation ? a.superblock : b.superblock;
+  }
+  const valid = a.superblock ?? b.superblock;
+  if (valid !== null) return valid;
+  const damaged = a.ours ? a : b.ours ? b : null;
+  if (damaged !== null)
+    throw corrupt(
+      file,
+      damaged.offset,
+      `superblock: ${damaged.damage}; the other copy, at offset ${damaged === a ? b.offset : a.offset}: ${(damaged === a ? b : a).damage}`,
+      'Restore the file from a backup: without a superblock nothing in it can be trusted.',
+    );
+  throw new UbdError('not-a-leaf', `${file} is not a leaf: no superblock at its start`, {
+    place: { file, offset: 0 },
+    next:
+      a.blank && b.blank ? 'It is empty: remove it if nothing else needs it.' : 'Check the path.',
+  });
+}

@@ -1,0 +1,290 @@
+/**
+ * Loop devices over our FUSE file: how they are made, recognised and taken down.
+ *
+ *     free ──configure──▶ bound ──detach──▶ free
+ *                           │                 ▲
+ *                           └─ server dies ─▶ stale: every request fails; `clearStaleLoops` of the same
+ *                                             owner's next daemon takes it down
+ *
+ * The loop device alone holds the FUSE file, and nobody holds the loop device: while it is open in a process
+ * that also serves it, the end of that process could wait for its own answers.
+ * A loop device is ours by the name of its file: `ubd:NAME:OWNER`. The owner is one state directory, whose
+ * lock its daemon holds, so that several daemons on a host never touch each other's devices.
+ */
+import { close, constants, open, readdirSync, readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
+import {
+  EACCES,
+  EBUSY,
+  ENODEV,
+  ENOENT,
+  ENOSPC,
+  ENXIO,
+  EPERM,
+  errnoName,
+} from '../../base/errno.ts';
+import { UbdError, type UbdErrorOptions } from '../../base/errors.ts';
+import { layout, text, u32, u64, zero } from '../../base/layout.ts';
+import { SECTOR_BYTES } from '../../base/units.ts';
+import { native } from '../../native/binding.ts';
+import { describeUsers, loopUsers, openProcesses } from './loop-users.ts';
+
+const closeAsync = promisify(close);
+const openAsync = promisify(open);
+
+/** <linux/loop.h> */
+const LOOP_CLR_FD = 0x4c01;
+const LOOP_SET_STATUS64 = 0x4c04;
+const LOOP_GET_STATUS64 = 0x4c05;
+const LOOP_CONFIGURE = 0x4c0a;
+const LOOP_CTL_GET_FREE = 0x4c82;
+const LO_FLAGS_READ_ONLY = 1;
+const LO_FLAGS_AUTOCLEAR = 4;
+const LO_FLAGS_PARTSCAN = 8;
+const LO_FLAGS_DIRECT_IO = 16;
+
+const LOOP_INFO = {
+  device: u64,
+  inode: u64,
+  rdevice: u64,
+  offset: u64,
+  sizeLimit: u64,
+  number: u32,
+  encryptType: u32,
+  encryptKeySize: u32,
+  flags: u32,
+  fileName: text(64),
+  cryptName: zero(64),
+  encryptKey: zero(32),
+  init: zero(16),
+};
+const LOOP_INFO64 = layout('loop_info64', LOOP_INFO);
+const LOOP_CONFIG = layout('loop_config', {
+  fd: u32,
+  blockSize: u32,
+  ...LOOP_INFO,
+  reserved: zero(64),
+});
+
+/** How many others may snatch the free device from us before we give up. */
+const CONFIGURE_TRIES = 64;
+/** How long a detach waits for those who have the device open for a moment, as udev does. */
+const DETACH_WAIT_MS = 5000;
+
+export interface LoopDevice {
+  number: number;
+  /** `/dev/loop3` */
+  path: string;
+}
+
+function loopDevice(number: number): LoopDevice {
+  return { number, path: `/dev/loop${number}` };
+}
+
+function refused(step: string, errno: number, path: string): UbdError {
+  const number = Math.abs(errno);
+  const message = `${path}: ${step}: ${errnoName(errno)}`;
+  const options: UbdErrorOptions = { place: { device: path } };
+  if (number === EPERM || number === EACCES)
+    return new UbdError('permission', message, {
+      ...options,
+      next: 'run as root; in a container, give it the capability SYS_ADMIN and the loop devices',
+    });
+  if (number === ENOENT || number === ENODEV || number === ENXIO)
+    return new UbdError('unsupported', message, {
+      ...options,
+      next: 'load the module: modprobe loop; in a container, pass /dev/loop-control and /dev/loop* in',
+    });
+  if (number === ENOSPC)
+    return new UbdError('unsupported', message, {
+      ...options,
+      next: 'all loop devices are taken: `losetup -l` lists them',
+    });
+  return new UbdError('io', message, {
+    ...options,
+    next: '`dmesg | tail` has the reason of the kernel',
+  });
+}
+
+async function openDevice(path: string, flags: number, step: string): Promise<number> {
+  try {
+    return await openAsync(path, flags);
+  } catch (thrown) {
+    throw refused(step, (thrown as NodeJS.ErrnoException).errno ?? 0, path);
+  }
+}
+
+/** The name of the file behind a loop device of ours. `owner` names a state directory. */
+export function loopFileName(name: string, owner: string): string {
+  return `ubd:${name.replaceAll(/[^\w.+-]/g, '_').slice(0, 64)}:${owner}`;
+}
+
+export interface ConfigureOptions {
+  readOnly: boolean;
+  /** From `loopFileName`. */
+  fileName: string;
+}
+
+/**
+ * Binds a free loop device to the open FUSE file. The kernel scans it for partitions before this returns,
+ * so the file must be served meanwhile. The caller keeps `fileFd`, and closes it.
+ */
+export async function configureLoop(
+  fileFd: number,
+  { readOnly, fileName }: ConfigureOptions,
+): Promise<LoopDevice> {
+  const control = '/dev/loop-control';
+  const controlFd = await openDevice(control, constants.O_RDWR, 'open');
+  try {
+    for (let tries = 0; tries < CONFIGURE_TRIES; tries++) {
+      const number = native.ioctl(controlFd, LOOP_CTL_GET_FREE, 0);
+      if (number < 0) throw refused('find a free loop device', number, control);
+      const loop = loopDevice(number);
+      const fd = await openDevice(loop.path, constants.O_RDWR, 'open');
+      try {
+        const config = new Uint8Array(LOOP_CONFIG.size);
+        LOOP_CONFIG.write(new DataView(config.buffer), 0, {
+          fd: fileFd,
+          blockSize: SECTOR_BYTES,
+          flags: LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN | (readOnly ? LO_FLAGS_READ_ONLY : 0),
+          fileName: fileName.slice(0, 63),
+        });
+        const result = await native.ioctlAsync(fd, LOOP_CONFIGURE, config);
+        if (result === -EBUSY) continue; // somebody was quicker: take the next one
+        if (result < 0) throw refused('configure', result, loop.path);
+        const { flags } = await status(fd, loop.path);
+        if ((flags & LO_FLAGS_DIRECT_IO) === 0) {
+          await native.ioctlAsync(fd, LOOP_CLR_FD, 0);
+          throw new UbdError('unsupported', `${loop.path}: the kernel refuses direct I/O`, {
+            place: { device: loop.path },
+            next: 'Linux 6.1 or later is needed',
+          });
+        }
+        return loop;
+      } finally {
+        await closeAsync(fd);
+      }
+    }
+  } finally {
+    await closeAsync(controlFd);
+  }
+  throw new UbdError('busy', `${control}: others took every free loop device first`, {
+    next: 'try again',
+  });
+}
+
+async function status(fd: number, path: string): Promise<{ flags: number; info: Uint8Array }> {
+  const info = new Uint8Array(LOOP_INFO64.size);
+  const result = await native.ioctlAsync(fd, LOOP_GET_STATUS64, info);
+  if (result < 0) throw refused('status', result, path);
+  return { flags: LOOP_INFO64.read(new DataView(info.buffer), 0).flags, info };
+}
+
+/** The name of the file behind a bound loop device; undefined if it is free. From sysfs: asks no server. */
+function backingFile(loop: LoopDevice): string | undefined {
+  try {
+    return readFileSync(`/sys/block/loop${loop.number}/loop/backing_file`, 'utf8').trimEnd();
+  } catch {
+    return undefined;
+  }
+}
+
+export interface DetachResult {
+  /** False if somebody still has it open: it goes when the last one closes it. */
+  gone: boolean;
+}
+
+export interface DetachOptions {
+  /** Go on although it is mounted or open: its users get I/O errors once the server is gone. */
+  force?: boolean;
+  waitMs?: number;
+}
+
+/**
+ * Takes a loop device down. All that was written to it has reached the server when this returns.
+ * Without `force`, a device in use is left as it is: error 'busy', naming the users.
+ */
+export async function detachLoop(
+  loop: LoopDevice,
+  { force = false, waitMs = DETACH_WAIT_MS }: DetachOptions = {},
+): Promise<DetachResult> {
+  const fileName = backingFile(loop);
+  if (fileName === undefined) return { gone: true };
+  // An exclusive open fails while it is mounted, swapped on, or held by another driver, in whatever
+  // namespace, and the partitions count too. While we have it, nobody can mount it.
+  let fd: number;
+  try {
+    fd = await openAsync(loop.path, constants.O_RDONLY | (force ? 0 : constants.O_EXCL));
+  } catch (thrown) {
+    const errno = (thrown as NodeJS.ErrnoException).errno ?? 0;
+    if (errno === -ENXIO) return { gone: true };
+    if (errno === -EBUSY) throw inUse(loop, describeUsers(loopUsers(loop.number)));
+    throw refused('open', errno, loop.path);
+  }
+  try {
+    const result = await native.ioctlAsync(fd, LOOP_CLR_FD, 0);
+    if (result < 0 && result !== -ENXIO) throw refused('detach', result, loop.path);
+  } finally {
+    await closeAsync(fd); // the last close writes back what is cached, and unbinds
+  }
+  const deadline = performance.now() + (force ? 0 : waitMs);
+  for (let pauseMs = 1; backingFile(loop) === fileName; pauseMs = Math.min(pauseMs * 2, 100)) {
+    if (performance.now() >= deadline) {
+      if (force) return { gone: false };
+      await keep(loop);
+      throw inUse(loop, describeUsers(openProcesses(loop.number)));
+    }
+    await sleep(pauseMs);
+  }
+  return { gone: true };
+}
+
+/** Takes back a detach that waits for the last close. */
+async function keep(loop: LoopDevice): Promise<void> {
+  const fd = await openDevice(loop.path, constants.O_RDONLY, 'open');
+  try {
+    const { flags, info } = await status(fd, loop.path);
+    new DataView(info.buffer).setUint32(LOOP_INFO64.at.flags, flags & ~LO_FLAGS_AUTOCLEAR, true);
+    await native.ioctlAsync(fd, LOOP_SET_STATUS64, info);
+  } finally {
+    await closeAsync(fd);
+  }
+}
+
+function inUse(loop: LoopDevice, users: string): UbdError {
+  return new UbdError('busy', `${loop.path} is in use: ${users}`, {
+    place: { device: loop.path },
+    next: 'unmount it or end what uses it; --force detaches it all the same, and its users get I/O errors',
+  });
+}
+
+export interface StaleLoop extends LoopDevice {
+  /** The device's name, as `loopFileName` was told. */
+  name: string;
+  /** False if it is still mounted or open: it goes by itself when that ends. */
+  gone: boolean;
+}
+
+/** The loop devices of one owner. */
+export function ownLoops(owner: string): (LoopDevice & { name: string })[] {
+  const found: (LoopDevice & { name: string })[] = [];
+  for (const entry of readdirSync('/sys/block')) {
+    const number = Number(/^loop(\d+)$/.exec(entry)?.[1] ?? Number.NaN);
+    if (Number.isNaN(number)) continue;
+    const [kind, name, tag] = (backingFile(loopDevice(number)) ?? '').replace(/^\//, '').split(':');
+    if (kind === 'ubd' && tag === owner) found.push({ ...loopDevice(number), name: name ?? '' });
+  }
+  return found.sort((a, b) => a.number - b.number);
+}
+
+/**
+ * Takes down what a daemon of this owner left when it died. The caller holds the owner's lock and has no
+ * device yet: so whatever bears the owner's name is stale.
+ */
+export async function clearStaleLoops(owner: string): Promise<StaleLoop[]> {
+  const cleared: StaleLoop[] = [];
+  for (const loop of ownLoops(owner))
+    cleared.push({ ...loop, gone: (await detachLoop(loop, { force: true })).gone });
+  return cleared;
+}

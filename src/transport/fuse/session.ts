@@ -1,0 +1,414 @@
+/**
+ * One FUSE connection: one device's requests come in on it, its replies go out.
+ *
+ *     serving ── stop(), or the kernel ends the connection, or breaks the protocol ──▶ ending
+ *     ending  ── no read under way, every request answered ──▶ ended ──▶ onEnd(null or the reason)
+ *
+ * Several reads of /dev/fuse are always under way, each of which takes a slot when there is a request. Reads,
+ * writes, flushes and fallocates go to the engine; the rest, which comes a few times in a device's life, is
+ * answered at once. Every request but FORGET and INTERRUPT is answered exactly once.
+ *
+ * The loop driver sends both discard and write-zeroes as a punched hole, and relies on reading zeroes there:
+ * so a hole is WRITE_ZEROES, never DISCARD.
+ */
+import {
+  EAGAIN,
+  ECANCELED,
+  EINTR,
+  EINVAL,
+  ENOBUFS,
+  ENODEV,
+  ENOENT,
+  ENOSPC,
+  ENOSYS,
+  EOPNOTSUPP,
+  EPERM,
+  errnoName,
+} from '../../base/errno.ts';
+import { SECTOR_BYTES } from '../../base/units.ts';
+import { OP } from '../../engine/request.ts';
+import type { UnionDevice } from '../../engine/union.ts';
+import type { IoOp } from '../../uring/io.ts';
+import {
+  IORING_CQE_BUFFER_SHIFT,
+  IORING_CQE_F_BUFFER,
+  IOSQE_BUFFER_SELECT,
+  OPCODE,
+  setBufferGroup,
+  setCurrentPosition,
+  setFlags,
+} from '../../uring/sqe.ts';
+import { DATA_BYTES, DATA_PAGES, type FuseSlots, type Slot } from './slots.ts';
+import {
+  FALLOC,
+  FALLOCATE_BYTES,
+  FUSE,
+  IN_HEADER_BYTES,
+  INIT,
+  INIT_BYTES,
+  NODE_FILE,
+  NODE_ROOT,
+  OUT_HEADER_BYTES,
+  READ_BYTES,
+  readInit,
+  VERSION_MAJOR,
+  VERSION_MINOR,
+  WORD,
+  WRITE_DATA_AT,
+  WRITE_OUT_BYTES,
+  writeAttr,
+  writeEntry,
+  writeInit,
+  writeOpen,
+  writeStatfs,
+} from './wire.ts';
+
+const HALF = 2 ** 32;
+
+/** Reads of /dev/fuse under way at a time: a batch of requests comes in one turn. */
+const READS = 4;
+
+/** How many requests of a connection the kernel keeps under way in the background; as asynchronous I/O is. */
+const BACKGROUND_MAX = 256;
+const BACKGROUND_CONGESTED = 250;
+
+const FEATURES = INIT.ASYNC_READ | INIT.BIG_WRITES | INIT.ASYNC_DIO | INIT.MAX_PAGES;
+
+const STATE = { SERVING: 0, ENDING: 1, ENDED: 2 } as const;
+type State = (typeof STATE)[keyof typeof STATE];
+
+/** One read of /dev/fuse: always under way, except when the session is starved or ends. */
+class ReadOp implements IoOp {
+  readonly #session: FuseSession;
+
+  constructor(session: FuseSession) {
+    this.#session = session;
+  }
+
+  done(result: number, flags: number): void {
+    this.#session.readDone(this, result, flags);
+  }
+}
+
+export interface SessionOptions {
+  slots: FuseSlots;
+  /** /dev/fuse, mounted. The session does not close it. */
+  fd: number;
+  device: UnionDevice;
+  /** Called once, from the ring's turn: why the connection ended, or null after `stop`. */
+  onEnd: (reason: string | null) => void;
+}
+
+export class FuseSession {
+  readonly #slots: FuseSlots;
+  readonly #fd: number;
+  readonly #device: UnionDevice;
+  readonly #sizeBytes: number;
+  readonly #onEnd: (reason: string | null) => void;
+  #state: State = STATE.SERVING;
+  #reason: string | null = null;
+  /** Reads that wait for a slot. */
+  readonly #hungry: ReadOp[] = [];
+  #readsUnderWay = 0;
+  /** Slots that hold requests of ours. */
+  #slotsHeld = 0;
+
+  constructor({ slots, fd, device, onEnd }: SessionOptions) {
+    this.#slots = slots;
+    this.#fd = fd;
+    this.#device = device;
+    this.#sizeBytes = device.sizeSectors * SECTOR_BYTES;
+    this.#onEnd = onEnd;
+    for (let i = 0; i < READS; i++) this.#read(new ReadOp(this));
+  }
+
+  /** Takes no more requests, answers those that it has, and ends. */
+  stop(): void {
+    this.#finish(null);
+  }
+
+  // ── Requests in ──────────────────────────────────────────────────────────────────────────────────────
+
+  #read(op: ReadOp): void {
+    const { ring, buffers } = this.#slots;
+    const word = ring.prepare(OPCODE.READ, this.#fd, op);
+    setFlags(ring.words, word, IOSQE_BUFFER_SELECT);
+    setBufferGroup(ring.words, word, buffers.group);
+    setCurrentPosition(ring.words, word);
+    this.#readsUnderWay++;
+  }
+
+  /** For ReadOp. */
+  readDone(op: ReadOp, result: number, flags: number): void {
+    this.#readsUnderWay--;
+    if ((flags & IORING_CQE_F_BUFFER) !== 0) {
+      const slot = this.#slots.taken(flags >>> IORING_CQE_BUFFER_SHIFT, this);
+      this.#slotsHeld++;
+      if (result > 0 && this.#state === STATE.SERVING) this.#dispatch(slot, result);
+      else this.#giveBack(slot);
+    }
+    if (this.#state === STATE.SERVING) {
+      if (result === -ENOBUFS) {
+        this.#hungry.push(op);
+        if (this.#hungry.length === 1) this.#slots.starve(this);
+      } else if (result === -ENODEV) {
+        this.#finish('the kernel ended the connection');
+      } else if (result > 0 || PASSING.has(result)) {
+        this.#read(op);
+      } else {
+        this.#finish(`reading /dev/fuse failed: ${errnoName(result)}`);
+      }
+    }
+    this.#settle();
+  }
+
+  /** For FuseSlots: there are slots again. */
+  fed(): void {
+    for (let op = this.#hungry.pop(); op !== undefined; op = this.#hungry.pop()) this.#read(op);
+  }
+
+  #dispatch(slot: Slot, length: number): void {
+    const { words } = this.#slots;
+    const at = slot.requestWord;
+    if (length < IN_HEADER_BYTES || words[at + WORD.LENGTH] !== length) {
+      this.#break(slot, `a request of ${length} bytes that names another length`);
+      return;
+    }
+    switch (words[at + WORD.OPCODE]) {
+      case FUSE.READ:
+        if (length < READ_BYTES) this.#break(slot, 'a READ that is cut off');
+        else this.#submitRead(slot, at);
+        return;
+      case FUSE.WRITE:
+        if (length < WRITE_DATA_AT || words[at + WORD.SIZE] !== length - WRITE_DATA_AT)
+          this.#break(slot, 'a WRITE that is cut off');
+        else this.#submitWrite(slot, at);
+        return;
+      case FUSE.FSYNC: {
+        const { request } = slot;
+        request.op = OP.FLUSH;
+        request.sector = 0;
+        request.count = 0;
+        request.fua = false;
+        this.#device.submit(request);
+        return;
+      }
+      case FUSE.FALLOCATE:
+        if (length < FALLOCATE_BYTES) this.#break(slot, 'a FALLOCATE that is cut off');
+        else this.#submitFallocate(slot, at);
+        return;
+      default:
+        this.#answer(slot, at, length);
+    }
+  }
+
+  #submitRead(slot: Slot, at: number): void {
+    const { words } = this.#slots;
+    const offset = words[at + WORD.OFFSET_HIGH]! * HALF + words[at + WORD.OFFSET_LOW]!;
+    const size = words[at + WORD.SIZE]!;
+    if (offset % SECTOR_BYTES !== 0 || size % SECTOR_BYTES !== 0 || size > DATA_BYTES) {
+      this.#reply(slot, -EINVAL, 0);
+      return;
+    }
+    // As of any file: what lies beyond its end is not there.
+    const there = Math.min(size, this.#sizeBytes - offset);
+    if (there <= 0) {
+      this.#reply(slot, 0, 0);
+      return;
+    }
+    const { request } = slot;
+    request.op = OP.READ;
+    request.sector = offset / SECTOR_BYTES;
+    request.count = there / SECTOR_BYTES;
+    request.fua = false;
+    this.#device.submit(request);
+  }
+
+  #submitWrite(slot: Slot, at: number): void {
+    const { words } = this.#slots;
+    const offset = words[at + WORD.OFFSET_HIGH]! * HALF + words[at + WORD.OFFSET_LOW]!;
+    const size = words[at + WORD.SIZE]!;
+    const refusal = this.#rangeRefusal(offset, size);
+    if (refusal !== 0) {
+      this.#reply(slot, refusal, 0);
+      return;
+    }
+    const { request } = slot;
+    request.op = OP.WRITE;
+    request.sector = offset / SECTOR_BYTES;
+    request.count = size / SECTOR_BYTES;
+    request.fua = false;
+    this.#device.submit(request);
+  }
+
+  #submitFallocate(slot: Slot, at: number): void {
+    const { words } = this.#slots;
+    const offset = words[at + WORD.OFFSET_HIGH]! * HALF + words[at + WORD.OFFSET_LOW]!;
+    const length = words[at + WORD.LENGTH_HIGH]! * HALF + words[at + WORD.LENGTH_LOW]!;
+    const mode = words[at + WORD.MODE]! & ~FALLOC.KEEP_SIZE;
+    const refusal =
+      mode === FALLOC.PUNCH_HOLE || mode === FALLOC.ZERO_RANGE
+        ? this.#rangeRefusal(offset, length)
+        : -EOPNOTSUPP;
+    if (refusal !== 0) {
+      this.#reply(slot, refusal, 0);
+      return;
+    }
+    const { request } = slot;
+    request.op = OP.WRITE_ZEROES;
+    request.keepSpace = mode === FALLOC.ZERO_RANGE;
+    request.sector = offset / SECTOR_BYTES;
+    request.count = length / SECTOR_BYTES;
+    request.fua = false;
+    this.#device.submit(request);
+  }
+
+  /** 0 for a range of whole sectors that the device has. */
+  #rangeRefusal(offset: number, length: number): number {
+    if (offset % SECTOR_BYTES !== 0 || length % SECTOR_BYTES !== 0 || length === 0) return -EINVAL;
+    if (offset + length > this.#sizeBytes) return -ENOSPC;
+    return 0;
+  }
+
+  /** Answers a request that needs no engine. */
+  #answer(slot: Slot, at: number, length: number): void {
+    const { words, view } = this.#slots;
+    const { dataAt } = slot;
+    const node = words[at + WORD.NODE_LOW] === NODE_ROOT ? NODE_ROOT : NODE_FILE;
+    const sizeBytes = this.#sizeBytes;
+    switch (words[at + WORD.OPCODE]) {
+      case FUSE.INIT:
+        if (length < INIT_BYTES) this.#break(slot, 'an INIT that is cut off');
+        else this.#answerInit(slot, at);
+        return;
+      case FUSE.LOOKUP: // the one file answers to any name: its opener chose it
+        this.#reply(slot, 0, writeEntry(view, dataAt, { node: NODE_FILE, sizeBytes }));
+        return;
+      case FUSE.GETATTR:
+        this.#reply(slot, 0, writeAttr(view, dataAt, { node, sizeBytes }));
+        return;
+      case FUSE.OPEN:
+        this.#reply(slot, 0, writeOpen(view, dataAt));
+        return;
+      case FUSE.STATFS:
+        this.#reply(slot, 0, writeStatfs(view, dataAt, sizeBytes));
+        return;
+      case FUSE.ACCESS:
+      case FUSE.FLUSH:
+      case FUSE.RELEASE:
+      case FUSE.DESTROY:
+        this.#reply(slot, 0, 0);
+        return;
+      case FUSE.FORGET:
+      case FUSE.BATCH_FORGET:
+      case FUSE.INTERRUPT:
+        this.#giveBack(slot);
+        return;
+      default:
+        this.#reply(slot, -ENOSYS, 0);
+    }
+  }
+
+  #answerInit(slot: Slot, at: number): void {
+    const { view } = this.#slots;
+    const init = readInit(view, at * 4 + IN_HEADER_BYTES);
+    if (init.major !== VERSION_MAJOR || init.minor < VERSION_MINOR) {
+      this.#break(
+        slot,
+        `FUSE ${init.major}.${init.minor}: ${VERSION_MAJOR}.${VERSION_MINOR} is needed`,
+      );
+      return;
+    }
+    const bytes = writeInit(view, slot.dataAt, {
+      major: VERSION_MAJOR,
+      minor: VERSION_MINOR,
+      maxReadahead: init.maxReadahead,
+      flags: init.flags & FEATURES,
+      maxBackground: BACKGROUND_MAX,
+      congestionThreshold: BACKGROUND_CONGESTED,
+      maxWrite: DATA_BYTES,
+      maxPages: DATA_PAGES,
+    });
+    this.#reply(slot, 0, bytes);
+  }
+
+  // ── Replies out ──────────────────────────────────────────────────────────────────────────────────────
+
+  /** For Slot: the engine is done. */
+  completed(slot: Slot): void {
+    const { request } = slot;
+    if (request.result < 0) {
+      this.#reply(slot, request.result, 0);
+    } else if (request.op === OP.READ) {
+      this.#reply(slot, 0, request.count * SECTOR_BYTES);
+    } else if (request.op === OP.WRITE) {
+      const word = slot.dataAt / 4;
+      this.#slots.words[word] = request.count * SECTOR_BYTES;
+      this.#slots.words[word + 1] = 0;
+      this.#reply(slot, 0, WRITE_OUT_BYTES);
+    } else {
+      this.#reply(slot, 0, 0);
+    }
+  }
+
+  /** Writes the reply: header, and `bytes` of what stands at the slot's data. `error` is 0 or -errno. */
+  #reply(slot: Slot, error: number, bytes: number): void {
+    const { words, ring, buffers } = this.#slots;
+    const length = OUT_HEADER_BYTES + bytes;
+    const reply = slot.replyWord;
+    words[reply] = length;
+    words[reply + 1] = error;
+    words[reply + 2] = words[slot.requestWord + WORD.UNIQUE_LOW]!;
+    words[reply + 3] = words[slot.requestWord + WORD.UNIQUE_HIGH]!;
+    slot.replyBytes = length;
+    // A plain call at the end of the turn: the kernel copies it at once, so a ring gains nothing.
+    ring.calls.write(this.#fd, buffers.memory.address + reply * 4, length, slot);
+  }
+
+  /** For Slot: the reply is written, or the kernel did not want it. */
+  replied(slot: Slot, result: number): void {
+    // ENOENT: the request was given up meanwhile. ENODEV, EPERM: so was the connection.
+    const taken =
+      result === slot.replyBytes || result === -ENOENT || result === -ENODEV || result === -EPERM;
+    this.#giveBack(slot);
+    if (!taken) this.#finish(`the kernel refused a reply: ${errnoName(result)}`);
+    this.#settle();
+  }
+
+  #giveBack(slot: Slot): void {
+    this.#slotsHeld--;
+    this.#slots.release(slot);
+  }
+
+  // ── The end ──────────────────────────────────────────────────────────────────────────────────────────
+
+  /** The kernel's side makes no sense: nothing that follows can be trusted. */
+  #break(slot: Slot, what: string): void {
+    this.#giveBack(slot);
+    this.#finish(`the kernel sent ${what}`);
+  }
+
+  /** Takes no more requests. What was read and not answered is answered by the end of the connection. */
+  #finish(reason: string | null): void {
+    if (this.#state !== STATE.SERVING) return;
+    this.#state = STATE.ENDING;
+    this.#reason = reason;
+    this.#hungry.length = 0;
+    this.#slots.forget(this);
+    if (this.#readsUnderWay > 0) this.#slots.ring.cancelAll(this.#fd, NOTHING);
+    this.#settle();
+  }
+
+  /** Reports the end, once nothing of ours is under way. */
+  #settle(): void {
+    if (this.#state !== STATE.ENDING || this.#readsUnderWay > 0 || this.#slotsHeld > 0) return;
+    this.#state = STATE.ENDED;
+    this.#onEnd(this.#reason);
+  }
+}
+
+/** Results of a read after which the next one may succeed: a signal, a request that was given up. */
+const PASSING: ReadonlySet<number> = new Set([-EINTR, -EAGAIN, -ENOENT, -ECANCELED]);
+
+/** For a cancellation, whose own result does not matter: the reads say that they ended. */
+const NOTHING: IoOp = { done() {} };

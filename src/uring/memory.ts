@@ -1,0 +1,31 @@
+/** Mapped memory as the data path sees it: one address, one set of views over it, made once. */
+import { native } from '../native/binding.ts';
+import type { Memory } from './io.ts';
+
+class MappedMemory implements Memory {
+  readonly address: number;
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+  #mapped = true;
+
+  constructor(lengthBytes: number) {
+    const { address, buffer } = native.mapMemory(lengthBytes);
+    this.address = address;
+    this.bytes = new Uint8Array(buffer);
+    this.view = new DataView(buffer);
+  }
+
+  free(): void {
+    if (!this.#mapped) return;
+    this.#mapped = false;
+    native.unmapMemory(this.address);
+  }
+}
+
+/**
+ * Zeroed, page-aligned memory that belongs to the calling thread. Throws an Error with code ENOMEM.
+ * At most 4 GiB in one piece: a larger ArrayBuffer over foreign memory is beyond Node 20.
+ */
+export function allocateMemory(lengthBytes: number): Memory {
+  return new MappedMemory(lengthBytes);
+}

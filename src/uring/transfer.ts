@@ -1,0 +1,103 @@
+/**
+ * A read or write until it is whole: short transfers go on where they stopped, interrupted ones again.
+ *
+ * One pooled object per operation under way. It is its own IoOp: what it prepares comes back to it.
+ */
+import { EAGAIN, EINTR, EIO, ENODATA } from '../base/errno.ts';
+import type { IoOp } from './io.ts';
+import type { Ring } from './ring.ts';
+import { OPCODE, RWF_DSYNC, setAddress, setLength, setOpFlags, setPosition } from './sqe.ts';
+
+export const ROAD = {
+  /** READ through the ring. */
+  READ: 0,
+  /** Plain pwrite at the end of the turn. */
+  WRITE_NOW: 1,
+  /** WRITE through the ring. */
+  WRITE: 2,
+  /** WRITE through the ring with RWF_DSYNC. */
+  WRITE_DURABLE: 3,
+} as const;
+export type Road = (typeof ROAD)[keyof typeof ROAD];
+
+/** The kernel moves no more than this in one go (MAX_RW_COUNT). */
+const TRANSFER_BYTES_MAX = 0x7ffff000;
+
+/** Tries in a row without a byte moved, before EAGAIN is an error: some devices never leave that state. */
+export const TRIES_MAX = 100;
+
+export class Transfer implements IoOp {
+  readonly #ring: Ring;
+  readonly #pool: Transfer[];
+  #road: Road = ROAD.READ;
+  #fd = -1;
+  /** What is still to be moved. */
+  #address = 0;
+  #length = 0;
+  #position = 0;
+  #whole = 0;
+  #tries = 0;
+  #op: IoOp | null = null;
+
+  /** `pool`: where the object goes when it is done. */
+  constructor(ring: Ring, pool: Transfer[]) {
+    this.#ring = ring;
+    this.#pool = pool;
+  }
+
+  start(road: Road, fd: number, address: number, length: number, position: number, op: IoOp): void {
+    this.#road = road;
+    this.#fd = fd;
+    this.#address = address;
+    this.#length = length;
+    this.#position = position;
+    this.#whole = length;
+    this.#tries = 0;
+    this.#op = op;
+    this.#move();
+  }
+
+  done(result: number): void {
+    if (result > 0) {
+      this.#address += result;
+      this.#position += result;
+      this.#length -= result;
+      this.#tries = 0;
+      if (this.#length > 0) this.#move();
+      else this.#end(this.#whole);
+    } else if (result === -EINTR || result === -EAGAIN) {
+      if (++this.#tries < TRIES_MAX) this.#move();
+      else this.#end(result);
+    } else if (result < 0) {
+      this.#end(result);
+    } else if (this.#length === 0) {
+      this.#end(0); // nothing was asked for
+    } else {
+      // Nothing moved: the end of the file in a read. A write that moves nothing without an error would
+      // never end.
+      this.#end(this.#road === ROAD.READ ? -ENODATA : -EIO);
+    }
+  }
+
+  #move(): void {
+    const ring = this.#ring;
+    const length = Math.min(this.#length, TRANSFER_BYTES_MAX);
+    if (this.#road === ROAD.WRITE_NOW) {
+      ring.calls.pwrite(this.#fd, this.#address, length, this.#position, this);
+      return;
+    }
+    const opcode = this.#road === ROAD.READ ? OPCODE.READ : OPCODE.WRITE;
+    const word = ring.prepare(opcode, this.#fd, this);
+    setAddress(ring.words, word, this.#address);
+    setLength(ring.words, word, length);
+    setPosition(ring.words, word, this.#position);
+    if (this.#road === ROAD.WRITE_DURABLE) setOpFlags(ring.words, word, RWF_DSYNC);
+  }
+
+  #end(result: number): void {
+    const op = this.#op!;
+    this.#op = null;
+    this.#pool.push(this); // first, so that `done` can start the next operation with it
+    op.done(result, 0);
+  }
+}
