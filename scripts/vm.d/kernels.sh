@@ -82,6 +82,9 @@ fetch_kernel() {
   if [ "$kernel" = uml ]; then fail 2 'Debian has no package of User-Mode Linux fit for tests' \
     'it is built from the kernel source: scripts/build-uml'; fi
   [ -n "$suite" ] || fail 2 "no such kernel: $kernel" "known: ${!suite_of[*]}"
+  mkdir -p "$cache"
+  exec {lock}>"$cache/lock" # one at a time: apt keeps its lists in one place
+  flock "$lock"
   debian_update "$suite"
   # The image may be one package, or split in program and modules; the program's name says the release.
   mapfile -t packages < <(debian_apt "$suite" apt-cache depends --recurse --important linux-image-amd64 |
