@@ -2,7 +2,10 @@
 # Sourced after debian.sh.
 #
 #     uml          User-Mode Linux, an ordinary program: UBD_UML, or made by scripts/build-uml
-#     debian-…     Debian's own, in qemu: $cache/NAME/{release,version,vmlinux,lib/modules/RELEASE,initramfs.*}
+#     debian-…     Debian's own, in qemu: in $cache/NAME
+#                  release, version     of the kernel, of its packages
+#                  vmlinux              the kernel      initramfs.KEY   what it starts with
+#                  lib/modules/RELEASE  its modules
 
 kernels=(uml debian-7 debian-6.12 debian-6.1) # in the order of preference
 declare -rA suite_of=(
@@ -34,9 +37,9 @@ why_not() {
   elif [ -z "${suite_of[$kernel]:-}" ]; then
     echo "no such kernel; known: ${kernels[*]}"
   else
-    for name in qemu-system-x86_64:qemu-system-x86 busybox:busybox-static modprobe:kmod xz:xz-utils \
-      zstd:zstd; do
-      PATH=$PATH:/usr/sbin:/sbin command -v "${name%:*}" >/dev/null || missing+=("${name#*:}")
+    for name in qemu-system-x86_64:qemu-system-x86 busybox:busybox-static modprobe:kmod \
+      depmod:kmod xz:xz-utils zstd:zstd; do
+      command -v "${name%:*}" >/dev/null || missing+=("${name#*:}")
     done
     if [ "${#missing[@]}" -gt 0 ]; then
       echo "missing: apt-get install ${missing[*]}"
@@ -76,19 +79,18 @@ list_kernels() {
   done
 }
 
-# Downloads a kernel, unless the newest is there already. Not while a guest runs the one it replaces.
+# Downloads a kernel, unless the newest is there already. Not while a guest runs the one that it
+# replaces.
 fetch_kernel() {
   local kernel=$1 suite=${suite_of[$1]:-} packages version release dir tmp
   if [ "$kernel" = uml ]; then fail 2 'Debian has no package of User-Mode Linux fit for tests' \
     'it is built from the kernel source: scripts/build-uml'; fi
   [ -n "$suite" ] || fail 2 "no such kernel: $kernel" "known: ${!suite_of[*]}"
-  mkdir -p "$cache"
-  exec {lock}>"$cache/lock" # one at a time: apt keeps its lists in one place
-  flock "$lock"
+  debian_lock
   debian_update "$suite"
-  # The image may be one package, or split in program and modules; the program's name says the release.
-  mapfile -t packages < <(debian_apt "$suite" apt-cache depends --recurse --important linux-image-amd64 |
-    grep -Ex 'linux-(image|binary|modules|base)-[0-9][^ ]*' | sort)
+  # One package, or split in program and modules.
+  mapfile -t packages < <(debian_apt "$suite" apt-cache depends --recurse --important \
+    linux-image-amd64 | grep -Ex 'linux-(image|binary|modules|base)-[0-9][^ ]*' | sort)
   [ "${#packages[@]}" -gt 0 ] || fail 1 "no linux-image-amd64 in $suite"
   dir=$cache/$kernel
   version=$(debian_apt "$suite" apt-cache show "${packages[@]}" | grep -E '^(Package|Version):')
@@ -116,8 +118,9 @@ fetch_kernel() {
   printf '%-12s %s, %s\n' "$kernel" "$release" "$(du -sh "$dir" | cut -f1)"
 }
 
-# The program inside of a bzImage (offsets: the kernel's Documentation/arch/x86/boot.rst). qemu starts it by
-# its PVH entry, which saves an emulated CPU the work of unpacking it: two of nine seconds.
+# The program inside of a bzImage (offsets: the kernel's Documentation/arch/x86/boot.rst). qemu
+# starts it by its PVH entry, which saves an emulated CPU the work of unpacking it: two of nine
+# seconds.
 unpack_kernel() {
   local image=$1 sectors offset length
   number() { od -An -j "$1" -N "$2" -t "u$2" "$image" | tr -d ' '; }
@@ -163,9 +166,10 @@ initramfs() {
   echo "$image"
 }
 
-# KVM where it really runs a guest, else emulation. The guest of the question is 64 KiB of firmware whose last
-# 16 bytes count to 2^27 and say 42 to the device that ends qemu (with 2 * 42 + 1). A KVM that is itself an
-# emulation (some hosts without nested virtualization have one) fails at the CPU, or counts for minutes.
+# KVM where it really runs a guest, else emulation. The guest of the question is 64 KiB of firmware
+# whose last 16 bytes count to 2^27 and say 42 to the device that ends qemu (with 2 * 42 + 1). A KVM
+# that is itself an emulation (some hosts without nested virtualization have one) fails at the CPU,
+# or counts for minutes.
 accelerator() {
   local answer rom status=0
   answer=$cache/accelerator.$(cat /proc/sys/kernel/random/boot_id)
@@ -181,8 +185,9 @@ accelerator() {
       printf '\x66\x49\x75\xfc'         # 1: dec %ecx; jnz 1b
       printf '\xb0\x2a\xe6\xf4\xf4\x00' #    mov $42, %al; out %al, $0xf4; hlt
     } >"$rom"
-    timeout -s KILL 5 qemu-system-x86_64 -accel kvm -cpu max -nodefaults -no-user-config -display none \
-      -bios "$rom" -device isa-debug-exit,iobase=0xf4,iosize=1 </dev/null >/dev/null 2>&1 || status=$?
+    timeout -s KILL 5 qemu-system-x86_64 -accel kvm -cpu max -nodefaults -no-user-config \
+      -display none -bios "$rom" -device isa-debug-exit,iobase=0xf4,iosize=1 \
+      </dev/null >/dev/null 2>&1 || status=$?
     rm -f "$rom"
     mkdir -p "$cache"
     if [ "$status" -eq 85 ]; then echo kvm; else echo tcg; fi >"$answer.$$"
