@@ -1,8 +1,8 @@
 /**
  * Starts a daemon in the background: in a session of its own, so that it survives the terminal.
  *
- * Several callers may start one at the same moment: the daemons settle it by their locks. The losers exit
- * with EXIT_LOCKED, and everybody waits for the socket of the winner.
+ * Several callers may start one at the same moment: the daemons settle it by their locks. The
+ * losers exit with EXIT_LOCKED, and everybody waits for the socket of the winner.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, constants, mkdirSync, openSync } from 'node:fs';
@@ -10,13 +10,16 @@ import { readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { UbdError } from '../base/errors.ts';
+import { API_PREFIX } from './api.ts';
 import { isNotRunning, SocketCaller } from './http.ts';
 import type { Paths } from './paths.ts';
 
 /** Exit status of a daemon that finds another one in its place (EX_TEMPFAIL of sysexits.h). */
 export const EXIT_LOCKED = 75;
 
-/** Until it answers. It answers before it re-attaches devices, so that this does not grow with them. */
+/**
+ * Until it answers. It answers before it re-attaches devices, so that this does not grow with them.
+ */
 const START_MS_MAX = 15_000;
 /** Until the winner of the locks answers: it has them already. */
 const WINNER_MS_MAX = 5000;
@@ -28,26 +31,23 @@ export async function startDaemon(paths: Paths): Promise<void> {
   const caller = new SocketCaller(paths.socket, paths.stateDir);
   let deadline = Date.now() + START_MS_MAX;
   let lost = false;
-  try {
-    for (;;) {
-      try {
-        await caller.call({ method: 'GET', path: '/v1/status' });
-        return;
-      } catch (error) {
-        if (!isNotRunning(error)) throw error;
-      }
-      if (child.exitCode === EXIT_LOCKED && !lost) {
-        lost = true;
-        deadline = Math.min(deadline, Date.now() + WINNER_MS_MAX);
-      } else if (child.exitCode !== null && child.exitCode !== EXIT_LOCKED)
-        throw await failed(paths, `the daemon ended at its start (exit status ${child.exitCode})`);
-      if (child.signalCode !== null)
-        throw await failed(paths, `the daemon was ended at its start (${child.signalCode})`);
-      if (Date.now() > deadline) throw await failed(paths, 'the daemon does not answer');
-      await sleep(POLL_MS);
+  for (;;) {
+    try {
+      await caller.call({ method: 'GET', path: `${API_PREFIX}/status` });
+      return;
+    } catch (error) {
+      if (!isNotRunning(error)) throw error;
     }
-  } finally {
-    caller.close();
+    const { exitCode, signalCode } = child;
+    if (exitCode === EXIT_LOCKED && !lost) {
+      lost = true;
+      deadline = Math.min(deadline, Date.now() + WINNER_MS_MAX);
+    } else if (exitCode !== null && exitCode !== EXIT_LOCKED)
+      throw await failed(paths, `the daemon ended at its start (exit status ${exitCode})`);
+    if (signalCode !== null)
+      throw await failed(paths, `the daemon was ended at its start (${signalCode})`);
+    if (Date.now() > deadline) throw await failed(paths, 'the daemon does not answer');
+    await sleep(POLL_MS);
   }
 }
 

@@ -3,8 +3,8 @@
  *
  *     root ─▶ leaf (made, opened, identity compared) ─▶ node ─▶ record ─▶ link
  *
- * The link comes last: while /dev/ubdN exists the device is usable. Between two steps the daemon may be
- * told to stop: then the device is taken back, too.
+ * The link comes last: while /dev/ubdN exists the device is usable. Between two steps the daemon
+ * may be told to stop: then the device is taken back, too.
  */
 import { UbdError } from '../base/errors.ts';
 import type { RootIdentity } from '../client/api.ts';
@@ -96,7 +96,7 @@ async function publish(
       if (links.make(link, node)) {
         undo.add('make the link', () => links.remove(link, node));
         entry.link = link;
-        entry.partitions = await links.makePartitions(link, node);
+        entry.partitions = links.updatePartitions(link, node);
         return;
       }
     } catch (error) {

@@ -64,6 +64,7 @@ class DataPlane {
       this.#woken = true;
     });
     this.#plant = {
+      ring: this.#ring,
       io: this.#io,
       slots: this.#slots,
       parts: new PartPool(PARTS),

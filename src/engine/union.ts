@@ -1,19 +1,22 @@
 /**
- * The union block device: takes requests, finds out per sector which layer has the data, and joins the
- * parts to one answer. Knows nothing of transports, files or the kernel.
+ * The union block device: takes requests, finds out per sector which layer has the data, and joins
+ * the parts to one answer. Knows nothing of transports, files or the kernel.
  *
  *     request ──submit──▶ READ   per run of sectors: leaf │ intermediate … │ root │ zeroes
  *                         WRITE, DISCARD, WRITE_ZEROES, FLUSH   one operation on the leaf
- *                                    └─▶ every part done ──▶ FUA? flush ──▶ completer.complete(request)
+ *                              └─▶ every part done ──▶ FUA? flush ──▶ completer.complete
  *
- * Overlapping requests need no ordering here. No request is turned into a read-modify-write: a write goes
- * to the leaf as it is, its sectors change owner only when its data are there, and neighbouring sectors are
- * never touched. So of two requests in flight together each sector gets one or the other's data, which is
- * all that a disk promises; and a read sees, per sector, the data of before or after.
+ * Overlapping requests need no ordering here. No request is turned into a read-modify-write: a
+ * write goes to the leaf as it is, its sectors change owner only when its data are there, and
+ * neighbouring sectors are never touched. So of two requests in flight together each sector gets
+ * one or the other's data, which is all that a disk promises; and a read sees, per sector, the data
+ * of before or after.
  *
- * Nothing is allocated per request: a part is a pooled `Part`. A read that would need more parts than are
- * free waits in line, keeping its place (`cursor`); every part that comes back lets the line move on.
+ * Nothing is allocated per request: a part is a pooled `Part`. A read that would need more parts
+ * than are free waits in line, keeping its place (`cursor`); every part that comes back lets the
+ * line move on.
  */
+import { assert } from '../base/assert.ts';
 import { EIO, ENODATA, EROFS } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { Layer, WritableLayer } from '../store/store.ts';
@@ -147,6 +150,7 @@ export class UnionDevice {
   submit(request: Request): void {
     request.result = 0;
     request.pending = 0;
+    request.flushing = false;
     request.cursor = request.sector;
     this.inFlight++;
     if (request.op === OP.READ) {
@@ -161,7 +165,8 @@ export class UnionDevice {
       this.#finish(request);
       return;
     }
-    // The part that a change needs cannot be missing for long, yet it may be: then it waits like a read.
+    // The part that a change needs cannot be missing for long, yet it may be: then it waits like a
+    // read.
     if (this.#lineHead === null) this.#change(request);
     else this.#queue(request);
   }
@@ -178,7 +183,10 @@ export class UnionDevice {
     }
   }
 
-  /** Hands out what is left of a read. False if it had to wait for parts: it is in line then, in front. */
+  /**
+   * Hands out what is left of a read. False if it had to wait for parts: it is in line then, in
+   * front.
+   */
   #read(request: Request): boolean {
     const end = request.sector + request.count;
     request.pending++; // our own share: it must not complete while we still hand out
@@ -217,7 +225,8 @@ export class UnionDevice {
         layer.read(sector, run, request.memory, start, part);
         return run;
       }
-      limit = sector - run; // none of the next -run sectors: a lower layer answers for no more than those
+      // None of the next -run sectors: a lower layer answers for no more than those.
+      limit = sector - run;
     }
     const start = request.start + (sector - request.sector) * SECTOR_BYTES;
     request.memory.bytes.fill(0, start, start + (limit - sector) * SECTOR_BYTES);
@@ -266,7 +275,8 @@ export class UnionDevice {
     if (result < 0) {
       this.counters.faults++;
       this.#onFault({ op: request.op, layer: layer.name, sector, count, errno: -result });
-      // A store that became shorter is an I/O error to the file system; the message has the true cause.
+      // A store that became shorter is an I/O error to the file system; the message has the true
+      // cause.
       if (request.result === 0) request.result = result === -ENODATA ? -EIO : result;
     }
     this.#shareDone(request);
@@ -276,22 +286,19 @@ export class UnionDevice {
   #shareDone(request: Request): void {
     if (--request.pending > 0) return;
     if (request.inLine) return; // a read that is not handed out whole: `resume` goes on with it
-    if (request.fua && request.op !== OP.FLUSH && request.op !== OP.READ && request.result === 0) {
+    const changes = request.op !== OP.READ && request.op !== OP.FLUSH;
+    if (request.fua && changes && !request.flushing && request.result === 0) {
       // The data are in the leaf: make them durable, by the same road as a flush.
-      request.fua = false;
+      request.flushing = true;
       const part = this.#parts.take();
-      if (part !== null) {
-        part.union = this;
-        part.request = request;
-        part.layer = this.#leaf!;
-        part.sector = request.sector;
-        part.count = request.count;
-        request.pending = 1;
-        this.#leaf!.flush(part);
-        return;
-      }
-      request.op = OP.FLUSH;
-      this.#queue(request);
+      assert(part !== null, 'the part that has just come back is free');
+      part.union = this;
+      part.request = request;
+      part.layer = this.#leaf!;
+      part.sector = request.sector;
+      part.count = request.count;
+      request.pending = 1;
+      this.#leaf!.flush(part);
       return;
     }
     this.#finish(request);

@@ -1,9 +1,9 @@
 /**
  * Opening a leaf: superblock, directory, map, log; then the map in memory is what it was.
  *
- * The work follows what was changed: of a sparse file only those parts of the directory are read that hold
- * data, and of the map only the sectors of partial pages. Everything read is checked (the rules of FORMAT.md
- * by number), and what fails is reported with its place; nothing is guessed.
+ * The work follows what was changed: of a sparse file only those parts of the directory are read
+ * that hold data, and of the map only the sectors of partial pages. Everything read is checked (the
+ * rules of FORMAT.md by number), and what fails is reported with its place; nothing is guessed.
  */
 import { corrupt, UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
@@ -20,7 +20,7 @@ import {
   SUPERBLOCK_OFFSETS,
   sectorDamage,
 } from './format.ts';
-import { scanLog } from './log.ts';
+import { type LogScan, scanLog } from './log.ts';
 import type { Media } from './media.ts';
 import type { OpenedLeaf } from './opened.ts';
 import { SectorMap } from './sector-map.ts';
@@ -29,6 +29,7 @@ import {
   encodeSuperblock,
   readSuperblockCopies,
   type Superblock,
+  type SuperblockCopy,
 } from './superblock.ts';
 
 export interface LoadOptions {
@@ -36,8 +37,8 @@ export interface LoadOptions {
   readOnly?: boolean;
 }
 
-/** Sectors read in one piece. */
-const PIECE_SECTORS = 512;
+/** Sectors read in one piece, at most. */
+const PIECE_SECTORS = 64;
 
 export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
   const readOnly = options.readOnly ?? false;
@@ -51,24 +52,21 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
       notes.push(`superblock at offset ${copy.offset}: ${copy.damage}; the other copy is used`);
   checkSuperblock(media, superblock, readOnly);
 
-  const owner = ownerOf(superblock.uuid);
   const map = new SectorMap(superblock.sizeSectors);
-  loadMap(media, superblock, owner, map);
+  loadMap(media, superblock, map, (offset, check) => {
+    throw corrupt(file, offset, check);
+  });
+  checkMapped(media, superblock, map);
 
-  const { logOffset, logBytes } = superblock.geometry;
-  const log = new Uint8Array(logBytes);
-  media.read(log, logOffset);
-  const { sizeSectors, logStart, logEnd } = superblock;
-  const scan = scanLog(
-    { bytes: log, owner, logStart, logEnd, sizeSectors, file, logOffset },
-    (start, count) => map.setRange(start, count),
-  );
+  const scan = readLog(media, copies, superblock, (start, count) => map.setRange(start, count));
+  const { logOffset } = superblock.geometry;
+  superblock.logStart = scan.logStart;
   if (scan.torn)
     notes.push(
       `log record ${scan.nextSequence} at offset ${logOffset + scan.head} was never whole: dropped`,
     );
 
-  if (!readOnly && scan.records > 0 && logEnd !== scan.nextSequence)
+  if (!readOnly && scan.records > 0 && superblock.logEnd !== scan.nextSequence)
     rememberLog(media, superblock, scan.nextSequence);
   return {
     name: file,
@@ -82,13 +80,34 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
   };
 }
 
-function checkSuperblock(media: Media, superblock: Superblock, readOnly: boolean): void {
+/** Reads the log and goes through its records. */
+export function readLog(
+  media: Media,
+  copies: readonly SuperblockCopy[],
+  superblock: Superblock,
+  visit: (start: number, count: number) => void,
+): LogScan {
+  const { uuid, sizeSectors, logStart, logEnd } = superblock;
+  const { logOffset, logBytes } = superblock.geometry;
+  const bytes = new Uint8Array(logBytes);
+  media.read(bytes, logOffset);
+  const superblockLost = copies.some(copy => copy.superblock === null);
+  const owner = ownerOf(uuid);
+  const file = media.name;
+  return scanLog(
+    { bytes, owner, logStart, logEnd, sizeSectors, superblockLost, file, logOffset },
+    visit,
+  );
+}
+
+/** Whether we may use the leaf as it is, and the file has its full length. True, or it throws. */
+export function checkSuperblock(media: Media, superblock: Superblock, readOnly: boolean): true {
   const file = media.name;
   const unknown = superblock.readOnlyCompatible & ~KNOWN_READ_ONLY_COMPATIBLE;
   if (unknown !== 0 && !readOnly)
     throw new UbdError(
       'unsupported',
-      `${file}: the leaf has features that this ubd cannot write (0x${(unknown >>> 0).toString(16)})`,
+      `${file}: this ubd cannot write features of the leaf (0x${(unknown >>> 0).toString(16)})`,
       { place: { file }, next: 'Attach it read-only, or use the version of ubd that made it.' },
     );
   const needed = superblock.geometry.dataOffset + superblock.sizeSectors * SECTOR_BYTES;
@@ -99,15 +118,43 @@ function checkSuperblock(media: Media, superblock: Superblock, readOnly: boolean
       `it ends here, but its superblock tells of ${needed} bytes`,
       'The file was cut off: restore it from a backup.',
     );
+  return true;
 }
 
-/** Reads the directory, and the map sectors of the pages that it calls partial. */
-function loadMap(media: Media, superblock: Superblock, owner: Owner, map: SectorMap): void {
+/** Whether the map, before any replay, has all that it had when the superblock was written. */
+export function checkMapped(media: Media, superblock: Superblock, map: SectorMap): true {
+  const { mappedSectors, geometry } = superblock;
+  if (map.mapped < mappedSectors)
+    throw corrupt(
+      media.name,
+      geometry.directoryOffset,
+      `the map has ${map.mapped} sectors and must have at least ${mappedSectors}: ` +
+        'a sector of directory or map was lost',
+    );
+  return true;
+}
+
+/**
+ * Takes what is wrong with a sector: throws, or notes it and lets the sector count as never
+ * written.
+ */
+export type OnDamage = (offset: number, check: string) => void;
+
+/**
+ * Reads the directory, and the map sectors of the pages that it calls partial, into an empty map.
+ */
+export function loadMap(
+  media: Media,
+  superblock: Superblock,
+  map: SectorMap,
+  onDamage: OnDamage,
+): void {
+  const owner = ownerOf(superblock.uuid);
   const { directoryOffset, mapOffset } = superblock.geometry;
   const end = directoryOffset + map.directories * SECTOR_BYTES;
-  const piece = new Uint8Array(PIECE_SECTORS * SECTOR_BYTES);
+  const piece = new Uint8Array(Math.min(PIECE_SECTORS, map.directories) * SECTOR_BYTES);
   const view = new DataView(piece.buffer);
-  const pages = new PageReader(media, owner, map, mapOffset);
+  const pages = new PageReader(media, owner, map, mapOffset, onDamage);
   for (let at = media.nextData(directoryOffset, end); at < end; at = media.nextData(at, end)) {
     at -= (at - directoryOffset) % SECTOR_BYTES;
     const length = Math.min(piece.length, end - at);
@@ -116,9 +163,8 @@ function loadMap(media: Media, superblock: Superblock, owner: Owner, map: Sector
       if (isZero(piece, offset, SECTOR_BYTES)) continue; // never written: all its pages are empty
       const number = (at + offset - directoryOffset) / SECTOR_BYTES;
       const damage = sectorDamage(piece, view, offset, DIRECTORY_MAGIC, owner.low, number);
-      if (damage !== undefined)
-        throw corrupt(media.name, at + offset, `directory sector ${number}: ${damage}`);
-      loadDirectory(media, at, piece, offset, number, map, pages);
+      if (damage !== undefined) onDamage(at + offset, `directory sector ${number}: ${damage}`);
+      else loadDirectory(at, piece, offset, number, map, pages, onDamage);
     }
     at += length;
   }
@@ -126,13 +172,13 @@ function loadMap(media: Media, superblock: Superblock, owner: Owner, map: Sector
 }
 
 function loadDirectory(
-  media: Media,
   position: number,
   piece: Uint8Array,
   offset: number,
   number: number,
   map: SectorMap,
   pages: PageReader,
+  onDamage: OnDamage,
 ): void {
   for (let i = 0; i < DIRECTORY_PAGES; i++) {
     const place = offset + SECTOR_HEADER.size + (i >>> 2);
@@ -145,12 +191,8 @@ function loadDirectory(
     if (state === PAGE_STATE.EMPTY) continue;
     const page = number * DIRECTORY_PAGES + i;
     if (page >= map.pages || (state !== PAGE_STATE.FULL && state !== PAGE_STATE.PARTIAL))
-      throw corrupt(
-        media.name,
-        position + place,
-        `state of page ${page} in the directory: ${state}`,
-      );
-    if (state === PAGE_STATE.FULL) map.loadFull(page);
+      onDamage(position + place, `state of page ${page} in the directory: ${state}`);
+    else if (state === PAGE_STATE.FULL) map.loadFull(page);
     else pages.add(page);
   }
 }
@@ -161,20 +203,26 @@ class PageReader {
   readonly #owner: Owner;
   readonly #map: SectorMap;
   readonly #mapOffset: number;
-  readonly #piece: Uint8Array = new Uint8Array(PIECE_SECTORS * SECTOR_BYTES);
-  readonly #view: DataView = new DataView(this.#piece.buffer);
+  readonly #onDamage: OnDamage;
+  readonly #piece: Uint8Array;
+  readonly #view: DataView;
+  readonly #sectorsMax: number;
   #first = 0;
   #count = 0;
 
-  constructor(media: Media, owner: Owner, map: SectorMap, mapOffset: number) {
+  constructor(media: Media, owner: Owner, map: SectorMap, mapOffset: number, onDamage: OnDamage) {
     this.#media = media;
     this.#owner = owner;
     this.#map = map;
     this.#mapOffset = mapOffset;
+    this.#onDamage = onDamage;
+    this.#sectorsMax = Math.min(PIECE_SECTORS, map.pages);
+    this.#piece = new Uint8Array(this.#sectorsMax * SECTOR_BYTES);
+    this.#view = new DataView(this.#piece.buffer);
   }
 
   add(page: number): void {
-    if (this.#count > 0 && (page !== this.#first + this.#count || this.#count === PIECE_SECTORS))
+    if (this.#count > 0 && (page !== this.#first + this.#count || this.#count === this.#sectorsMax))
       this.finish();
     if (this.#count === 0) this.#first = page;
     this.#count++;
@@ -192,14 +240,19 @@ class PageReader {
           ? undefined
           : 'bits beyond the end of the device');
       if (damage !== undefined)
-        throw corrupt(this.#media.name, position + offset, `map sector of page ${page}: ${damage}`);
+        this.#onDamage(position + offset, `map sector of page ${page}: ${damage}`);
     }
     this.#count = 0;
   }
 }
 
-/** After a crash: the superblock notes how far the log goes, so that a later loss of records is noticed. */
+/**
+ * After a crash: the superblock notes how far the log goes, so that a later loss of records is
+ * noticed. If only the process died, the last record may be in the page cache alone: first of all
+ * it must be durable.
+ */
 function rememberLog(media: Media, superblock: Superblock, nextSequence: number): void {
+  media.sync();
   superblock.generation++;
   superblock.logEnd = nextSequence;
   superblock.clean = false;

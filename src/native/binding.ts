@@ -111,7 +111,7 @@ export interface Native {
 
 const require = createRequire(import.meta.url);
 
-/** From dist/src/native/ up to the package, where node-gyp builds. UBD_ADDON names another build of it. */
+/** From dist/src/native/ up to the package, where node-gyp builds. UBD_ADDON: the path of another build. */
 const path = process.env.UBD_ADDON ?? '../../../build/Release/ubd.node';
 
 export const native: Native = require(path) as Native;
