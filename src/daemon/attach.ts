@@ -28,14 +28,17 @@ export interface Workshop {
   checkGoingOn(): void;
 }
 
-/** @param comeback the record of a device that comes back after a restart */
+/**
+ * @param comeback the record of a device that comes back after a restart
+ * @returns bytes that the leaf holds
+ */
 export async function bringUp(
   shop: Workshop,
   entry: Entry,
   plan: Plan,
   transport: Transport,
   comeback?: DeviceRecord,
-): Promise<void> {
+): Promise<number> {
   const undo = new Undo();
   try {
     shop.checkGoingOn();
@@ -62,6 +65,7 @@ export async function bringUp(
     shop.checkGoingOn();
     await publish(shop, entry, transport, node, undo, comeback);
     entry.state = 'attached';
+    return leaf?.changedBytes ?? 0;
   } catch (error) {
     entry.node = null;
     entry.link = null;

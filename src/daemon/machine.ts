@@ -25,6 +25,8 @@ export interface LeafHandle {
   /** Of the device. */
   readonly sizeBytes: number;
   readonly root: { path: string; identity: RootIdentity };
+  /** Bytes that it holds. */
+  readonly changedBytes: number;
   readonly notes: readonly string[];
   /** Lets go of it unused: nothing is written. Idempotent, and as with roots. */
   close(): void;
