@@ -1,6 +1,7 @@
 // The addon's entry: what each environment gets, and when it is taken back.
 #include <napi.h>
 
+#include "apart.h"
 #include "calls.h"
 #include "environment.h"
 #include "memory.h"
@@ -19,6 +20,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   ubd::DefineRing(env, exports, environment);
   ubd::DefineCalls(env, exports, environment);
   ubd::DefineSys(env, exports, environment);
+  ubd::DefineApart(env, exports, environment);
   return exports;
 }
 
