@@ -4,7 +4,6 @@
       "target_name": "ubd",
       "sources": [
         "native/addon.cc",
-        "native/apart.cc",
         "native/calls.cc",
         "native/memory.cc",
         "native/ring.cc",
@@ -14,6 +13,14 @@
       "defines": ["NAPI_VERSION=9", "NAPI_DISABLE_CPP_EXCEPTIONS"],
       "cflags": ["-Wall", "-Wextra", "-fvisibility=hidden"],
       "cflags_cc": ["-std=c++20", "-fvisibility-inlines-hidden"],
+      "cflags_cc!": ["-std=gnu++17", "-std=c++17"]
+    },
+    {
+      "target_name": "ubd-apart",
+      "type": "executable",
+      "sources": ["native/apart/main.cc"],
+      "cflags": ["-Wall", "-Wextra"],
+      "cflags_cc": ["-std=c++20"],
       "cflags_cc!": ["-std=gnu++17", "-std=c++17"]
     }
   ]

@@ -1,7 +1,6 @@
 // The addon's entry: what each environment gets, and when it is taken back.
 #include <napi.h>
 
-#include "apart.h"
 #include "calls.h"
 #include "environment.h"
 #include "memory.h"
@@ -21,7 +20,6 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   ubd::DefineRing(env, exports, environment);
   ubd::DefineCalls(env, exports, environment);
   ubd::DefineSys(env, exports, environment);
-  ubd::DefineApart(env, exports, environment);
   return exports;
 }
 

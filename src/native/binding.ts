@@ -91,11 +91,6 @@ export interface Native {
    * is, or a buffer of up to 1 MiB that the call reads and writes, at least as long as the request encodes.
    */
   ioctl(fd: number, request: number, argument: Uint8Array | number): number;
-  /**
-   * Opens and ioctls in a child process that keeps one of our descriptors: see apart.ts, which puts the
-   * steps into this form. Each is either `path, flags` or `on, request, argument, put`; 16 at most.
-   */
-  apart(keep: number, ...steps: (string | number | Uint8Array)[]): Promise<number[]>;
   /** The mount calls of Linux 5.2: they make a file system without a place in the tree. fd or -errno. */
   fsopen(name: string, flags: number): number;
   fsconfig(

@@ -32,7 +32,7 @@ t.test(
 
     for (let round = 0; round < ROUNDS; round++) {
       const work = churn(sandbox.client, root, round);
-      await sleep(random.below(120));
+      await sleep(random.below(500));
       await sandbox.kill(); // returns when the process has ended; one that cannot end fails the test
       await work;
       await sandbox.startDaemon();

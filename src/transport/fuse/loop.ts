@@ -7,7 +7,7 @@
  *                                             owner's next daemon takes it down
  *
  * The loop device alone holds the FUSE file. File and loop device are never opened in the process that serves
- * them, for its end could wait for its own answers: a child does it (native/apart.ts).
+ * them, for its end could wait for its own answers: another one does it (native/apart.ts).
  * A loop device is ours by the name of its file: `ubd:NAME:OWNER`. The owner is one state directory, whose
  * lock its daemon holds, so that several daemons on a host never touch each other's devices.
  */
@@ -27,7 +27,7 @@ import {
 import { UbdError, type UbdErrorOptions } from '../../base/errors.ts';
 import { layout, text, u32, u64, zero } from '../../base/layout.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
-import { apart } from '../../native/apart.ts';
+import { apart, KEPT_FD } from '../../native/apart.ts';
 import { native } from '../../native/binding.ts';
 import { describeUsers, loopUsers, openProcesses } from './loop-users.ts';
 
@@ -164,7 +164,7 @@ async function bind(mountFd: number, loop: LoopDevice, readOnly: boolean): Promi
   });
   const info = new Uint8Array(LOOP_INFO64.size);
   const [file = 0, device = 0, configured = 0, asked = 0] = await apart(mountFd, [
-    { open: `/proc/self/fd/${mountFd}/${loop.fileName}`, flags: constants.O_RDWR },
+    { open: `/proc/self/fd/${KEPT_FD}/${loop.fileName}`, flags: constants.O_RDWR },
     { open: loop.path, flags: constants.O_RDWR },
     { ioctl: LOOP_CONFIGURE, on: 1, argument: config, put: 0 }, // the file's descriptor stands first
     { ioctl: LOOP_GET_STATUS64, on: 1, argument: info },
@@ -189,7 +189,7 @@ async function bind(mountFd: number, loop: LoopDevice, readOnly: boolean): Promi
  * and unbinds. Returns 0, or -errno of the open or of the request.
  */
 async function clear(path: string, openFlags: number): Promise<number> {
-  const [opened = 0, cleared = 0] = await apart(-1, [
+  const [opened = 0, cleared = 0] = await apart(null, [
     { open: path, flags: constants.O_RDONLY | openFlags },
     { ioctl: LOOP_CLR_FD, on: 0, argument: 0 },
   ]);
@@ -232,7 +232,7 @@ export async function detachLoop(
 ): Promise<DetachResult> {
   if (!isBound(loop)) return { gone: true };
   // An exclusive open fails while it is mounted, swapped on, or held by another driver, in whatever
-  // namespace, and the partitions count too. While the child has it, nobody can mount it.
+  // namespace, and the partitions count too. While it is open there, nobody can mount it.
   const result = await clear(loop.path, force ? 0 : constants.O_EXCL);
   if (result === -ENXIO) return { gone: true };
   if (result === -EBUSY) throw inUse(loop, describeUsers(loopUsers(loop.number)));
@@ -254,11 +254,11 @@ async function keep(loop: LoopDevice): Promise<void> {
   const open = { open: loop.path, flags: constants.O_RDONLY };
   const info = new Uint8Array(LOOP_INFO64.size);
   const view = new DataView(info.buffer);
-  const asked = await apart(-1, [open, { ioctl: LOOP_GET_STATUS64, on: 0, argument: info }]);
+  const asked = await apart(null, [open, { ioctl: LOOP_GET_STATUS64, on: 0, argument: info }]);
   const { flags } = LOOP_INFO64.read(view, 0);
   view.setUint32(LOOP_INFO64.at.flags, flags & ~LO_FLAGS_AUTOCLEAR, true);
   const kept = asked.every(result => result >= 0)
-    ? await apart(-1, [open, { ioctl: LOOP_SET_STATUS64, on: 0, argument: info }])
+    ? await apart(null, [open, { ioctl: LOOP_SET_STATUS64, on: 0, argument: info }])
     : asked;
   const failure = kept.find(result => result < 0);
   if (failure !== undefined) throw refused('keep it after all', failure, loop.path);
