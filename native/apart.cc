@@ -21,14 +21,15 @@ namespace ubd {
 
 namespace {
 
-// Why a child. A process that serves a block device must not wait for that device: if it is killed while one
-// of its threads waits in the kernel for an answer that only the process itself can give, that thread never
-// ends, so the descriptors are never closed, so the kernel never learns that nobody will answer. Nothing can
-// end such a process. A child with descriptors of its own breaks the circle: when we are killed, ours are
-// closed, the kernel fails what the child waits for, and the child ends too.
+// Why a child. A process that serves a block device must not wait for that device: if it is killed
+// while one of its threads waits in the kernel for an answer that only the process itself can give,
+// that thread never ends, so the descriptors are never closed, so the kernel never learns that
+// nobody will answer. Nothing can end such a process. A child with descriptors of its own breaks
+// the circle: when we are killed, ours are closed, the kernel fails what the child waits for, and
+// the child ends too.
 //
-// The child shares our memory (it is made as vfork does it: this thread sleeps until it ends), and makes
-// nothing but system calls. It closes what it inherited first of all.
+// The child shares our memory (it is made as vfork does it: this thread sleeps until it ends), and
+// makes nothing but system calls. It closes what it inherited first of all.
 
 constexpr size_t kStepsMax = 16;
 constexpr size_t kStackBytes = size_t{64} * 1024;
@@ -55,8 +56,9 @@ struct ApartWork {
   Mapping stack;
   int64_t failure = 0;
 
-  // SAFETY: runs in the child, on a stack of its own, in memory that it shares with the sleeping parent:
-  // no allocation, no lock, no library state but errno; and it ends by exit_group, past all handlers.
+  // SAFETY: runs in the child, on a stack of its own, in memory that it shares with the sleeping
+  // parent: no allocation, no lock, no library state but errno; and it ends by exit_group, past all
+  // handlers.
   static int Child(void* data) {
     auto* self = static_cast<ApartWork*>(data);
     const auto keep = static_cast<unsigned int>(self->keep);
@@ -69,7 +71,8 @@ struct ApartWork {
       } else {
         if (step.put != kNone)
           step.argument.SetFirstWord(static_cast<uint32_t>(self->steps[step.put].result));
-        step.result = step.argument.Run(static_cast<int>(self->steps[step.on].result), step.request);
+        const int fd = static_cast<int>(self->steps[step.on].result);
+        step.result = step.argument.Run(fd, step.request);
       }
       if (step.result < 0) break;
     }
@@ -94,8 +97,8 @@ struct ApartWork {
     }
   }
 
-  // As any work on libuv's pool: it also runs while the environment is taken down, and every status may
-  // then be a refusal, which is ignored.
+  // As any work on libuv's pool: it also runs while the environment is taken down, and every status
+  // may then be a refusal, which is ignored.
   static void Complete(napi_env env, napi_status, void* data) {
     const std::unique_ptr<ApartWork> self(static_cast<ApartWork*>(data));
     napi_value results = nullptr;
@@ -114,7 +117,8 @@ struct ApartWork {
 
   void GiveBack(napi_env env, size_t i) const {
     if (buffers[i].IsEmpty()) return;
-    // SAFETY: the buffer may have been detached or shrunk since: its place and length are asked anew.
+    // SAFETY: the buffer may have been detached or shrunk since: its place and length are asked
+    // anew.
     void* bytes = nullptr;
     size_t length = 0;
     if (napi_get_typedarray_info(env, buffers[i].Value(), nullptr, &length, &bytes, nullptr,
@@ -124,8 +128,9 @@ struct ApartWork {
   }
 };
 
-// apart(keep, path, flags | on, request, argument, put | …): flat, in groups, so that every argument is
-// checked as everywhere else. A group that begins with a string has two members, one with a number four.
+// apart(keep, path, flags | on, request, argument, put | …): flat, in groups, so that every
+// argument is checked as everywhere else. A group that begins with a string has two members, one
+// with a number four.
 Napi::Value Apart(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "apart");

@@ -113,8 +113,10 @@ Napi::Value Fsconfig(const Napi::CallbackInfo& info) {
   // FSCONFIG_SET_BINARY would read `aux` bytes from `value`, however long that is.
   if (command == FSCONFIG_SET_BINARY) args.OutOfRange("command", "none that takes binary data");
   if (!args.ok()) return env.Undefined();
-  return ToNumber(env, ResultOrErrno(syscall(SYS_fsconfig, fd, command, key ? key->c_str() : nullptr,
-                                             value ? value->c_str() : nullptr, aux)));
+  const char* keyText = key ? key->c_str() : nullptr;
+  const char* valueText = value ? value->c_str() : nullptr;
+  return ToNumber(env,
+                  ResultOrErrno(syscall(SYS_fsconfig, fd, command, keyText, valueText, aux)));
 }
 
 Napi::Value Fsmount(const Napi::CallbackInfo& info) {

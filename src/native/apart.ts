@@ -1,10 +1,10 @@
 /**
- * System calls made by a child process, apart from our own descriptors: for everything that waits for a
- * device which this process serves itself.
+ * System calls made by a child process, apart from our own descriptors: for everything that waits
+ * for a device which this process serves itself.
  *
- * A thread of ours that waited there could not be killed: the answer is to come from the very process that
- * is being killed, and its end waits for all of its threads. The child shares no descriptors with us. When
- * we die, the kernel fails what it waits for, and it ends.
+ * A thread of ours that waited there could not be killed: the answer is to come from the very
+ * process that is being killed, and its end waits for all of its threads. The child shares no
+ * descriptors with us. When we die, the kernel fails what it waits for, and it ends.
  */
 import { native } from './binding.ts';
 
@@ -12,8 +12,8 @@ export type ApartStep =
   /** open(2); O_CLOEXEC is added. */
   | { open: string; flags: number }
   /**
-   * ioctl(2) on the descriptor that step `on` opened. `argument` is written back when the child has ended.
-   * The result of step `put`, if there is one, goes into the argument's first four bytes.
+   * ioctl(2) on the descriptor that step `on` opened. `argument` is written back when the child has
+   * ended. The result of step `put`, if there is one, goes into the argument's first four bytes.
    */
   | { ioctl: number; on: number; argument: Uint8Array | number; put?: number };
 

@@ -1,6 +1,6 @@
 /**
- * apart: a child makes the calls, with none of our descriptors but one, and nothing of it stays. Most of
- * all: whoever waits in it does not keep us from dying.
+ * apart: a child makes the calls, with none of our descriptors but one, and nothing of it stays.
+ * Most of all: whoever waits in it does not keep us from dying.
  */
 import { spawn } from 'node:child_process';
 import { closeSync, constants, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
