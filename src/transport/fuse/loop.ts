@@ -40,6 +40,7 @@ const LOOP_CLR_FD = 0x4c01;
 const LOOP_SET_STATUS64 = 0x4c04;
 const LOOP_GET_STATUS64 = 0x4c05;
 const LOOP_CONFIGURE = 0x4c0a;
+const LOOP_CTL_ADD = 0x4c80;
 const LOOP_CTL_GET_FREE = 0x4c82;
 const LO_FLAGS_READ_ONLY = 1;
 const LO_FLAGS_AUTOCLEAR = 4;
@@ -142,10 +143,16 @@ export async function configureLoop(
   const controlFd = await openDevice(control, constants.O_RDWR, 'open');
   try {
     for (let tries = 0; tries < CONFIGURE_TRIES; tries++) {
-      const number = native.ioctl(controlFd, LOOP_CTL_GET_FREE, 0);
-      if (number < 0) throw refused('find a free loop device', number, control);
-      const loop: LoopDevice = { number, path: nodePath(number), fileName };
-      if (await bind(mountFd, loop, readOnly)) return loop;
+      const free = native.ioctl(controlFd, LOOP_CTL_GET_FREE, 0);
+      if (free < 0) throw refused('find a free loop device', free, control);
+      const number = notTaken(controlFd, free);
+      taken.add(number);
+      try {
+        const loop: LoopDevice = { number, path: nodePath(number), fileName };
+        if (await bind(mountFd, loop, readOnly)) return loop;
+      } finally {
+        taken.delete(number);
+      }
     }
   } finally {
     await closeAsync(controlFd);
@@ -153,6 +160,17 @@ export async function configureLoop(
   throw new UbdError('busy', `${control}: others took every free loop device first`, {
     next: 'try again',
   });
+}
+
+/** Numbers that we are about to bind: the kernel takes them for free until then. */
+const taken = new Set<number>();
+
+/** The first free number from `free` on that no other attach of ours goes for; made, if need be. */
+function notTaken(controlFd: number, free: number): number {
+  let number = free;
+  while (taken.has(number) || (number !== free && fileBehind(number) !== undefined)) number++;
+  if (number !== free) native.ioctl(controlFd, LOOP_CTL_ADD, number); // EEXIST: it is there already
+  return number;
 }
 
 /** False if somebody was quicker. */
