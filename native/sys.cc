@@ -86,18 +86,19 @@ Napi::Value Fallocate(const Napi::CallbackInfo& info) {
 
 // The argument of an ioctl, of which the kernel alone knows how much it reads and writes.
 //
-// Most requests encode the size of their structure (_IOC_SIZE), and the buffer must have that size. Older
-// ones (LOOP_SET_STATUS64 and its kin) encode nothing, and some go beyond what they encode (FIEMAP's extents).
-// So the kernel never works on the JavaScript buffer but on a copy in pages of its own, with at least 16 KiB
-// (the largest size that a request can encode) and a guard page behind it: whatever it writes too far is cut
-// off, or ends in EFAULT; it never lands in memory of ours. What this cannot guard is a structure that holds
-// pointers itself (SG_IO): no such request is used here.
+// Most requests encode the size of their structure (_IOC_SIZE), and the buffer must have that size.
+// Older ones (LOOP_SET_STATUS64 and its kin) encode nothing, and some go beyond what they encode
+// (FIEMAP's extents). So the kernel never works on the JavaScript buffer but on a copy in pages of
+// its own, with at least 16 KiB (the largest size that a request can encode) and a guard page
+// behind it: whatever it writes too far is cut off, or ends in EFAULT; it never lands in memory of
+// ours. What this cannot guard is a structure that holds pointers itself (SG_IO): no such request
+// is used here.
 class IoctlArgument {
  public:
   static constexpr size_t kScratchMin = size_t{1} << _IOC_SIZEBITS;
-  // Nothing is ever mapped below this address (vm.mmap_min_addr), and the highest ones belong to the kernel:
-  // a number in between these limits is an integer even for a request that takes a pointer, which then
-  // answers EFAULT.
+  // Nothing is ever mapped below this address (vm.mmap_min_addr), and the highest ones belong to
+  // the kernel: a number in between these limits is an integer even for a request that takes a
+  // pointer, which then answers EFAULT.
   static constexpr double kIntegerMax = 65535;
   static constexpr double kIntegerMin = -4095;
   static constexpr size_t kBytesMax = size_t{1} << 20;
@@ -119,7 +120,8 @@ class IoctlArgument {
     length_ = bytes.size();
     isBuffer_ = true;
     const size_t usable = RoundUpToPage(std::max(length_, kScratchMin));
-    void* address = mmap(nullptr, usable + PageSize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void* address =
+        mmap(nullptr, usable + PageSize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (address == MAP_FAILED) return NoMemory(args);
     scratch_ = Mapping(address, usable + PageSize());
     if (mprotect(address, usable, PROT_READ | PROT_WRITE) != 0) return NoMemory(args);
@@ -137,7 +139,8 @@ class IoctlArgument {
     return result;
   }
 
-  // Gives what the kernel wrote back to the caller's buffer, which may have become shorter meanwhile.
+  // Gives what the kernel wrote back to the caller's buffer, which may have become shorter
+  // meanwhile.
   void WriteBack(std::span<uint8_t> bytes) const {
     const size_t length = std::min(bytes.size(), length_);
     if (length > 0) memcpy(bytes.data(), scratch_.data(), length);
@@ -190,8 +193,10 @@ Napi::Value Fsconfig(const Napi::CallbackInfo& info) {
   // FSCONFIG_SET_BINARY would read `aux` bytes from `value`, however long that is.
   if (command == FSCONFIG_SET_BINARY) args.OutOfRange("command", "none that takes binary data");
   if (!args.ok()) return env.Undefined();
-  return ToNumber(env, ResultOrErrno(syscall(SYS_fsconfig, fd, command, key ? key->c_str() : nullptr,
-                                             value ? value->c_str() : nullptr, aux)));
+  const char* keyText = key ? key->c_str() : nullptr;
+  const char* valueText = value ? value->c_str() : nullptr;
+  return ToNumber(env,
+                  ResultOrErrno(syscall(SYS_fsconfig, fd, command, keyText, valueText, aux)));
 }
 
 Napi::Value Fsmount(const Napi::CallbackInfo& info) {

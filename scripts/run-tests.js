@@ -1,11 +1,12 @@
 /**
- * Runs test files, several at once, each as a program of its own, and reports a line for each; of one
- * that fails, all that it said.
+ * Runs test files, several at once, each as a program of its own, and reports a line for each; of
+ * one that fails, all that it said.
  *
  *     node scripts/run-tests.js COUNTS JOBS SECONDS FILE...
  *
  * A test file is a program that speaks TAP. It is run as such and not by tap's command, whose hooks
- * change how programs are started: our tests start many, as other users and with other kernels' eyes.
+ * change how programs are started: our tests start many, as other users and with other kernels'
+ * eyes.
  *
  * What counts as a test is a claim: a named test of a file, or the whole file where it has none or
  * died. To the file COUNTS it adds lines of: `passed NUMBER`, `failed TITLE`,

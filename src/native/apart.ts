@@ -1,12 +1,12 @@
 /**
- * Opens and ioctls made by a process of its own (`ubd-apart`, native/apart): for everything that waits
- * for a device which this process serves itself.
+ * Opens and ioctls made by a process of its own (`ubd-apart`, native/apart): for everything that
+ * waits for a device which this process serves itself.
  *
- * A thread of ours that waited there could not be killed: the answer is to come from the very process
- * that is being killed, and its end waits for all of its threads. Nor may the waiting process share our
- * memory: the mapping of a ring keeps the ring, and what is under way in it, and so the connection.
- * The other process has neither our descriptors nor our memory. When we die, the kernel fails what it
- * waits for, and it ends.
+ * A thread of ours that waited there could not be killed: the answer is to come from the very
+ * process that is being killed, and its end waits for all of its threads. Nor may the waiting
+ * process share our memory: the mapping of a ring keeps the ring, and what is under way in it, and
+ * so the connection. The other process has neither our descriptors nor our memory. When we die, the
+ * kernel fails what it waits for, and it ends.
  */
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
@@ -23,8 +23,8 @@ export type ApartStep =
   /** open(2); O_CLOEXEC is added. */
   | { open: string; flags: number }
   /**
-   * ioctl(2) on the descriptor that step `on` opened. `argument` is written back in the end. The result
-   * of step `put`, if there is one, goes into the argument's first four bytes.
+   * ioctl(2) on the descriptor that step `on` opened. `argument` is written back in the end. The
+   * result of step `put`, if there is one, goes into the argument's first four bytes.
    */
   | { ioctl: number; on: number; argument: Uint8Array | number; put?: number };
 
@@ -37,7 +37,8 @@ function words(step: ApartStep): string[] {
 }
 
 /**
- * Runs the steps in order, until one fails; then all that they opened is closed, and that is waited for.
+ * Runs the steps in order, until one fails; then all that they opened is closed, and that is waited
+ * for.
  * @param keep a descriptor of ours that the steps need: they find it as KEPT_FD. Or null
  * @returns a result for each step: 0 or more, -errno, or -ECANCELED behind one that failed
  */

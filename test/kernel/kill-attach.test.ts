@@ -1,8 +1,8 @@
 /**
- * Goal: a daemon can be killed at any moment, also while it attaches, detaches and starts, and the next
- * one is in order. Method: attaches and detaches of many devices at once, SIGKILL at a random moment.
- * The danger is a process that cannot end: it serves its own devices, and a thread of it that waits for
- * one of them in the kernel would wait for ever.
+ * Goal: a daemon can be killed at any moment, also while it attaches, detaches and starts, and the
+ * next one is in order. Method: attaches and detaches of many devices at once, SIGKILL at a random
+ * moment. The danger is a process that cannot end: it serves its own devices, and a thread of it
+ * that waits for one of them in the kernel would wait for ever.
  */
 import t from 'tap';
 import type { Client } from '../../src/client/client.ts';
@@ -21,7 +21,7 @@ t.test(
   'SIGKILL in the midst of attaches and detaches',
   { skip: await missing(...DEVICES) },
   async t => {
-    const seed = Number(process.env['UBD_SEED'] ?? Date.now() % 1e9);
+    const seed = Number(process.env.UBD_SEED ?? Date.now() % 1e9);
     t.comment(`UBD_SEED=${seed}`);
     const random = new Random(seed);
     const sandbox = await Sandbox.start();
@@ -33,7 +33,7 @@ t.test(
     for (let round = 0; round < ROUNDS; round++) {
       const work = churn(sandbox.client, root, round);
       await sleep(random.below(500));
-      await sandbox.kill(); // returns when the process has ended; one that cannot end fails the test
+      await sandbox.kill(); // returns when the process has ended: one that cannot fails here
       await work;
       await sandbox.startDaemon();
       await until('every device is back, or says why not', async () =>

@@ -1,6 +1,6 @@
 /**
- * apart: a process of its own makes the calls, with none of our descriptors but one, and nothing of it
- * stays. Most of all: what waits there does not keep us from dying.
+ * apart: a process of its own makes the calls, with none of our descriptors but one, and nothing of
+ * it stays. Most of all: what waits there does not keep us from dying.
  */
 import { spawn } from 'node:child_process';
 import { closeSync, constants, openSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';

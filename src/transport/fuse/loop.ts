@@ -3,13 +3,14 @@
  *
  *     free ──configure──▶ bound ──detach──▶ free
  *                           │                 ▲
- *                           └─ server dies ─▶ stale: every request fails; `clearStaleLoops` of the same
- *                                             owner's next daemon takes it down
+ *                           └─ server dies ─▶ stale: every request fails; `clearStaleLoops` of
+ *                                             the same owner's next daemon takes it down
  *
- * The loop device alone holds the FUSE file. File and loop device are never opened in the process that serves
- * them, for its end could wait for its own answers: another one does it (native/apart.ts).
- * A loop device is ours by the name of its file: `ubd:NAME:OWNER`. The owner is one state directory, whose
- * lock its daemon holds, so that several daemons on a host never touch each other's devices.
+ * The loop device alone holds the FUSE file. File and loop device are never opened in the process
+ * that serves them, for its end could wait for its own answers: another does (native/apart.ts).
+ * A loop device is ours by the name of its file: `ubd:NAME:OWNER`. The owner is one state
+ * directory, whose lock its daemon holds, so that several daemons on a host never touch each
+ * other's devices.
  */
 import { close, constants, open, readdirSync, readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -39,6 +40,7 @@ const LOOP_CLR_FD = 0x4c01;
 const LOOP_SET_STATUS64 = 0x4c04;
 const LOOP_GET_STATUS64 = 0x4c05;
 const LOOP_CONFIGURE = 0x4c0a;
+const LOOP_CTL_ADD = 0x4c80;
 const LOOP_CTL_GET_FREE = 0x4c82;
 const LO_FLAGS_READ_ONLY = 1;
 const LO_FLAGS_AUTOCLEAR = 4;
@@ -130,8 +132,8 @@ export interface ConfigureOptions {
 }
 
 /**
- * Binds a free loop device to the file `fileName` of a mount of ours. The kernel scans it for partitions
- * before this returns, so it must be served meanwhile.
+ * Binds a free loop device to the file `fileName` of a mount of ours. The kernel scans it for
+ * partitions before this returns, so it must be served meanwhile.
  */
 export async function configureLoop(
   mountFd: number,
@@ -141,10 +143,16 @@ export async function configureLoop(
   const controlFd = await openDevice(control, constants.O_RDWR, 'open');
   try {
     for (let tries = 0; tries < CONFIGURE_TRIES; tries++) {
-      const number = native.ioctl(controlFd, LOOP_CTL_GET_FREE, 0);
-      if (number < 0) throw refused('find a free loop device', number, control);
-      const loop: LoopDevice = { number, path: nodePath(number), fileName };
-      if (await bind(mountFd, loop, readOnly)) return loop;
+      const free = native.ioctl(controlFd, LOOP_CTL_GET_FREE, 0);
+      if (free < 0) throw refused('find a free loop device', free, control);
+      const number = notTaken(controlFd, free);
+      taken.add(number);
+      try {
+        const loop: LoopDevice = { number, path: nodePath(number), fileName };
+        if (await bind(mountFd, loop, readOnly)) return loop;
+      } finally {
+        taken.delete(number);
+      }
     }
   } finally {
     await closeAsync(controlFd);
@@ -152,6 +160,17 @@ export async function configureLoop(
   throw new UbdError('busy', `${control}: others took every free loop device first`, {
     next: 'try again',
   });
+}
+
+/** Numbers that we are about to bind: the kernel takes them for free until then. */
+const taken = new Set<number>();
+
+/** The first free number from `free` on that no other attach of ours goes for; made, if need be. */
+function notTaken(controlFd: number, free: number): number {
+  let number = free;
+  while (taken.has(number) || (number !== free && fileBehind(number) !== undefined)) number++;
+  if (number !== free) native.ioctl(controlFd, LOOP_CTL_ADD, number); // EEXIST: it is there already
+  return number;
 }
 
 /** False if somebody was quicker. */
@@ -166,7 +185,8 @@ async function bind(mountFd: number, loop: LoopDevice, readOnly: boolean): Promi
   const [file = 0, device = 0, configured = 0, asked = 0] = await apart(mountFd, [
     { open: `/proc/self/fd/${KEPT_FD}/${loop.fileName}`, flags: constants.O_RDWR },
     { open: loop.path, flags: constants.O_RDWR },
-    { ioctl: LOOP_CONFIGURE, on: 1, argument: config, put: 0 }, // the file's descriptor stands first
+    // the file's descriptor stands first
+    { ioctl: LOOP_CONFIGURE, on: 1, argument: config, put: 0 },
     { ioctl: LOOP_GET_STATUS64, on: 1, argument: info },
   ]);
   if (file < 0) throw refused(`open the file ${loop.fileName} over FUSE`, file, loop.path);
@@ -185,8 +205,8 @@ async function bind(mountFd: number, loop: LoopDevice, readOnly: boolean): Promi
 }
 
 /**
- * Opens the device, asks the kernel to unbind it, and closes it: the last close writes back what is cached,
- * and unbinds. Returns 0, or -errno of the open or of the request.
+ * Opens the device, asks the kernel to unbind it, and closes it: the last close writes back what is
+ * cached, and unbinds. Returns 0, or -errno of the open or of the request.
  */
 async function clear(path: string, openFlags: number): Promise<number> {
   const [opened = 0, cleared = 0] = await apart(null, [
@@ -196,7 +216,10 @@ async function clear(path: string, openFlags: number): Promise<number> {
   return opened < 0 ? opened : cleared;
 }
 
-/** The name of the file behind a bound loop device; undefined if it is free. From sysfs: asks no server. */
+/**
+ * The name of the file behind a bound loop device; undefined if it is free. From sysfs: asks no
+ * server.
+ */
 function fileBehind(number: number): string | undefined {
   try {
     const path = readFileSync(`/sys/block/loop${number}/loop/backing_file`, 'utf8').trimEnd();
@@ -293,8 +316,8 @@ export function ownLoops(owner: string): (LoopDevice & { name: string })[] {
 }
 
 /**
- * Takes down what a daemon of this owner left when it died. The caller holds the owner's lock and has no
- * device yet: so whatever bears the owner's name is stale.
+ * Takes down what a daemon of this owner left when it died. The caller holds the owner's lock and
+ * has no device yet: so whatever bears the owner's name is stale.
  */
 export async function clearStaleLoops(owner: string): Promise<StaleLoop[]> {
   const cleared: StaleLoop[] = [];

@@ -1,9 +1,10 @@
 /**
- * The FUSE protocol, as far as one file in one directory needs it: <linux/fuse.h>, version 7.31 and later.
+ * The FUSE protocol, as far as one file in one directory needs it: <linux/fuse.h>, version 7.31 and
+ * later.
  *
- * Every request starts with IN_HEADER, every reply with OUT_HEADER; numbers are little-endian on all machines
- * that we run on. The structures are declared once, below. Requests that carry data go by the constants of
- * the hot path: indices of 32-bit words, counted from the start of the request.
+ * Every request starts with IN_HEADER, every reply with OUT_HEADER; numbers are little-endian on
+ * all machines that we run on. The structures are declared once, below. Requests that carry data go
+ * by the constants of the hot path: indices of 32-bit words, counted from the start of the request.
  */
 import { assert } from '../../base/assert.ts';
 import { i32, layout, u16, u32, u64, zero } from '../../base/layout.ts';
@@ -30,7 +31,10 @@ export const FUSE = {
   FALLOCATE: 43,
 } as const;
 
-/** FUSE_KERNEL_VERSION, and the minor version that these structures have (FUSE_MAX_PAGES came with 7.28). */
+/**
+ * FUSE_KERNEL_VERSION, and the minor version that these structures have (FUSE_MAX_PAGES came with
+ * 7.28).
+ */
 export const VERSION_MAJOR = 7;
 export const VERSION_MINOR = 31;
 
@@ -40,13 +44,18 @@ export const INIT = {
   ASYNC_READ: 0x1,
   /** Writes beyond 4 KiB. */
   BIG_WRITES: 0x20,
-  /** Direct I/O does not wait for each request: without it the loop device has one under way, not many. */
+  /**
+   * Direct I/O does not wait for each request: without it the loop device has one under way, not
+   * many.
+   */
   ASYNC_DIO: 0x8000,
   /** `maxPages` of the reply counts. */
   MAX_PAGES: 0x400000,
 } as const;
 
-/** fuse_open_out.open_flags: no page cache in between; writes of one file side by side (Linux 6.1). */
+/**
+ * fuse_open_out.open_flags: no page cache in between; writes of one file side by side (Linux 6.1).
+ */
 export const FOPEN = { DIRECT_IO: 0x1, NOFLUSH: 0x20, PARALLEL_DIRECT_WRITES: 0x40 } as const;
 
 /** fallocate(2): <linux/falloc.h>. */
@@ -111,7 +120,6 @@ const ATTR = {
   flags: u32,
 };
 
-/** Valid for no time: whoever asks is answered anew, so that asking shows whether the server lives. */
 const ATTR_OUT = layout('fuse_attr_out', {
   attrValid: u64,
   attrValidNsec: u32,
@@ -194,7 +202,7 @@ export const STRUCTURES: readonly {
   FALLOCATE_IN,
 ];
 
-// ── Set-up: requests that come once, or once in a while. Writers return the bytes written. ──────────────
+// ── Set-up: requests that come once, or once in a while. Writers return the bytes written. ───
 
 export interface Init {
   major: number;
@@ -229,6 +237,9 @@ export interface Node {
 const S_IFDIR = 0o40000;
 const S_IFREG = 0o100000;
 
+/** Attributes never change: whoever lists loop devices must not have to wait for their servers. */
+const VALID_SECONDS = 2 ** 31;
+
 function attributes({ node, sizeBytes }: Node): Partial<ReturnType<typeof ATTR_OUT.read>> {
   const directory = node === NODE_ROOT;
   return {
@@ -242,17 +253,20 @@ function attributes({ node, sizeBytes }: Node): Partial<ReturnType<typeof ATTR_O
 }
 
 export function writeAttr(view: DataView, at: number, node: Node): number {
-  ATTR_OUT.write(view, at, attributes(node));
+  ATTR_OUT.write(view, at, { ...attributes(node), attrValid: VALID_SECONDS });
   return ATTR_OUT.size;
 }
 
 /** The answer to a LOOKUP that found the node. */
 export function writeEntry(view: DataView, at: number, node: Node): number {
-  ENTRY_OUT.write(view, at, { ...attributes(node), nodeid: node.node });
+  const valid = { entryValid: VALID_SECONDS, attrValid: VALID_SECONDS };
+  ENTRY_OUT.write(view, at, { ...attributes(node), ...valid, nodeid: node.node });
   return ENTRY_OUT.size;
 }
 
-/** NOFLUSH: without it a close waits for our answer, also that of a process which is being killed. */
+/**
+ * NOFLUSH: without it a close waits for our answer, also that of a process which is being killed.
+ */
 export function writeOpen(view: DataView, at: number): number {
   const openFlags = FOPEN.DIRECT_IO | FOPEN.NOFLUSH | FOPEN.PARALLEL_DIRECT_WRITES;
   OPEN_OUT.write(view, at, { openFlags });
@@ -271,7 +285,7 @@ export function writeStatfs(view: DataView, at: number, sizeBytes: number): numb
   return STATFS_OUT.size;
 }
 
-// ── The hot path: word indices from the start of a request ──────────────────────────────────────────────
+// ── The hot path: word indices from the start of a request ───────────────────────────────────
 
 export const IN_HEADER_BYTES = 40;
 export const OUT_HEADER_BYTES = 16;
