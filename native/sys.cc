@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sched.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -304,6 +305,11 @@ Napi::Value Prctl(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(prctl(option, values[0], values[1], values[2], values[3])));
 }
 
+// The calling thread gets a table of descriptors of its own: a copy of the process's.
+Napi::Value UnshareFiles(const Napi::CallbackInfo& info) {
+  return ToNumber(info.Env(), ResultOrErrno(unshare(CLONE_FILES)));
+}
+
 Napi::Value Mlockall(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "mlockall");
@@ -327,6 +333,8 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("fsmount", Napi::Function::New<Fsmount>(env, "fsmount", environment));
   exports.Set("umount2", Napi::Function::New<Umount2>(env, "umount2", environment));
   exports.Set("prctl", Napi::Function::New<Prctl>(env, "prctl", environment));
+  exports.Set("unshareFiles",
+              Napi::Function::New<UnshareFiles>(env, "unshareFiles", environment));
   exports.Set("mlockall", Napi::Function::New<Mlockall>(env, "mlockall", environment));
 }
 

@@ -2,16 +2,15 @@
  * The loop transport, put together: a private FUSE mount, the data plane that serves its one file,
  * and a loop device over that file.
  *
- *     attach   mount ─▶ data plane serves it ─▶ file opened ─▶ loop bound ─▶ file and mount closed
+ *     attach   mount ─▶ data plane serves it ─▶ loop bound to its file ─▶ mount closed
  *     detach   loop unbound (its cache written back) ─▶ leaf made durable and closed
  *
  * The loop device alone keeps the mount alive: when it lets go, the kernel ends the connection, and
  * the data plane says 'lost'. For a device that was detached in use this is the moment when it is
  * gone.
  */
-import { accessSync, close, constants } from 'node:fs';
+import { accessSync, constants } from 'node:fs';
 import { release } from 'node:os';
-import { promisify } from 'node:util';
 import {
   clearStaleLoops,
   configureLoop,
@@ -24,8 +23,6 @@ import { mountFuse } from '../transport/fuse/mount.ts';
 import type { Transport, TransportDevice } from './machine.ts';
 import type { FileLeaf, FileRoot } from './opened-files.ts';
 import type { DeviceSpec, DeviceStats } from './plane-protocol.ts';
-
-const closeAsync = promisify(close);
 
 /** What this needs of the data plane. */
 export interface Plane {
@@ -85,17 +82,12 @@ export class LoopTransport implements Transport {
     try {
       await this.#plane.open(handOver(device, mount.fuseFd));
       served = true;
-      const fileFd = await mount.openFile(fileName);
-      try {
-        const loop = await configureLoop(fileFd, {
-          readOnly: readOnly || device.leaf === null,
-          fileName,
-        });
-        this.#attached.set(id, { loop, ending: false, detaching: false });
-        return { node: loop.path };
-      } finally {
-        await closeAsync(fileFd);
-      }
+      const loop = await configureLoop(mount, {
+        readOnly: readOnly || device.leaf === null,
+        fileName,
+      });
+      this.#attached.set(id, { loop, ending: false, detaching: false });
+      return { node: loop.path };
     } catch (error) {
       if (served) await this.#plane.close(id);
       throw error;

@@ -107,6 +107,11 @@ export interface Native {
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;
+  /**
+   * Gives the calling thread a table of descriptors of its own, a copy of the process's: what either opens or
+   * closes from then on is not seen by the other. 0 or -errno.
+   */
+  unshareFiles(): number;
 }
 
 const require = createRequire(import.meta.url);

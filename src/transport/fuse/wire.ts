@@ -46,8 +46,11 @@ export const INIT = {
   MAX_PAGES: 0x400000,
 } as const;
 
-/** fuse_open_out.open_flags: no page cache in between; writes of one file side by side (Linux 6.1). */
-export const FOPEN = { DIRECT_IO: 0x1, PARALLEL_DIRECT_WRITES: 0x40 } as const;
+/**
+ * fuse_open_out.open_flags: no page cache in between; no FLUSH when a descriptor is closed (Linux 5.16), which
+ * would make a process that dies with one wait for its own answer; writes side by side (Linux 6.1).
+ */
+export const FOPEN = { DIRECT_IO: 0x1, NOFLUSH: 0x20, PARALLEL_DIRECT_WRITES: 0x40 } as const;
 
 /** fallocate(2): <linux/falloc.h>. */
 export const FALLOC = { KEEP_SIZE: 1, PUNCH_HOLE: 2, ZERO_RANGE: 16 } as const;
@@ -111,7 +114,6 @@ const ATTR = {
   flags: u32,
 };
 
-/** Valid for no time: whoever asks is answered anew, so that asking shows whether the server lives. */
 const ATTR_OUT = layout('fuse_attr_out', {
   attrValid: u64,
   attrValidNsec: u32,
@@ -229,6 +231,9 @@ export interface Node {
 const S_IFDIR = 0o40000;
 const S_IFREG = 0o100000;
 
+/** Attributes hold for ever: whoever lists loop devices must not wait for their servers. Seconds. */
+const VALID = 2 ** 31;
+
 function attributes({ node, sizeBytes }: Node): Partial<ReturnType<typeof ATTR_OUT.read>> {
   const directory = node === NODE_ROOT;
   return {
@@ -242,18 +247,25 @@ function attributes({ node, sizeBytes }: Node): Partial<ReturnType<typeof ATTR_O
 }
 
 export function writeAttr(view: DataView, at: number, node: Node): number {
-  ATTR_OUT.write(view, at, attributes(node));
+  ATTR_OUT.write(view, at, { ...attributes(node), attrValid: VALID });
   return ATTR_OUT.size;
 }
 
 /** The answer to a LOOKUP that found the node. */
 export function writeEntry(view: DataView, at: number, node: Node): number {
-  ENTRY_OUT.write(view, at, { ...attributes(node), nodeid: node.node });
+  ENTRY_OUT.write(view, at, {
+    ...attributes(node),
+    nodeid: node.node,
+    entryValid: VALID,
+    attrValid: VALID,
+  });
   return ENTRY_OUT.size;
 }
 
 export function writeOpen(view: DataView, at: number): number {
-  OPEN_OUT.write(view, at, { openFlags: FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES });
+  OPEN_OUT.write(view, at, {
+    openFlags: FOPEN.DIRECT_IO | FOPEN.NOFLUSH | FOPEN.PARALLEL_DIRECT_WRITES,
+  });
   return OPEN_OUT.size;
 }
 
