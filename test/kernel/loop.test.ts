@@ -295,6 +295,29 @@ t.test('a loop device that changed hands is not detached', { skip }, async t => 
   await detach(data, attached);
 });
 
+t.test('killed in the midst of attaching, a daemon ends, and locks nothing', { skip }, async t => {
+  const owner = `killed-${process.pid}`;
+  for (let round = 0; round < 12; round++) {
+    const child = spawn(
+      process.execPath,
+      [join(import.meta.dirname, '../support/attach-for-ever.js'), rootPath, owner],
+      { stdio: ['ignore', 'pipe', 'inherit'] },
+    );
+    await once(child.stdout, 'data');
+    await sleep(40 + round * 7);
+    child.kill('SIGKILL');
+    // It is reported when its last thread is gone: one that waits for itself never goes.
+    const timer = new AbortController();
+    const ended = once(child, 'exit').then(() => true);
+    const late = sleep(20000, false, { signal: timer.signal }).catch(() => false);
+    const gone = await Promise.race([ended, late]);
+    timer.abort();
+    if (!gone) return t.fail(`round ${round}: process ${child.pid} does not end`);
+    await clearStaleLoops(owner);
+  }
+  t.strictSame(ownLoops(owner), []);
+});
+
 t.test(
   'an unreadable root gives errors that are told, and harms no other device',
   { skip },
