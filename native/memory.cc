@@ -28,18 +28,21 @@ Napi::Value MapMemory(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   Mapping mapping(address, mapped);
-  // A child process must not share pages that the kernel is about to fill: after a fork, copy-on-write
-  // could leave the data of a read in the child's copy. Best effort: without it only such a child suffers.
+  // A child process must not share pages that the kernel is about to fill: after a fork,
+  // copy-on-write could leave the data of a read in the child's copy. Best effort: without it only
+  // such a child suffers.
   madvise(address, mapped, MADV_DONTFORK);
 
-  // SAFETY: the buffer is detached before the region is unmapped (unmapMemory, end of the environment).
+  // SAFETY: the buffer is detached before the region is unmapped (unmapMemory, end of the
+  // environment).
   Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, address, length);
   if (env.IsExceptionPending()) return env.Undefined();
 
   Napi::Object result = Napi::Object::New(env);
   result.Set("address", Napi::Number::New(env, static_cast<double>(mapping.address())));
   result.Set("buffer", buffer);
-  // A strong reference: memory that the kernel may be writing to is not left to the garbage collector.
+  // A strong reference: memory that the kernel may be writing to is not left to the garbage
+  // collector.
   Environment::Of(info).memory.Add({std::move(mapping), Napi::Persistent(buffer)});
   return result;
 }
@@ -64,8 +67,8 @@ Napi::Value UnmapMemory(const Napi::CallbackInfo& info) {
 }  // namespace
 
 bool DetachOwned(Napi::ArrayBuffer buffer) {
-  // SAFETY: a buffer that is detached already was moved to another one (ArrayBuffer.transfer), which still
-  // points into the mapping: then the caller must leave the pages where they are.
+  // SAFETY: a buffer that is detached already was moved to another one (ArrayBuffer.transfer),
+  // which still points into the mapping: then the caller must leave the pages where they are.
   if (buffer.IsDetached()) return false;
   buffer.Detach();
   return buffer.IsDetached();

@@ -1,14 +1,17 @@
 /**
- * The data-plane thread: a Worker that owns the ring, the memory and all devices, and serves their requests.
+ * The data-plane thread: a Worker that owns the ring, the memory and all devices, and serves their
+ * requests.
  *
- *     start ──▶ { turn of the ring: completions, requests, replies ──▶ calls of the main thread, if woken } ──▶ stop
+ *     start ──▶ { turn of the ring: completions, requests, replies
+ *                   ──▶ calls of the main thread, if woken } ──▶ stop
  *
- * It blocks in io_uring_enter, so it has no event loop: no timer, no promise, no message event. Calls are
- * taken with `receiveMessageOnPort` when the eventfd wakes it; answers and events are posted as they come.
+ * It blocks in io_uring_enter, so it has no event loop: no timer, no promise, no message event.
+ * Calls are taken with `receiveMessageOnPort` when the eventfd wakes it; answers and events are
+ * posted as they come.
  *
- * Ways out: the call 'stop', when every device is closed; `abandon` in the shared flags, when the process
- * ends without it; an exception. On each of them the devices' descriptors are closed, so that the kernel
- * answers what is left with errors and nobody waits for ever.
+ * Ways out: the call 'stop', when every device is closed; `abandon` in the shared flags, when the
+ * process ends without it; an exception. On each of them the devices' descriptors are closed, so
+ * that the kernel answers what is left with errors and nobody waits for ever.
  */
 import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../base/errors.ts';
@@ -31,7 +34,10 @@ import {
 const RING_ENTRIES = 512;
 /** Requests served at a time, over all devices; 1 MiB of address space each, touched when used. */
 const SLOTS = 64;
-/** Runs of sectors under way; a request of many short runs takes several, and waits where there are none. */
+/**
+ * Runs of sectors under way; a request of many short runs takes several, and waits where there are
+ * none.
+ */
 const PARTS = 1024;
 const BUFFER_GROUP = 0;
 /** Smallest mapped memory: for requests that carry no data. */
@@ -80,7 +86,8 @@ class DataPlane {
         if (this.#woken) this.#takeCalls();
       }
     } finally {
-      this.#ring.close(); // ends what is under way, so that the descriptors are the last to hold their files
+      // ends what is under way, so that the descriptors are the last to hold their files
+      this.#ring.close();
       for (const device of this.#devices.values()) closeDescriptors(device.spec);
       this.#wake.close();
       this.#io.close();
@@ -164,7 +171,10 @@ class DataPlane {
     });
   }
 
-  /** Closes every device. One that fails does not keep the others from being closed; its error is the answer. */
+  /**
+   * Closes every device. One that fails does not keep the others from being closed; its error is
+   * the answer.
+   */
   #stop(done: (error: UbdError | null) => void): void {
     this.#stopping = true;
     let left = this.#devices.size;

@@ -2,14 +2,14 @@
  * The loop transport, put together: a private FUSE mount, the data plane that serves its one file,
  * and a loop device over that file.
  *
- *     attach   mount ─▶ data plane serves it ─▶ loop bound to its file ─▶ mount closed
+ *     attach   mount ─▶ data plane serves its file ─▶ loop bound to the file ─▶ mount closed
  *     detach   loop unbound (its cache written back) ─▶ leaf made durable and closed
  *
  * The loop device alone keeps the mount alive: when it lets go, the kernel ends the connection, and
  * the data plane says 'lost'. For a device that was detached in use this is the moment when it is
  * gone.
  */
-import { accessSync, constants } from 'node:fs';
+import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import {
   clearStaleLoops,
@@ -39,6 +39,8 @@ interface Attached {
   ending: boolean;
   /** Being detached: the end of its connection is expected. */
   detaching: boolean;
+  /** The connection has ended. */
+  lost: boolean;
 }
 
 const KERNEL_MIN = [6, 1] as const;
@@ -82,11 +84,11 @@ export class LoopTransport implements Transport {
     try {
       await this.#plane.open(handOver(device, mount.fuseFd));
       served = true;
-      const loop = await configureLoop(mount, {
+      const loop = await configureLoop(mount.mountFd, {
         readOnly: readOnly || device.leaf === null,
         fileName,
       });
-      this.#attached.set(id, { loop, ending: false, detaching: false });
+      this.#attached.set(id, { loop, ending: false, detaching: false, lost: false });
       return { node: loop.path };
     } catch (error) {
       if (served) await this.#plane.close(id);
@@ -107,7 +109,8 @@ export class LoopTransport implements Transport {
       attached.detaching = false;
       throw error;
     }
-    if (!gone) {
+    // It may have gone just now, while we looked.
+    if (!gone && !attached.lost) {
       attached.ending = true;
       await this.#plane.flush(id);
       return 'later';
@@ -120,7 +123,9 @@ export class LoopTransport implements Transport {
   /** The kernel ended the connection of a device. */
   lost(id: number, reason: string): void {
     const attached = this.#attached.get(id);
-    if (!attached || (attached.detaching && !attached.ending)) return;
+    if (!attached) return;
+    attached.lost = true;
+    if (attached.detaching && !attached.ending) return; // `detach` sees to it
     this.#attached.delete(id);
     this.#plane.close(id).then(
       () => this.#onGone(id, reason),
@@ -136,6 +141,16 @@ export class LoopTransport implements Transport {
     const number = Number(/^\/dev\/loop(\d+)$/.exec(node)?.[1] ?? Number.NaN);
     if (Number.isNaN(number)) return [];
     return loopHolders(number).map(({ kind, what }) => `${kind} ${what}`.trim());
+  }
+
+  isForeign(node: string): boolean {
+    const name = node.slice(node.lastIndexOf('/') + 1);
+    try {
+      const file = readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trimEnd();
+      return !file.endsWith(`:${this.#owner}`);
+    } catch {
+      return false; // bound to nothing: a link to it leads nowhere, whoever made it
+    }
   }
 
   async clearStale(): Promise<string[]> {

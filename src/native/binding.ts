@@ -91,8 +91,11 @@ export interface Native {
    * is, or a buffer of up to 1 MiB that the call reads and writes, at least as long as the request encodes.
    */
   ioctl(fd: number, request: number, argument: Uint8Array | number): number;
-  /** The same on a pool thread: for ioctls that wait for I/O of a device that we serve ourselves. */
-  ioctlAsync(fd: number, request: number, argument: Uint8Array | number): Promise<number>;
+  /**
+   * Opens and ioctls in a child process that keeps one of our descriptors: see apart.ts, which puts the
+   * steps into this form. Each is either `path, flags` or `on, request, argument, put`; 16 at most.
+   */
+  apart(keep: number, ...steps: (string | number | Uint8Array)[]): Promise<number[]>;
   /** The mount calls of Linux 5.2: they make a file system without a place in the tree. fd or -errno. */
   fsopen(name: string, flags: number): number;
   fsconfig(
@@ -107,11 +110,6 @@ export interface Native {
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;
-  /**
-   * Gives the calling thread a table of descriptors of its own, a copy of the process's: what either opens or
-   * closes from then on is not seen by the other. 0 or -errno.
-   */
-  unshareFiles(): number;
 }
 
 const require = createRequire(import.meta.url);

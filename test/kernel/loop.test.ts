@@ -1,6 +1,6 @@
 /**
- * The life of a loop device of ours on the real kernel: made, used, refused while in use, taken down; and what
- * is left of it when its server goes away.
+ * The life of a loop device of ours on the real kernel: made, used, refused while in use, taken
+ * down; and what is left of it when its server goes away.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
@@ -129,7 +129,8 @@ t.test('changes stay in the leaf over a detach, and the root is untouched', { sk
   t.equal(queue(first, 'write_cache'), 'write back', 'the file system will flush');
   const change = randomBytes(3 * 512);
   const fd = openSync(first.loop.path, constants.O_RDWR);
-  writeSync(fd, change, 0, change.length, 5 * 512); // into the page cache: the detach writes it back
+  // into the page cache: the detach writes it back
+  writeSync(fd, change, 0, change.length, 5 * 512);
   closeSync(fd);
   await detach(data, first);
   const expected = readFileSync(rootPath);
@@ -295,29 +296,6 @@ t.test('a loop device that changed hands is not detached', { skip }, async t => 
   await detach(data, attached);
 });
 
-t.test('killed in the midst of attaching, a daemon ends, and locks nothing', { skip }, async t => {
-  const owner = `killed-${process.pid}`;
-  for (let round = 0; round < 12; round++) {
-    const child = spawn(
-      process.execPath,
-      [join(import.meta.dirname, '../support/attach-for-ever.js'), rootPath, owner],
-      { stdio: ['ignore', 'pipe', 'inherit'] },
-    );
-    await once(child.stdout, 'data');
-    await sleep(40 + round * 7);
-    child.kill('SIGKILL');
-    // It is reported when its last thread is gone: one that waits for itself never goes.
-    const timer = new AbortController();
-    const ended = once(child, 'exit').then(() => true);
-    const late = sleep(20000, false, { signal: timer.signal }).catch(() => false);
-    const gone = await Promise.race([ended, late]);
-    timer.abort();
-    if (!gone) return t.fail(`round ${round}: process ${child.pid} does not end`);
-    await clearStaleLoops(owner);
-  }
-  t.strictSame(ownLoops(owner), []);
-});
-
 t.test(
   'an unreadable root gives errors that are told, and harms no other device',
   { skip },
@@ -381,6 +359,7 @@ t.test('30 rounds leave no descriptor, loop device, mapping or thread', { skip }
   const mappingsBefore = mappings();
   for (let i = 0; i < 30; i++) await round();
   t.strictSame(state(), before);
-  // V8 maps and unmaps pieces of its heap as it likes; a leak of ours would be one or more per round.
+  // V8 maps and unmaps pieces of its heap as it likes; a leak of ours would be one or more per
+  // round.
   t.ok(mappings() < mappingsBefore + 25, `${mappingsBefore} mappings became ${mappings()}`);
 });

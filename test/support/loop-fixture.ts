@@ -74,7 +74,8 @@ export async function attach(
   });
   const fileName = loopFileName(name, owner);
   try {
-    return { id, loop: await configureLoop(mount, { readOnly: leaf === null, fileName }) };
+    const options = { readOnly: leaf === null, fileName };
+    return { id, loop: await configureLoop(mount.mountFd, options) };
   } finally {
     await mount.close();
   }

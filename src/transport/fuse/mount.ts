@@ -3,7 +3,7 @@
  * mount's descriptor can reach. Nothing can be left mounted by a daemon that died.
  *
  *     open /dev/fuse ─▶ fsopen, fsconfig, fsmount (Linux 5.2) ─▶ the server starts on the descriptor
- *       ─▶ a loop device is bound to the file /proc/PID/fd/MOUNT/NAME ─▶ close the mount
+ *       ─▶ a loop device is bound to /proc/self/fd/MOUNT/NAME (loop.ts) ─▶ close the mount
  *
  * From then on the loop device keeps the mount alive. The file's name is what `losetup -l` shows.
  */
@@ -27,7 +27,10 @@ const MOUNT_ATTR_NOEXEC = 0x8;
 export interface FuseMount {
   /** The server's end. Whoever serves it owns it: closing it ends the connection. */
   fuseFd: number;
-  /** The mount itself. Its file answers to any name that a directory entry can have. */
+  /**
+   * The mount's root, for `configureLoop`. The server must be running before the file in it is opened, and
+   * no thread of the server's process may do that: see native/apart.ts.
+   */
   mountFd: number;
   /** Gives up the mount itself: it lives on while the file is open. */
   close(): Promise<void>;

@@ -46,10 +46,7 @@ export const INIT = {
   MAX_PAGES: 0x400000,
 } as const;
 
-/**
- * fuse_open_out.open_flags: no page cache in between; no FLUSH when a descriptor is closed (Linux 5.16), which
- * would make a process that dies with one wait for its own answer; writes side by side (Linux 6.1).
- */
+/** fuse_open_out.open_flags: no page cache in between; writes of one file side by side (Linux 6.1). */
 export const FOPEN = { DIRECT_IO: 0x1, NOFLUSH: 0x20, PARALLEL_DIRECT_WRITES: 0x40 } as const;
 
 /** fallocate(2): <linux/falloc.h>. */
@@ -231,8 +228,8 @@ export interface Node {
 const S_IFDIR = 0o40000;
 const S_IFREG = 0o100000;
 
-/** Attributes hold for ever: whoever lists loop devices must not wait for their servers. Seconds. */
-const VALID = 2 ** 31;
+/** Attributes never change: whoever lists loop devices must not have to wait for their servers. */
+const VALID_SECONDS = 2 ** 31;
 
 function attributes({ node, sizeBytes }: Node): Partial<ReturnType<typeof ATTR_OUT.read>> {
   const directory = node === NODE_ROOT;
@@ -247,25 +244,21 @@ function attributes({ node, sizeBytes }: Node): Partial<ReturnType<typeof ATTR_O
 }
 
 export function writeAttr(view: DataView, at: number, node: Node): number {
-  ATTR_OUT.write(view, at, { ...attributes(node), attrValid: VALID });
+  ATTR_OUT.write(view, at, { ...attributes(node), attrValid: VALID_SECONDS });
   return ATTR_OUT.size;
 }
 
 /** The answer to a LOOKUP that found the node. */
 export function writeEntry(view: DataView, at: number, node: Node): number {
-  ENTRY_OUT.write(view, at, {
-    ...attributes(node),
-    nodeid: node.node,
-    entryValid: VALID,
-    attrValid: VALID,
-  });
+  const valid = { entryValid: VALID_SECONDS, attrValid: VALID_SECONDS };
+  ENTRY_OUT.write(view, at, { ...attributes(node), ...valid, nodeid: node.node });
   return ENTRY_OUT.size;
 }
 
+/** NOFLUSH: without it a close waits for our answer, also that of a process which is being killed. */
 export function writeOpen(view: DataView, at: number): number {
-  OPEN_OUT.write(view, at, {
-    openFlags: FOPEN.DIRECT_IO | FOPEN.NOFLUSH | FOPEN.PARALLEL_DIRECT_WRITES,
-  });
+  const openFlags = FOPEN.DIRECT_IO | FOPEN.NOFLUSH | FOPEN.PARALLEL_DIRECT_WRITES;
+  OPEN_OUT.write(view, at, { openFlags });
   return OPEN_OUT.size;
 }
 
