@@ -27,8 +27,10 @@ namespace {
 // end such a process. A child with descriptors of its own breaks the circle: when we are killed, ours are
 // closed, the kernel fails what the child waits for, and the child ends too.
 //
-// The child shares our memory (it is made as vfork does it: this thread sleeps until it ends), and makes
-// nothing but system calls. It closes what it inherited first of all.
+// The child has a copy of our memory, without the rings' (MADV_DONTFORK in ring.cc): their maps
+// would keep the rings open, and these /dev/fuse, after our end. It makes nothing but system calls,
+// this thread sleeps until it ends, and it closes what it inherited first of all. Results come back
+// in shared pages.
 
 constexpr size_t kStepsMax = 16;
 constexpr size_t kStackBytes = size_t{64} * 1024;
@@ -43,7 +45,6 @@ struct Step {
   IoctlArgument argument;
   // The step whose result goes into the argument's first four bytes.
   int put = kNone;
-  int64_t result = -ECANCELED;
 };
 
 struct ApartWork {
@@ -53,25 +54,30 @@ struct ApartWork {
   std::vector<Step> steps;
   std::vector<Napi::ObjectReference> buffers;  // of each step: empty, or the caller's Uint8Array
   Mapping stack;
+  Mapping shared;  // int64_t for each step
   int64_t failure = 0;
 
-  // SAFETY: runs in the child, on a stack of its own, in memory that it shares with the sleeping parent:
-  // no allocation, no lock, no library state but errno; and it ends by exit_group, past all handlers.
+  int64_t* results() const { return reinterpret_cast<int64_t*>(shared.data()); }
+
+  // SAFETY: runs in the child, on a stack of its own: no allocation, no lock (another thread may
+  // have held it), no library state but errno; and it ends by exit_group, past all handlers.
   static int Child(void* data) {
     auto* self = static_cast<ApartWork*>(data);
+    int64_t* const results = self->results();
     const auto keep = static_cast<unsigned int>(self->keep);
     if (self->keep > 0) syscall(SYS_close_range, 0U, keep - 1, 0U);
     syscall(SYS_close_range, self->keep < 0 ? 0U : keep + 1, ~0U, 0U);
-    for (Step& step : self->steps) {
+    for (size_t i = 0; i < self->steps.size(); i++) {
+      const Step& step = self->steps[i];
       if (step.on == kNone) {
-        step.result = ResultOrErrno(
+        results[i] = ResultOrErrno(
             syscall(SYS_openat, AT_FDCWD, step.path.c_str(), step.flags | O_CLOEXEC, 0));
       } else {
         if (step.put != kNone)
-          step.argument.SetFirstWord(static_cast<uint32_t>(self->steps[step.put].result));
-        step.result = step.argument.Run(static_cast<int>(self->steps[step.on].result), step.request);
+          step.argument.SetFirstWord(static_cast<uint32_t>(results[step.put]));
+        results[i] = step.argument.Run(static_cast<int>(results[step.on]), step.request);
       }
-      if (step.result < 0) break;
+      if (results[i] < 0) break;
     }
     syscall(SYS_exit_group, 0);
     return 0;
@@ -86,7 +92,7 @@ struct ApartWork {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     uint8_t* top = self->stack.data() + self->stack.length();
     // No exit signal: nobody but us waits for it.
-    const pid_t pid = clone(Child, top, CLONE_VM | CLONE_VFORK, self);
+    const pid_t pid = clone(Child, top, CLONE_VFORK, self);
     if (pid < 0) self->failure = -errno;
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     if (pid < 0) return;
@@ -102,7 +108,7 @@ struct ApartWork {
     if (napi_create_array_with_length(env, self->steps.size(), &results) == napi_ok) {
       for (size_t i = 0; i < self->steps.size(); i++) {
         self->GiveBack(env, i);
-        const int64_t result = self->failure < 0 ? self->failure : self->steps[i].result;
+        const int64_t result = self->failure < 0 ? self->failure : self->results()[i];
         napi_value number = nullptr;
         if (napi_create_double(env, static_cast<double>(result), &number) == napi_ok)
           napi_set_element(env, results, static_cast<uint32_t>(i), number);
@@ -157,9 +163,13 @@ Napi::Value Apart(const Napi::CallbackInfo& info) {
 
   void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+  void* shared = mmap(nullptr, kStepsMax * sizeof(int64_t), PROT_READ | PROT_WRITE,
+                      MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (stack != MAP_FAILED) work->stack = Mapping(stack, kStackBytes);
+  if (shared != MAP_FAILED) work->shared = Mapping(shared, kStepsMax * sizeof(int64_t));
   napi_value promise = nullptr;
-  if (stack != MAP_FAILED) {
-    work->stack = Mapping(stack, kStackBytes);
+  if (stack != MAP_FAILED && shared != MAP_FAILED) {
+    for (size_t i = 0; i < kStepsMax; i++) work->results()[i] = -ECANCELED;
     if (napi_create_promise(env, &work->deferred, &promise) == napi_ok &&
         napi_create_async_work(env, nullptr, Napi::String::New(env, "ubd:apart"),
                                ApartWork::Execute, ApartWork::Complete, work.get(),

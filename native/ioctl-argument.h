@@ -51,7 +51,8 @@ class IoctlArgument {
     length_ = bytes.size();
     isBuffer_ = true;
     const size_t usable = RoundUpToPage(std::max(length_, kScratchMin));
-    void* address = mmap(nullptr, usable + PageSize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    // Shared: a child's ioctl (apart.cc) writes to it for us.
+    void* address = mmap(nullptr, usable + PageSize(), PROT_NONE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (address == MAP_FAILED) return NoMemory(args);
     scratch_ = Mapping(address, usable + PageSize());
     if (mprotect(address, usable, PROT_READ | PROT_WRITE) != 0) return NoMemory(args);
