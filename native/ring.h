@@ -39,6 +39,10 @@ class Ring {
   void Detach();
 
  private:
+  // Distance of submissions: they are twice as large where commands carry more than 16 bytes (SQE128).
+  size_t SqeBytes() const {
+    return (params_.flags & IORING_SETUP_SQE128) != 0 ? 2 * sizeof(io_uring_sqe) : sizeof(io_uring_sqe);
+  }
   volatile uint32_t* Word(uint32_t offset) const;
   bool Consume(uint64_t mark);
 
