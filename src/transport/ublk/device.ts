@@ -170,7 +170,7 @@ export class UblkDevice {
     // The node may be late, and the kernel ends an earlier server some time after its descriptor is closed.
     await until(BURY_MS, async () => {
       try {
-        fd = await openAsync(path, constants.O_RDWR | constants.O_CLOEXEC);
+        fd = await openAsync(path, constants.O_RDWR);
         return true;
       } catch (thrown) {
         errno = Math.abs((thrown as NodeJS.ErrnoException).errno ?? 0);
@@ -186,8 +186,7 @@ export class UblkDevice {
 
   /** The data plane fetches: lets requests in. The node is there when it returns. */
   async start(): Promise<void> {
-    const code =
-      this.#state === 'recovering' ? CONTROL.END_USER_RECOVERY : CONTROL.START_DEV;
+    const code = this.#state === 'recovering' ? CONTROL.END_USER_RECOVERY : CONTROL.START_DEV;
     await this.#send(code, 'starting', { value: process.pid, timeoutMs: START_MS });
     this.#state = 'live';
     await until(CLOSE_MS, () => this.#nodeIsThere());
@@ -245,7 +244,8 @@ export class UblkDevice {
       value: BURY_MS,
       timeoutMs: STOP_MS,
     });
-    if (result < 0 && !UNKNOWN.has(result)) throw refused(`quiescing ${this.node}`, result, this.id);
+    if (result < 0 && !UNKNOWN.has(result))
+      throw refused(`quiescing ${this.node}`, result, this.id);
     return result >= 0;
   }
 
@@ -326,7 +326,10 @@ export async function removeDevice(control: UblkControl, id: number): Promise<vo
   if (result < 0 && result !== -ENODEV) throw refused(what, result, id);
 }
 
-async function addDevice({ control, features }: Ublk, options: UblkDeviceOptions): Promise<DeviceInfo> {
+async function addDevice(
+  { control, features }: Ublk,
+  options: UblkDeviceOptions,
+): Promise<DeviceInfo> {
   const { owner, name, queues = 1, depth = DEPTH, data = 'user copy' } = options;
   const wanted: FeatureName[] = ['CMD_IOCTL_ENCODE', 'USER_RECOVERY', 'USER_RECOVERY_REISSUE'];
   if (data === 'user copy') wanted.push('USER_COPY');
@@ -369,5 +372,8 @@ function refused(what: string, result: number, id?: number): UbdError {
       ...options,
       next: 'run as root; in a container, give it the capability SYS_ADMIN',
     });
-  return new UbdError('io', message, { ...options, next: '`dmesg | tail` has the reason of the kernel' });
+  return new UbdError('io', message, {
+    ...options,
+    next: '`dmesg | tail` has the reason of the kernel',
+  });
 }
