@@ -2,11 +2,27 @@
  * What the control plane (main thread) and the data plane (worker thread) say to each other.
  *
  * The control plane opens files, makes leaves, mounts; the data plane serves requests and touches no path.
- * File descriptors are shared by the process, so they travel as numbers; the thread that gets one owns it.
+ * File descriptors are shared by the process, so they travel as numbers; the thread that gets one owns it:
+ * the descriptors of `open` are the data plane's whatever its answer, and closed with the device.
  * A call is answered once, by its number. Events come unasked.
  */
+import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
+
+/** What the main thread starts the worker with. */
+export interface DataPlaneStart {
+  port: MessagePort;
+  /** Wakes the worker: a message is there, or a flag is set. */
+  wakeFd: number;
+  /** Int32 words in shared memory: `FLAG`. */
+  flags: SharedArrayBuffer;
+}
+
+export const FLAG = {
+  /** Not 0: end now, without closing anything in order. */
+  ABANDON: 0,
+} as const;
 
 /** A read-only layer below the leaf, topmost first. */
 export interface RootLayerSpec {
@@ -73,7 +89,13 @@ export interface FaultEvent {
   suppressed: number;
 }
 
-/** The kernel ended the connection without being asked to. */
+/** The worker takes calls from now on; or it could not start, and ends. */
+export interface ReadyEvent {
+  event: 'ready';
+  error: ErrorRecord | null;
+}
+
+/** The kernel ended the connection without being asked to. The device stays until it is closed. */
 export interface LostEvent {
   event: 'lost';
   id: number;
@@ -84,4 +106,4 @@ export type PlaneRequest = { number: number } & PlaneCall;
 export type PlaneAnswer =
   | { number: number; result: unknown; error?: undefined }
   | { number: number; error: ErrorRecord; result?: undefined };
-export type PlaneMessage = PlaneAnswer | FaultEvent | LostEvent;
+export type PlaneMessage = PlaneAnswer | ReadyEvent | FaultEvent | LostEvent;

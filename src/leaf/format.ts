@@ -109,7 +109,7 @@ export const SUPERBLOCK: Layout<
   reserved: zero(4),
   label: text(LABEL_BYTES_MAX),
   parentPath: text(PATH_BYTES_MAX),
-  padding: zero(1684),
+  padding: zero(1740),
   crc: u32,
 });
 assert(SUPERBLOCK.size === SUPERBLOCK_BYTES, 'a superblock fills its place');

@@ -36,8 +36,8 @@ export interface LoadOptions {
   readOnly?: boolean;
 }
 
-/** Sectors read in one piece. */
-const PIECE_SECTORS = 512;
+/** Sectors read in one piece, at most. */
+const PIECE_SECTORS = 64;
 
 export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
   const readOnly = options.readOnly ?? false;
@@ -105,7 +105,7 @@ function checkSuperblock(media: Media, superblock: Superblock, readOnly: boolean
 function loadMap(media: Media, superblock: Superblock, owner: Owner, map: SectorMap): void {
   const { directoryOffset, mapOffset } = superblock.geometry;
   const end = directoryOffset + map.directories * SECTOR_BYTES;
-  const piece = new Uint8Array(PIECE_SECTORS * SECTOR_BYTES);
+  const piece = new Uint8Array(Math.min(PIECE_SECTORS, map.directories) * SECTOR_BYTES);
   const view = new DataView(piece.buffer);
   const pages = new PageReader(media, owner, map, mapOffset);
   for (let at = media.nextData(directoryOffset, end); at < end; at = media.nextData(at, end)) {
@@ -161,8 +161,9 @@ class PageReader {
   readonly #owner: Owner;
   readonly #map: SectorMap;
   readonly #mapOffset: number;
-  readonly #piece: Uint8Array = new Uint8Array(PIECE_SECTORS * SECTOR_BYTES);
-  readonly #view: DataView = new DataView(this.#piece.buffer);
+  readonly #piece: Uint8Array;
+  readonly #view: DataView;
+  readonly #sectorsMax: number;
   #first = 0;
   #count = 0;
 
@@ -171,10 +172,13 @@ class PageReader {
     this.#owner = owner;
     this.#map = map;
     this.#mapOffset = mapOffset;
+    this.#sectorsMax = Math.min(PIECE_SECTORS, map.pages);
+    this.#piece = new Uint8Array(this.#sectorsMax * SECTOR_BYTES);
+    this.#view = new DataView(this.#piece.buffer);
   }
 
   add(page: number): void {
-    if (this.#count > 0 && (page !== this.#first + this.#count || this.#count === PIECE_SECTORS))
+    if (this.#count > 0 && (page !== this.#first + this.#count || this.#count === this.#sectorsMax))
       this.finish();
     if (this.#count === 0) this.#first = page;
     this.#count++;
@@ -198,8 +202,12 @@ class PageReader {
   }
 }
 
-/** After a crash: the superblock notes how far the log goes, so that a later loss of records is noticed. */
+/**
+ * After a crash: the superblock notes how far the log goes, so that a later loss of records is noticed.
+ * If only the process died, the last record may be in the page cache alone: first of all it must be durable.
+ */
 function rememberLog(media: Media, superblock: Superblock, nextSequence: number): void {
+  media.sync();
   superblock.generation++;
   superblock.logEnd = nextSequence;
   superblock.clean = false;

@@ -101,8 +101,14 @@ export function mountPoints(number: number): string[] {
   return [...points];
 }
 
-/** Those who hold it for themselves: mounts, swap, other drivers. */
+/** Those who hold it for themselves (mounts, swap, other drivers), else who has it open. */
 export function loopUsers(number: number): LoopUser[] {
+  const users = loopHolders(number);
+  return users.length > 0 ? users : openProcesses(number);
+}
+
+/** Those who hold it for themselves: mounts, swap, other drivers. */
+export function loopHolders(number: number): LoopUser[] {
   const users: LoopUser[] = mountPoints(number).map(what => ({ kind: 'mounted on', what }));
   const own = nodes(number);
   for (const line of readText('/proc/swaps').split('\n').slice(1)) {
@@ -116,7 +122,7 @@ export function loopUsers(number: number): LoopUser[] {
     for (const uuid of list('/sys/fs/btrfs'))
       if (own.some(({ name }) => list(`/sys/fs/btrfs/${uuid}/devices`).includes(name)))
         users.push({ kind: 'held by', what: `btrfs ${uuid}` });
-  return users.length > 0 ? users : openProcesses(number);
+  return users;
 }
 
 /** Processes that have it open. Looks at every descriptor of every process that we may see. */

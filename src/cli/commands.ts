@@ -1,0 +1,15 @@
+/**
+ * All commands, in the order of the help. Each is loaded when it is called: most of what a command line
+ * costs is the loading of modules.
+ */
+import type { Command } from './command.ts';
+
+export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  attach: async () => (await import('./commands/attach.ts')).attach,
+  detach: async () => (await import('./commands/detach.ts')).detach,
+  list: async () => (await import('./commands/list.ts')).list,
+  info: async () => (await import('./commands/info.ts')).info,
+  check: async () => (await import('./commands/check.ts')).check,
+  status: async () => (await import('./commands/status.ts')).status,
+  serve: async () => (await import('./commands/serve.ts')).serve,
+};

@@ -1,0 +1,113 @@
+/** `ubd info`: what a root, a leaf or a device is. */
+import { existsSync } from 'node:fs';
+import { resolve } from 'node:path';
+import { UbdError } from '../../base/errors.ts';
+import { formatSize } from '../../base/units.ts';
+import type { DeviceInfo, Info, LeafInfo, RootInfo } from '../../client/api.ts';
+import { isNotRunning } from '../../client/http.ts';
+import { type Arguments, type Command, EXIT } from '../command.ts';
+import { facts, print, printJson } from '../output.ts';
+import { withDaemon } from '../session.ts';
+
+export const info: Command = {
+  name: 'info',
+  about: 'what a root, a leaf or a device is',
+  positionals: [{ name: 'PATH|DEV|NAME', count: 'one', about: 'file, device link, node or name' }],
+  options: {},
+  examples: [
+    { line: 'ubd info web', about: 'a device and its counters' },
+    { line: 'ubd info ./web.leaf', about: 'a leaf: its root, and how much changed' },
+  ],
+  needsRoot: false,
+  async run(args) {
+    const found = await look(args, args.positionals[0]!);
+    if (args.flags.has('json')) printJson(found);
+    else print(render(found));
+    return EXIT.OK;
+  },
+};
+
+/** A daemon knows best; without one, files are looked at here. */
+async function look(args: Arguments, text: string): Promise<Info> {
+  // A name of a device comes before a file of that name; ./NAME is always a file.
+  const isPath = text.includes('/');
+  const target = isPath ? resolve(text) : text;
+  try {
+    return await withDaemon(args, 'for devices', async client => {
+      try {
+        return await client.info(target);
+      } catch (error) {
+        const isUnknown = error instanceof UbdError && error.code === 'not-found';
+        if (!isUnknown || isPath || !existsSync(text)) throw error;
+        return client.info(resolve(text));
+      }
+    });
+  } catch (error) {
+    const denied = error instanceof UbdError && error.code === 'permission';
+    const reachable = !isNotRunning(error) && !(denied && process.geteuid?.() !== 0);
+    if (reachable || !existsSync(text)) throw error;
+    const { describe, FileImages } = await import('../offline.ts');
+    return describe(resolve(text), null, new FileImages());
+  }
+}
+
+function render(found: Info): string {
+  if (found.kind === 'root') return facts(rootFacts(found));
+  if (found.kind === 'leaf') return facts(leafFacts(found));
+  return facts(deviceFacts(found));
+}
+
+type Facts = [name: string, value: string][];
+
+function bytes(count: number): string {
+  return `${formatSize(count)} (${count} bytes)`;
+}
+
+function rootFacts(root: RootInfo): Facts {
+  return [
+    ['root', root.path],
+    ['type', root.type],
+    ['size', bytes(root.size)],
+    ['fingerprint', root.identity.fingerprint],
+    ['devices', root.devices.join(', ') || 'none'],
+  ];
+}
+
+function leafFacts(leaf: LeafInfo): Facts {
+  return [
+    ['leaf', leaf.path],
+    ['device', leaf.device ?? 'not attached'],
+    ['size', bytes(leaf.size)],
+    ['changed', bytes(leaf.changed)],
+    ['takes on disk', bytes(leaf.allocated)],
+    ['closed in order', leaf.clean ? 'yes' : leaf.device ? 'in use' : 'no: its log is replayed'],
+    ['root', leaf.root.path],
+    ['root size', bytes(leaf.root.identity.sizeBytes)],
+    ['root fingerprint', leaf.root.identity.fingerprint],
+  ];
+}
+
+function deviceFacts(device: DeviceInfo): Facts {
+  const lines: Facts = [
+    ['device', device.device ?? '-'],
+    ['name', device.name],
+    ['state', device.state + (device.error ? `: ${device.error.message}` : '')],
+    ['node', device.node ?? '-'],
+    ['transport', device.transport],
+    ['size', bytes(device.size)],
+    ['root', device.root],
+    ['leaf', (device.leaf ?? 'none') + (device.ephemeral ? ' (ephemeral)' : '')],
+    ['access', device.readOnly ? 'read-only' : 'read and write'],
+    ['attached', device.attachedAt],
+    ['used by', device.users.join(', ') || 'nobody'],
+  ];
+  if (device.changed !== null) lines.push(['changed', bytes(device.changed)]);
+  if (device.partitions.length > 0) lines.push(['partitions', device.partitions.join(', ')]);
+  const { requests } = device;
+  if (requests) {
+    lines.push(['reads', `${requests.reads} (${formatSize(requests.readBytes)})`]);
+    lines.push(['writes', `${requests.writes} (${formatSize(requests.writtenBytes)})`]);
+    lines.push(['flushes', `${requests.flushes}`], ['errors', `${requests.faults}`]);
+  }
+  return lines;
+}

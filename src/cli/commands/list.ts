@@ -1,0 +1,62 @@
+/** `ubd list`: the devices. */
+import { formatSize } from '../../base/units.ts';
+import type { Device } from '../../client/api.ts';
+import { isNotRunning } from '../../client/http.ts';
+import { type Command, EXIT } from '../command.ts';
+import { print, printError, printJson, table } from '../output.ts';
+import { withDaemon } from '../session.ts';
+
+export const list: Command = {
+  name: 'list',
+  about: 'the devices',
+  positionals: [],
+  options: {},
+  examples: [{ line: "ubd list --json | jq -r '.[].device'", about: 'for scripts' }],
+  needsRoot: true,
+  async run(args) {
+    const devices = await withDaemon(args, 'for devices', client => client.list()).catch(
+      (error: unknown): Device[] => {
+        if (isNotRunning(error)) return []; // and nothing is on record: there are none
+        throw error;
+      },
+    );
+    if (args.flags.has('json')) printJson(devices);
+    else if (devices.length > 0) print(render(devices));
+    for (const { name, error } of devices)
+      if (error && !args.flags.has('json'))
+        printError({ ...error, message: `${name}: ${error.message}` }, false);
+    return EXIT.OK;
+  },
+};
+
+const HEAD = [
+  'NAME',
+  'DEVICE',
+  'NODE',
+  'SIZE',
+  'CHANGED',
+  'TRANSPORT',
+  'STATE',
+  'ROOT',
+  'LEAF',
+] as const;
+
+function render(devices: readonly Device[]): string {
+  const rows = devices.map(device => [
+    device.name,
+    device.device ?? '-',
+    device.node ?? '-',
+    formatSize(device.size),
+    device.changed === null ? '-' : formatSize(device.changed),
+    device.transport,
+    stateOf(device),
+    device.root || '-',
+    device.leaf ?? '-',
+  ]);
+  return table(HEAD, rows, new Set(['SIZE', 'CHANGED']));
+}
+
+function stateOf(device: Device): string {
+  const extra = device.readOnly ? ' (read-only)' : device.ephemeral ? ' (ephemeral)' : '';
+  return device.state + extra;
+}

@@ -1,0 +1,47 @@
+/** `ubd status`: the daemon, and the transports that this kernel offers. Never starts a daemon. */
+import type { Status } from '../../client/api.ts';
+import { type Command, EXIT } from '../command.ts';
+import { facts, print, printJson } from '../output.ts';
+import { withDaemon } from '../session.ts';
+
+export const status: Command = {
+  name: 'status',
+  about: 'the daemon, and the transports that this kernel offers',
+  positionals: [],
+  options: {},
+  examples: [{ line: 'ubd status --json | jq .pid', about: 'the process of the daemon' }],
+  needsRoot: true,
+  async run(args) {
+    const found = await withDaemon(args, 'never', client => client.status());
+    if (args.flags.has('json')) printJson(found);
+    else print(render(found));
+    return EXIT.OK;
+  },
+};
+
+function render(found: Status): string {
+  const { attached, failed } = found.devices;
+  return facts([
+    ['daemon', `${found.state}, pid ${found.pid}, up ${duration(found.uptimeSeconds)}`],
+    ['version', `${found.version} (Node ${found.node}, Linux ${found.kernel})`],
+    ['devices', `${attached} attached${failed > 0 ? `, ${failed} failed (see: ubd list)` : ''}`],
+    ...found.transports.map(({ name, reason }): [string, string] => [
+      `transport ${name}`,
+      reason === null ? 'offered' : `not offered: ${reason}`,
+    ]),
+    ['state directory', found.stateDir],
+    ['runtime directory', found.runtimeDir],
+    ['log', found.log],
+  ]);
+}
+
+function duration(seconds: number): string {
+  const units: readonly [number, string][] = [
+    [86_400, 'd'],
+    [3600, 'h'],
+    [60, 'min'],
+  ];
+  for (const [length, unit] of units)
+    if (seconds >= length) return `${Math.floor(seconds / length)} ${unit}`;
+  return `${seconds} s`;
+}

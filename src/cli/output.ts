@@ -1,0 +1,74 @@
+/** Printing: tables and JSON on standard output, errors and progress on standard error. */
+import type { ErrorRecord } from '../base/errors.ts';
+
+export function print(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
+export function printJson(value: unknown): void {
+  print(JSON.stringify(value, null, 2));
+}
+
+/** An error and its next step; as JSON where that was asked for. */
+export function printError(error: ErrorRecord, json: boolean): void {
+  if (json) {
+    process.stderr.write(`${JSON.stringify({ error })}\n`);
+    return;
+  }
+  process.stderr.write(`ubd: ${error.message}\n`);
+  if (error.next !== undefined) process.stderr.write(`     ${error.next}\n`);
+}
+
+/** Aligned columns, two blanks apart; the columns named in `right` hold numbers. */
+export function table(
+  head: readonly string[],
+  rows: readonly (readonly string[])[],
+  right: ReadonlySet<string> = new Set(),
+): string {
+  const all = [head, ...rows];
+  const widths = head.map((_, column) => Math.max(...all.map(row => width(row[column]!))));
+  return all
+    .map(row =>
+      row
+        .map((cell, column) => {
+          const blanks = ' '.repeat(widths[column]! - width(cell));
+          return right.has(head[column]!) ? blanks + cell : cell + blanks;
+        })
+        .join('  ')
+        .trimEnd(),
+    )
+    .join('\n');
+}
+
+/** Lines of `name: value`, the values aligned. */
+export function facts(pairs: readonly (readonly [name: string, value: string])[]): string {
+  const longest = Math.max(...pairs.map(([name]) => name.length));
+  return pairs.map(([name, value]) => `${`${name}:`.padEnd(longest + 2)}${value}`).join('\n');
+}
+
+/** Code points; enough for paths and numbers. */
+function width(text: string): number {
+  return [...text].length;
+}
+
+/** A line on a terminal that says how far it is; nothing in a pipe. */
+export class Progress {
+  readonly #what: string;
+  readonly #shown = process.stderr.isTTY === true;
+  #last = -1;
+
+  constructor(what: string) {
+    this.#what = what;
+  }
+
+  update(done: number, all: number): void {
+    const percent = all === 0 ? 100 : Math.floor((done / all) * 100);
+    if (!this.#shown || percent === this.#last) return;
+    this.#last = percent;
+    process.stderr.write(`\r${this.#what}: ${percent} %`);
+  }
+
+  end(): void {
+    if (this.#shown && this.#last >= 0) process.stderr.write('\r\x1b[K');
+  }
+}

@@ -1,0 +1,201 @@
+/**
+ * The daemon's interface: HTTP/1.1 with JSON bodies, on a unix socket that only root can reach.
+ *
+ *     GET    /v1/status                        → Status
+ *     GET    /v1/devices                       → Device[]
+ *     POST   /v1/devices     AttachSpec        → 201 Device
+ *     POST   /v1/devices     AttachSpec[]      → 200 AttachResult[], in the order asked
+ *     DELETE /v1/devices/NAME[?force=true]     → Detached
+ *     DELETE /v1/devices[?force=true]          → DetachResult[]: every device
+ *     GET    /v1/info?target=PATH|DEV|NAME     → Info
+ *     POST   /v1/check       CheckSpec         → CheckReport
+ *
+ * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
+ * absolute. Fields may be added within /v1; none changes its meaning. Unknown fields are refused.
+ */
+import type { ErrorCode, ErrorRecord } from '../base/errors.ts';
+
+export const API_PREFIX = '/v1';
+/** The largest request body. A batch of a thousand devices is well below. */
+export const BODY_BYTES_MAX: number = 1024 * 1024;
+/** The most devices that one request attaches. */
+export const BATCH_MAX = 1000;
+
+export const TRANSPORTS = ['auto', 'loop'] as const;
+export type TransportChoice = (typeof TRANSPORTS)[number];
+export type TransportName = Exclude<TransportChoice, 'auto'>;
+
+/** A device to attach. Without `leaf` and `ephemeral` the leaf gets a place under the state directory. */
+export interface AttachSpec {
+  /** Chosen by the daemon when left out. */
+  name?: string;
+  /** May be left out where the leaf exists: it knows its root. */
+  root?: string;
+  leaf?: string;
+  /** Throw the leaf away at detach. */
+  ephemeral?: boolean;
+  readOnly?: boolean;
+  /** Size of a new leaf's device; at least the root's. */
+  sizeBytes?: number;
+  transport?: TransportChoice;
+}
+
+export type DeviceState = 'attaching' | 'attached' | 'detaching' | 'failed';
+
+export interface Device {
+  name: string;
+  /** /dev/ubdN: exists only while the device is usable. */
+  device: string | null;
+  /** What the link stands for: /dev/loopN. */
+  node: string | null;
+  root: string;
+  /** Null: the device has none, and is read-only. */
+  leaf: string | null;
+  ephemeral: boolean;
+  readOnly: boolean;
+  transport: TransportName;
+  /** Bytes. */
+  size: number;
+  /** Bytes that the leaf holds; null where it is not known (a failed device). */
+  changed: number | null;
+  state: DeviceState;
+  /** Why the device is failed. */
+  error?: ErrorRecord;
+}
+
+export interface AttachResult {
+  device?: Device;
+  error?: ErrorRecord;
+}
+
+export interface Detached {
+  name: string;
+  /** The leaf that is kept; null if there was none, or it was ephemeral. */
+  leaf: string | null;
+}
+
+export interface DetachResult {
+  name: string;
+  detached?: Detached;
+  error?: ErrorRecord;
+}
+
+export interface TransportStatus {
+  name: TransportName;
+  offered: boolean;
+  /** Why it is not offered. */
+  reason: string | null;
+}
+
+export interface Status {
+  pid: number;
+  version: string;
+  state: 'starting' | 'running' | 'stopping';
+  uptimeSeconds: number;
+  stateDir: string;
+  runtimeDir: string;
+  log: string;
+  devices: { attached: number; failed: number };
+  transports: TransportStatus[];
+  kernel: string;
+  node: string;
+}
+
+/** What a root is known by: its size, and a fingerprint of samples of its content. */
+export interface RootIdentity {
+  sizeBytes: number;
+  fingerprint: string;
+}
+
+export interface RootInfo {
+  kind: 'root';
+  path: string;
+  type: 'file' | 'block device';
+  size: number;
+  identity: RootIdentity;
+  /** Names of the devices that stand on it. */
+  devices: string[];
+}
+
+export interface LeafInfo {
+  kind: 'leaf';
+  path: string;
+  size: number;
+  root: { path: string; identity: RootIdentity };
+  /** Bytes that the leaf holds (mapped sectors). */
+  changed: number;
+  /** Bytes that the file takes on its disk. */
+  allocated: number;
+  /** It was closed in order; otherwise its log is replayed at the next attach. */
+  clean: boolean;
+  /** The device that has it open. */
+  device: string | null;
+}
+
+export interface DeviceInfo extends Device {
+  kind: 'device';
+  identity: RootIdentity | null;
+  attachedAt: string;
+  /** Partition links that exist: /dev/ubdNpM. */
+  partitions: string[];
+  /** Who uses the node: mount points, or what the kernel says. */
+  users: string[];
+  requests: {
+    inFlight: number;
+    reads: number;
+    readBytes: number;
+    writes: number;
+    writtenBytes: number;
+    flushes: number;
+    faults: number;
+  } | null;
+}
+
+export type Info = RootInfo | LeafInfo | DeviceInfo;
+
+export interface CheckSpec {
+  leaf: string;
+  /** Also read the whole root and compare it with the digest that the leaf keeps. */
+  root?: boolean;
+}
+
+export interface CheckReport {
+  leaf: string;
+  ok: boolean;
+  /** One sentence each; empty when all is well. */
+  problems: string[];
+  /** What is worth saying and is no problem. */
+  notes: string[];
+  root: {
+    path: string;
+    result: 'not asked' | 'matches' | 'recorded' | 'differs' | 'unreadable';
+    digest: string | null;
+  };
+}
+
+const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
+  usage: 400,
+  'not-found': 404,
+  exists: 409,
+  busy: 409,
+  permission: 403,
+  unsupported: 501,
+  'root-mismatch': 409,
+  'bad-root': 422,
+  'not-a-leaf': 422,
+  corrupt: 422,
+  'no-space': 507,
+  io: 500,
+  daemon: 503,
+  internal: 500,
+};
+
+/** The HTTP status that an error is sent with. */
+export function httpStatus(code: ErrorCode): number {
+  return HTTP_STATUS[code];
+}
+
+/** Is it one of our codes? For answers that come from outside. */
+export function isErrorCode(value: unknown): value is ErrorCode {
+  return typeof value === 'string' && Object.hasOwn(HTTP_STATUS, value);
+}

@@ -1,0 +1,124 @@
+/**
+ * What the requests of `client/api.ts` mean: every field is checked here, then the registry does it.
+ */
+import { UbdError } from '../base/errors.ts';
+import {
+  type AttachResult,
+  type AttachSpec,
+  BATCH_MAX,
+  type CheckSpec,
+  type Status,
+  TRANSPORTS,
+} from '../client/api.ts';
+import { checkImage, describe } from './describe.ts';
+import type { Images } from './machine.ts';
+import type { Registry } from './registry.ts';
+import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
+import {
+  type Check,
+  isArrayOf,
+  isBoolean,
+  isDeviceBytes,
+  isName,
+  isObject,
+  isOneOf,
+  isPath,
+} from './validate.ts';
+
+const ATTACH_FIELDS = [
+  'name',
+  'root',
+  'leaf',
+  'ephemeral',
+  'readOnly',
+  'sizeBytes',
+  'transport',
+] as const;
+
+export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
+  {
+    name: isName,
+    root: isPath,
+    leaf: isPath,
+    ephemeral: isBoolean,
+    readOnly: isBoolean,
+    sizeBytes: isDeviceBytes,
+    transport: isOneOf(TRANSPORTS),
+  },
+  ATTACH_FIELDS,
+);
+
+const isAttachSpecs: Check<AttachSpec[]> = isArrayOf(isAttachSpec, BATCH_MAX);
+
+const isCheckSpec: Check<CheckSpec> = isObject<CheckSpec>({ leaf: isPath, root: isBoolean }, [
+  'root',
+]);
+
+export interface RouteOptions {
+  registry: Registry;
+  images: Images;
+  status: () => Promise<Status>;
+  /** Fulfilled when the devices on record are back. */
+  ready: Promise<void>;
+}
+
+type Route = (request: ApiRequest) => Promise<ApiAnswer>;
+
+export function makeRoutes({ registry, images, status, ready }: RouteOptions): ApiHandler {
+  const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
+
+  const attach: Route = async ({ body }) => {
+    if (!Array.isArray(body)) {
+      const spec = isAttachSpec(body, 'body');
+      return { status: 201, body: await registry.attach(spec) };
+    }
+    const specs = isAttachSpecs(body, 'body');
+    const results: AttachResult[] = await registry.attachAll(specs);
+    return ok(results);
+  };
+
+  /** By the path below /v1, `*` for any one part; then by method. */
+  const routes: Readonly<Record<string, Readonly<Record<string, Route>>>> = {
+    status: { GET: async () => ok(await status()) },
+    devices: {
+      GET: async () => ok(await registry.list()),
+      POST: attach,
+      DELETE: async request => ok(await registry.detachAll({ force: force(request) })),
+    },
+    'devices/*': {
+      GET: async ({ path }) => ok(await describe(`${path[2]}`, registry, images)),
+      DELETE: async request =>
+        ok(await registry.detach(`${request.path[2]}`, { force: force(request) })),
+    },
+    info: {
+      GET: async ({ query }) => {
+        const target = query.get('target');
+        if (!target) throw new UbdError('usage', 'the query has no target');
+        return ok(await describe(target, registry, images));
+      },
+    },
+    check: {
+      POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),
+    },
+  };
+
+  return async request => {
+    const [version, ...rest] = request.path;
+    const key = rest.length === 2 ? `${rest[0]}/*` : rest.join('/');
+    const methods = version === 'v1' && Object.hasOwn(routes, key) ? routes[key] : undefined;
+    if (!methods) throw new UbdError('not-found', `there is nothing at /${request.path.join('/')}`);
+    const route = Object.hasOwn(methods, request.method) ? methods[request.method] : undefined;
+    if (!route) {
+      const allow = Object.keys(methods).join(', ');
+      throw new HttpError(405, `${request.method} does not apply here; ${allow} do`, { allow });
+    }
+    if (key !== 'status') await ready;
+    return route(request);
+  };
+}
+
+function force({ query }: ApiRequest): boolean {
+  const text = query.get('force') ?? 'false';
+  if (text === 'true' || text === 'false') return text === 'true';
+  throw new UbdError('usage', `force: true or false, not ${JSON.stringify(text.slice(0, 20))}`);
+}

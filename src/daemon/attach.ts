@@ -1,0 +1,162 @@
+/**
+ * Brings a device up, step by step; whatever fails, the steps before it are taken back.
+ *
+ *     root ─▶ leaf (made, opened, identity compared) ─▶ node ─▶ record ─▶ link
+ *
+ * The link comes last: while /dev/ubdN exists the device is usable. Between two steps the daemon may be
+ * told to stop: then the device is taken back, too.
+ */
+import { UbdError } from '../base/errors.ts';
+import type { RootIdentity } from '../client/api.ts';
+import type { Paths } from '../client/paths.ts';
+import { type Entry, toRecord } from './device.ts';
+import type { Links } from './links.ts';
+import type { Log } from './log.ts';
+import type { Images, LeafHandle, RootHandle, Transport } from './machine.ts';
+import type { Plan } from './plan.ts';
+import type { DeviceRecord, RecordStore } from './record.ts';
+import { Undo } from './undo.ts';
+
+const OPEN_ROOT = 'open the root';
+const OPEN_LEAF = 'open the leaf';
+
+/** What the steps work with. */
+export interface Workshop {
+  readonly paths: Paths;
+  readonly images: Images;
+  readonly links: Links;
+  readonly records: RecordStore;
+  readonly log: Log;
+  /** Throws when the daemon is stopping. */
+  checkGoingOn(): void;
+}
+
+/** @param comeback the record of a device that comes back after a restart */
+export async function bringUp(
+  shop: Workshop,
+  entry: Entry,
+  plan: Plan,
+  transport: Transport,
+  comeback?: DeviceRecord,
+): Promise<void> {
+  const undo = new Undo();
+  try {
+    shop.checkGoingOn();
+    const root = await shop.images.openRoot(plan.rootPath);
+    undo.add(OPEN_ROOT, () => root.close());
+    if (comeback) compareIdentity(entry.name, plan, root, comeback.root.identity);
+    const leaf = await prepareLeaf(shop, plan, root, undo);
+    entry.root = root.path;
+    entry.identity = root.identity;
+    entry.leaf = plan.leaf && { path: plan.leaf.path, ephemeral: plan.leaf.ephemeral };
+    entry.readOnly = plan.readOnly;
+    entry.sizeBytes = leaf?.sizeBytes ?? deviceBytes(plan, root);
+    entry.transport = transport;
+
+    shop.checkGoingOn();
+    const { id, name, sizeBytes, readOnly } = entry;
+    const { node } = await transport.attach({ id, name, sizeBytes, readOnly, root, leaf });
+    // Root and leaf are the transport's from here on, and go with the node.
+    undo.drop(OPEN_ROOT);
+    undo.drop(OPEN_LEAF);
+    undo.add('make the node', async () => {
+      await transport.detach(id, { force: true });
+    });
+    entry.node = node;
+
+    shop.checkGoingOn();
+    await publish(shop, entry, transport, node, undo, comeback);
+    shop.checkGoingOn();
+    entry.state = 'attached';
+  } catch (error) {
+    entry.node = null;
+    entry.link = null;
+    await undo.run(text => shop.log.warning(`${entry.name}: ${text}`));
+    throw error;
+  }
+}
+
+/** Puts the device on record, then makes its link. */
+async function publish(
+  shop: Workshop,
+  entry: Entry,
+  transport: Transport,
+  node: string,
+  undo: Undo,
+  comeback: DeviceRecord | undefined,
+): Promise<void> {
+  const { links, records } = shop;
+  undo.add('write the record', () =>
+    comeback ? records.write(comeback) : records.remove(entry.name),
+  );
+  if (comeback) links.release(comeback.link); // it was held for us
+  for (let link = links.reserve(comeback?.link); ; link = links.reserve()) {
+    try {
+      await records.write(toRecord(entry, transport, node, link));
+      if (links.make(link, node)) {
+        undo.add('make the link', () => links.remove(link, node));
+        entry.link = link;
+        entry.partitions = links.updatePartitions(link, node);
+        return;
+      }
+    } catch (error) {
+      links.release(link);
+      throw error;
+    }
+    links.release(link); // another daemon was faster
+  }
+}
+
+async function prepareLeaf(
+  shop: Workshop,
+  plan: Plan,
+  root: RootHandle,
+  undo: Undo,
+): Promise<LeafHandle | null> {
+  if (plan.leaf === null) return null;
+  const { path, isNew, ephemeral } = plan.leaf;
+  if (isNew) {
+    await shop.images.createLeaf({ path, sizeBytes: deviceBytes(plan, root), root, ephemeral });
+    undo.add('make the leaf', () => shop.images.removeLeaf(path));
+  }
+  const leaf = await shop.images.openLeaf(path);
+  undo.add(OPEN_LEAF, () => leaf.close());
+  for (const note of leaf.notes) shop.log.warning(`${path}: ${note}`);
+  compareIdentity(path, plan, root, leaf.root.identity);
+  if (plan.sizeBytes !== undefined && plan.sizeBytes !== leaf.sizeBytes)
+    throw new UbdError(
+      'usage',
+      `${path}: the leaf's device has ${leaf.sizeBytes} bytes, not ${plan.sizeBytes}`,
+      { place: { file: path }, next: 'leave the size out: it is for new leaves' },
+    );
+  return leaf;
+}
+
+function deviceBytes(plan: Plan, root: RootHandle): number {
+  const sizeBytes = plan.sizeBytes ?? root.sizeBytes;
+  if (sizeBytes < root.sizeBytes)
+    throw new UbdError(
+      'usage',
+      `a device of ${sizeBytes} bytes is smaller than its root (${root.sizeBytes} bytes)`,
+      { place: { file: root.path }, next: 'a device may only be larger than its root' },
+    );
+  return sizeBytes;
+}
+
+function compareIdentity(what: string, plan: Plan, root: RootHandle, wanted: RootIdentity): void {
+  const found = root.identity;
+  if (found.sizeBytes === wanted.sizeBytes && found.fingerprint === wanted.fingerprint) return;
+  const say = (identity: RootIdentity): string =>
+    `${identity.sizeBytes} bytes, fingerprint ${identity.fingerprint}`;
+  throw new UbdError(
+    'root-mismatch',
+    `${root.path} is not the root that ${what} was made on: ` +
+      `it has ${say(found)}; expected ${say(wanted)}`,
+    {
+      place: { file: root.path },
+      next: plan.leaf?.isNew
+        ? 'the root was changed while it was attached: leave it alone'
+        : 'bring back the root that the leaf was made on, or attach the other root with a new leaf',
+    },
+  );
+}

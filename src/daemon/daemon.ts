@@ -1,0 +1,161 @@
+/**
+ * The life of a daemon.
+ *
+ *     directories ─▶ locks ─▶ log ─▶ machine ─▶ socket ─▶ restore ─▶ serve … signal
+ *       ─▶ socket closed ─▶ devices down, leaves durable ─▶ machine stopped ─▶ locks released
+ *
+ * The socket answers before the devices are back, so that a client knows at once that a daemon is there;
+ * requests other than `status` wait for them.
+ */
+import { readFileSync } from 'node:fs';
+import { release } from 'node:os';
+import { errnoName } from '../base/errno.ts';
+import type { Status } from '../client/api.ts';
+import type { Paths } from '../client/paths.ts';
+import { makeRoutes } from './api-routes.ts';
+import { assemble } from './assemble.ts';
+import { Lock, makeDirectories, ownerOf } from './directories.ts';
+import { Log } from './log.ts';
+import { Registry } from './registry.ts';
+import { ApiServer } from './server.ts';
+
+export interface DaemonOptions {
+  paths: Paths;
+  /** The log also goes to standard error. */
+  foreground: boolean;
+}
+
+/** Runs a daemon until it is told to stop. Returns the exit status. */
+export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<number> {
+  process.umask(0o077);
+  process.title = 'ubd serve';
+  makeDirectories(paths);
+  const stateLock = Lock.take(paths.stateLock, paths);
+  const runtimeLock = Lock.take(paths.runtimeLock, paths);
+  const log = new Log(paths.log, { echo: foreground });
+  const ending = new Ending();
+  watchProcess(log, ending);
+  const version = readVersion();
+  const startedAt = performance.now();
+  let state: Status['state'] = 'starting';
+
+  const machine = await assemble(ownerOf(paths), {
+    onFault: ({ device, op, layer, offset, length, errno, suppressed }) =>
+      log.error(
+        `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +
+          (suppressed > 0 ? `; ${suppressed} more were not logged` : ''),
+      ),
+    onGone: (id, reason) => {
+      registry.gone(id, reason).catch((error: Error) => log.error(error.message));
+    },
+    onDeath: error => {
+      log.error(`the data plane died: ${error.stack ?? error.message}`);
+      ending.end(1);
+    },
+  });
+  const registry = new Registry({ paths, machine, log });
+  registry.watchPartitions('/dev');
+
+  const status = async (): Promise<Status> => {
+    const { entries } = registry;
+    return {
+      pid: process.pid,
+      version,
+      state,
+      uptimeSeconds: Math.round((performance.now() - startedAt) / 1000),
+      stateDir: paths.stateDir,
+      runtimeDir: paths.runtimeDir,
+      log: paths.log,
+      devices: {
+        attached: entries.filter(entry => entry.state === 'attached').length,
+        failed: entries.filter(entry => entry.state === 'failed').length,
+      },
+      transports: await registry.transports(),
+      kernel: release(),
+      node: process.version,
+    };
+  };
+
+  let ready = (): void => {};
+  const isReady = new Promise<void>(resolve => {
+    ready = resolve;
+  });
+  const server = await ApiServer.listen(
+    paths.socket,
+    paths.stateDir,
+    log,
+    makeRoutes({ registry, images: machine.images, status, ready: isReady }),
+  );
+  log.info(`ubd ${version} serves ${paths.socket} (pid ${process.pid})`);
+
+  const restored = registry
+    .restore(stateLock.leftByDead)
+    .then(() => {
+      if (state === 'starting') state = 'running';
+      ready();
+    })
+    .catch((error: Error) => {
+      log.error(`restoring failed: ${error.stack ?? error.message}`);
+      ending.end(1);
+    });
+
+  const exitStatus = await ending.ended;
+  state = 'stopping';
+  log.info('stopping');
+  await registry.stop();
+  await restored;
+  ready();
+  await server.close();
+  await machine.stop();
+  log.info('stopped');
+  log.close();
+  runtimeLock.release();
+  stateLock.release();
+  return exitStatus;
+}
+
+/** Settles once: the first reason to end counts. */
+class Ending {
+  readonly ended: Promise<number>;
+  readonly #resolve: (exitStatus: number) => void;
+
+  constructor() {
+    let settle: (exitStatus: number) => void = () => {};
+    this.ended = new Promise<number>(resolve => {
+      settle = resolve;
+    });
+    this.#resolve = settle;
+  }
+
+  end(exitStatus: number): void {
+    this.#resolve(exitStatus);
+  }
+}
+
+/** Longer than any orderly end: after it the daemon ends as it is. A crash, which leaves survive. */
+const END_MS_MAX = 30_000;
+
+/** Signals end it in order. A bug ends it in order as well, as far as that goes, and within bounds. */
+function watchProcess(log: Log, ending: Ending): void {
+  for (const signal of ['SIGTERM', 'SIGINT'] as const)
+    process.on(signal, () => {
+      log.info(`got ${signal}`);
+      ending.end(0);
+    });
+  process.on('SIGHUP', () => {}); // the terminal is gone: nothing to us
+  const bug = (error: unknown): void => {
+    log.error(`a bug: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
+    setTimeout(() => {
+      log.error('the end takes too long: killing myself');
+      process.kill(process.pid, 'SIGKILL');
+    }, END_MS_MAX).unref();
+    ending.end(1);
+  };
+  process.on('uncaughtException', bug);
+  process.on('unhandledRejection', bug);
+}
+
+export function readVersion(): string {
+  const file = new URL('../../../package.json', import.meta.url);
+  return (JSON.parse(readFileSync(file, 'utf8')) as { version: string }).version;
+}

@@ -1,0 +1,197 @@
+/**
+ * The data-plane thread: a Worker that owns the ring, the memory and all devices, and serves their requests.
+ *
+ *     start ──▶ { turn of the ring: completions, requests, replies ──▶ calls of the main thread, if woken } ──▶ stop
+ *
+ * It blocks in io_uring_enter, so it has no event loop: no timer, no promise, no message event. Calls are
+ * taken with `receiveMessageOnPort` when the eventfd wakes it; answers and events are posted as they come.
+ *
+ * Ways out: the call 'stop', when every device is closed; `abandon` in the shared flags, when the process
+ * ends without it; an exception. On each of them the devices' descriptors are closed, so that the kernel
+ * answers what is left with errors and nobody waits for ever.
+ */
+import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { asUbdError, UbdError } from '../base/errors.ts';
+import { PartPool } from '../engine/union.ts';
+import { native } from '../native/binding.ts';
+import { FuseSlots } from '../transport/fuse/slots.ts';
+import { Ring } from '../uring/ring.ts';
+import { RingIo } from '../uring/ring-io.ts';
+import { WakeListener } from '../uring/wake.ts';
+import { closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
+import {
+  type DataPlaneStart,
+  FLAG,
+  type PlaneCall,
+  type PlaneMessage,
+  type PlaneRequest,
+} from './plane-protocol.ts';
+
+/** Submission entries: a turn that prepares more submits in between. */
+const RING_ENTRIES = 512;
+/** Requests served at a time, over all devices; 1 MiB of address space each, touched when used. */
+const SLOTS = 64;
+/** Runs of sectors under way; a request of many short runs takes several, and waits where there are none. */
+const PARTS = 1024;
+const BUFFER_GROUP = 0;
+/** Smallest mapped memory: for requests that carry no data. */
+const PAGE_BYTES = 4096;
+
+/** prctl(2): this thread serves block I/O, so its allocations must not wait for block I/O. */
+const PR_SET_IO_FLUSHER = 57;
+
+class DataPlane {
+  readonly #port: MessagePort;
+  readonly #flags: Int32Array;
+  readonly #ring: Ring;
+  readonly #slots: FuseSlots;
+  readonly #io: RingIo;
+  readonly #wake: WakeListener;
+  readonly #plant: Plant;
+  readonly #devices = new Map<number, PlaneDevice>();
+  #woken = false;
+  #stopping = false;
+  #stopped = false;
+
+  constructor({ port, wakeFd, flags }: DataPlaneStart) {
+    this.#port = port;
+    this.#flags = new Int32Array(flags);
+    native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
+    this.#ring = new Ring({ entries: RING_ENTRIES });
+    this.#slots = new FuseSlots(this.#ring, BUFFER_GROUP, SLOTS);
+    this.#io = new RingIo(this.#ring);
+    this.#wake = new WakeListener(this.#ring, wakeFd, () => {
+      this.#woken = true;
+    });
+    this.#plant = {
+      io: this.#io,
+      slots: this.#slots,
+      parts: new PartPool(PARTS),
+      memory: this.#io.allocate(PAGE_BYTES),
+    };
+  }
+
+  /** Returns when it is told to end; throws what broke it. */
+  run(): void {
+    try {
+      while (!this.#stopped && Atomics.load(this.#flags, FLAG.ABANDON) === 0) {
+        this.#ring.turn(true);
+        if (this.#woken) this.#takeCalls();
+      }
+    } finally {
+      this.#ring.close(); // ends what is under way, so that the descriptors are the last to hold their files
+      for (const device of this.#devices.values()) closeDescriptors(device.spec);
+      this.#wake.close();
+      this.#io.close();
+      this.#slots.close();
+      this.#plant.memory.free();
+    }
+  }
+
+  post(message: PlaneMessage): void {
+    this.#port.postMessage(message);
+  }
+
+  #takeCalls(): void {
+    this.#woken = false;
+    for (;;) {
+      const received = receiveMessageOnPort(this.#port) as { message: PlaneRequest } | undefined;
+      if (received === undefined) return;
+      const { number, ...call } = received.message;
+      const answer = (result: unknown, error: UbdError | null): void =>
+        this.post(error === null ? { number, result } : { number, error: error.toJSON() });
+      try {
+        this.#take(call, answer);
+      } catch (thrown) {
+        if (!(thrown instanceof UbdError)) throw thrown; // a bug: the thread ends, and says so
+        answer(null, thrown);
+      }
+    }
+  }
+
+  #take(call: PlaneCall, answer: (result: unknown, error: UbdError | null) => void): void {
+    const done = (error: UbdError | null): void => answer(null, error);
+    switch (call.call) {
+      case 'open':
+        this.#open(call.device);
+        done(null);
+        return;
+      case 'close':
+        this.#close(this.#device(call.id), done);
+        return;
+      case 'flush':
+        this.#device(call.id).flush(done);
+        return;
+      case 'stats':
+        answer(
+          [...this.#devices.values()].map(device => device.stats()),
+          null,
+        );
+        return;
+      case 'stop':
+        this.#stop(done);
+    }
+  }
+
+  #device(id: number): PlaneDevice {
+    const device = this.#devices.get(id);
+    if (device === undefined) throw new UbdError('not-found', `the data plane has no device ${id}`);
+    return device;
+  }
+
+  #open(spec: PlaneDevice['spec']): void {
+    if (this.#stopping || this.#devices.has(spec.id)) {
+      closeDescriptors(spec);
+      throw new UbdError('internal', `the data plane cannot take device ${spec.id}`);
+    }
+    try {
+      const device = new PlaneDevice(this.#plant, spec, {
+        onFault: event => this.post(event),
+        onLost: (id, reason) => this.post({ event: 'lost', id, reason }),
+      });
+      this.#devices.set(spec.id, device);
+    } catch (thrown) {
+      closeDescriptors(spec);
+      throw thrown;
+    }
+  }
+
+  #close(device: PlaneDevice, done: (error: UbdError | null) => void): void {
+    device.close(error => {
+      this.#devices.delete(device.spec.id);
+      done(error);
+    });
+  }
+
+  /** Closes every device. One that fails does not keep the others from being closed; its error is the answer. */
+  #stop(done: (error: UbdError | null) => void): void {
+    this.#stopping = true;
+    let left = this.#devices.size;
+    let first: UbdError | null = null;
+    const end = (): void => {
+      done(first);
+      this.#stopped = true;
+    };
+    if (left === 0) end();
+    for (const device of this.#devices.values())
+      this.#close(device, error => {
+        first ??= error;
+        if (--left === 0) end();
+      });
+  }
+}
+
+function main(start: DataPlaneStart): void {
+  let plane: DataPlane;
+  try {
+    plane = new DataPlane(start);
+  } catch (thrown) {
+    const failed: PlaneMessage = { event: 'ready', error: asUbdError(thrown).toJSON() };
+    start.port.postMessage(failed);
+    return;
+  }
+  plane.post({ event: 'ready', error: null });
+  plane.run();
+}
+
+main(workerData as DataPlaneStart);

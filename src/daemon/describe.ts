@@ -1,0 +1,123 @@
+/**
+ * `info` and `check`: what a path, a device or a name is. With a registry it knows the devices; without one
+ * (the command line, when no daemon runs) it looks at the files alone.
+ */
+import { realpath, stat } from 'node:fs/promises';
+import { UbdError } from '../base/errors.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
+import type {
+  CheckReport,
+  CheckSpec,
+  DeviceInfo,
+  Info,
+  LeafInfo,
+  RootInfo,
+} from '../client/api.ts';
+import type { Entry } from './device.ts';
+import type { CheckOptions, Images } from './machine.ts';
+import type { Registry } from './registry.ts';
+
+export async function describe(
+  target: string,
+  registry: Registry | null,
+  images: Images,
+): Promise<Info> {
+  const entry = registry?.tryFind(target);
+  if (registry && entry) return describeDevice(entry, registry);
+  if (!target.startsWith('/'))
+    throw new UbdError('not-found', `there is no device ${target}`, {
+      place: { device: target },
+      next: '`ubd list` shows the devices; a path of a file begins with / or ./',
+    });
+  const path = await realpath(target).catch((cause: NodeJS.ErrnoException) => {
+    throw new UbdError(
+      cause.code === 'ENOENT' ? 'not-found' : 'io',
+      cause.code === 'ENOENT' ? `there is no ${target}` : cause.message,
+      { place: { file: target }, cause },
+    );
+  });
+  const entries = registry?.entries ?? [];
+  const user = entries.find(candidate => candidate.leaf?.path === path && candidate.node !== null);
+  if (registry && user) return describeUsedLeaf(path, user, registry);
+  try {
+    return { kind: 'leaf', ...(await images.leafInfo(path)), device: null } satisfies LeafInfo;
+  } catch (error) {
+    if (!(error instanceof UbdError) || error.code !== 'not-a-leaf') throw error;
+  }
+  const root = await images.openRoot(path);
+  try {
+    return {
+      kind: 'root',
+      path,
+      type: root.type,
+      size: root.sizeBytes,
+      identity: root.identity,
+      devices: entries.filter(candidate => candidate.root === path).map(({ name }) => name),
+    } satisfies RootInfo;
+  } finally {
+    root.close();
+  }
+}
+
+/** The file of a leaf in use changes under our eyes: its device knows. */
+async function describeUsedLeaf(path: string, user: Entry, registry: Registry): Promise<LeafInfo> {
+  const stats = (await registry.stats()).find(({ id }) => id === user.id);
+  return {
+    kind: 'leaf',
+    path,
+    size: user.sizeBytes,
+    root: { path: user.root, identity: user.identity! },
+    changed: stats?.changedBytes ?? 0,
+    allocated: (await stat(path)).blocks * SECTOR_BYTES,
+    clean: false,
+    device: user.name,
+  };
+}
+
+async function describeDevice(entry: Entry, registry: Registry): Promise<DeviceInfo> {
+  const stats = (await registry.stats()).find(({ id }) => id === entry.id);
+  const users = entry.node && entry.transport ? await entry.transport.users(entry.node) : [];
+  return {
+    kind: 'device',
+    ...registry.show(entry, stats?.changedBytes ?? null),
+    identity: entry.identity,
+    attachedAt: entry.attachedAt,
+    partitions: entry.partitions,
+    users,
+    requests: stats
+      ? {
+          inFlight: stats.inFlight,
+          reads: stats.reads,
+          readBytes: stats.readBytes,
+          writes: stats.writes,
+          writtenBytes: stats.writtenBytes,
+          flushes: stats.flushes,
+          faults: stats.faults,
+        }
+      : null,
+  };
+}
+
+/** Verifies a leaf that nobody has open. */
+export async function checkImage(
+  spec: CheckSpec,
+  registry: Registry | null,
+  images: Images,
+  onProgress?: CheckOptions['onProgress'],
+): Promise<CheckReport> {
+  const path = await realpath(spec.leaf).catch((cause: Error) => {
+    throw new UbdError('not-found', `there is no ${spec.leaf}`, {
+      place: { file: spec.leaf },
+      cause,
+    });
+  });
+  const user = registry?.entries.find(candidate => candidate.leaf?.path === path);
+  if (user)
+    throw new UbdError('busy', `${path} is in use by device ${user.name}`, {
+      place: { file: path, device: user.name },
+      next: `detach it first: ubd detach ${user.name}`,
+    });
+  const options: CheckOptions = { root: spec.root ?? false };
+  if (onProgress) options.onProgress = onProgress;
+  return images.checkLeaf(path, options);
+}

@@ -1,0 +1,114 @@
+/**
+ * A device as the daemon knows it, from its reservation to its end.
+ *
+ *     attaching ──▶ attached ──▶ detaching ──▶ (gone)
+ *         │             │  ▲          │
+ *         ▼             ▼  └──────────┘ the kernel found it in use after all
+ *      (gone)        failed: on record, and not usable; a new daemon tries again
+ */
+import type { UbdError } from '../base/errors.ts';
+import type { Device, DeviceState, RootIdentity } from '../client/api.ts';
+import type { Transport } from './machine.ts';
+import type { DeviceRecord } from './record.ts';
+
+/** What is reserved for a device before anything is opened. */
+export interface Reservation {
+  /** For the data plane; unique for the daemon's life. */
+  readonly id: number;
+  readonly name: string;
+}
+
+export interface Entry extends Reservation {
+  state: DeviceState;
+  root: string;
+  identity: RootIdentity | null;
+  leaf: { path: string; ephemeral: boolean } | null;
+  readOnly: boolean;
+  sizeBytes: number;
+  transport: Transport | null;
+  node: string | null;
+  link: number | null;
+  partitions: string[];
+  attachedAt: string;
+  /** Why it is failed. */
+  error: UbdError | null;
+}
+
+export function newEntry(id: number, name: string): Entry {
+  return {
+    id,
+    name,
+    state: 'attaching',
+    root: '',
+    identity: null,
+    leaf: null,
+    readOnly: false,
+    sizeBytes: 0,
+    transport: null,
+    node: null,
+    link: null,
+    partitions: [],
+    attachedAt: new Date().toISOString(),
+    error: null,
+  };
+}
+
+/** A device on record that is not usable. */
+export function failedEntry(id: number, record: DeviceRecord, error: UbdError): Entry {
+  return {
+    ...newEntry(id, record.name),
+    state: 'failed',
+    root: record.root.path,
+    identity: record.root.identity,
+    leaf: record.leaf,
+    readOnly: record.readOnly,
+    sizeBytes: record.sizeBytes,
+    link: record.link,
+    attachedAt: record.attachedAt,
+    error,
+  };
+}
+
+export function toRecord(
+  entry: Entry,
+  transport: Transport,
+  node: string,
+  link: number,
+): DeviceRecord {
+  return {
+    version: 1,
+    name: entry.name,
+    root: { path: entry.root, identity: entry.identity! },
+    leaf: entry.leaf,
+    sizeBytes: entry.sizeBytes,
+    readOnly: entry.readOnly,
+    transport: transport.name,
+    link,
+    node,
+    attachedAt: entry.attachedAt,
+  };
+}
+
+/** As the interface shows it. */
+export function toDevice(
+  entry: Entry,
+  linkPath: (link: number) => string,
+  changed: number | null,
+): Device {
+  const usable = entry.state === 'attached' && entry.link !== null;
+  const device: Device = {
+    name: entry.name,
+    device: usable ? linkPath(entry.link!) : null,
+    node: entry.node,
+    root: entry.root,
+    leaf: entry.leaf?.path ?? null,
+    ephemeral: entry.leaf?.ephemeral ?? false,
+    readOnly: entry.readOnly,
+    transport: entry.transport?.name ?? 'loop',
+    size: entry.sizeBytes,
+    changed,
+    state: entry.state,
+  };
+  if (entry.error) device.error = entry.error.toJSON();
+  return device;
+}

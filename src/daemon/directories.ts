@@ -1,0 +1,129 @@
+/**
+ * The daemon's directories and its locks.
+ *
+ * Both directories are root's alone (0700): that guards the socket. A lock is held by an open descriptor
+ * (flock), so it ends with the process, however that ends; the file's content is only told to people, and
+ * to the next daemon: a text of this boot means that its writer died without taking down its devices.
+ */
+import { randomBytes } from 'node:crypto';
+import {
+  chmodSync,
+  closeSync,
+  constants,
+  fsyncSync,
+  ftruncateSync,
+  lstatSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
+import { EAGAIN, errnoName } from '../base/errno.ts';
+import { UbdError } from '../base/errors.ts';
+import type { Paths } from '../client/paths.ts';
+import { native } from '../native/binding.ts';
+
+/** <sys/file.h> */
+const LOCK_EX = 2;
+const LOCK_NB = 4;
+
+export function makeDirectories(paths: Paths): void {
+  for (const directory of [
+    paths.stateDir,
+    paths.runtimeDir,
+    paths.devices,
+    paths.leaves,
+    paths.ephemeral,
+  ])
+    makePrivate(directory);
+}
+
+function makePrivate(directory: string): void {
+  try {
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    const stats = lstatSync(directory);
+    if (!stats.isDirectory())
+      throw new UbdError('permission', `${directory} is no directory`, {
+        place: { file: directory },
+        next: 'choose another one with UBD_STATE_DIR or UBD_RUNTIME_DIR',
+      });
+    if (stats.uid !== process.geteuid?.())
+      throw new UbdError('permission', `${directory} belongs to user ${stats.uid}`, {
+        place: { file: directory },
+        next: `a directory of the daemon must be its own: chown root ${directory}`,
+      });
+    if ((stats.mode & 0o077) !== 0) chmodSync(directory, 0o700);
+  } catch (cause) {
+    if (cause instanceof UbdError) throw cause;
+    throw new UbdError('io', `cannot make ${directory}: ${(cause as Error).message}`, {
+      place: { file: directory },
+      next: 'choose another one with UBD_STATE_DIR or UBD_RUNTIME_DIR',
+      cause,
+    });
+  }
+}
+
+/** Another daemon is in this place. */
+export class LockedError extends UbdError {}
+
+export class Lock {
+  readonly #fd: number;
+  /** The last holder died in this boot, without an orderly end: what it left lies about. */
+  readonly leftByDead: boolean;
+
+  private constructor(fd: number, leftByDead: boolean) {
+    this.#fd = fd;
+    this.leftByDead = leftByDead;
+  }
+
+  /** Takes the lock, or throws LockedError at once. */
+  static take(file: string, paths: Paths): Lock {
+    const { O_RDWR, O_CREAT, O_NOFOLLOW } = constants;
+    const fd = openSync(file, O_RDWR | O_CREAT | O_NOFOLLOW, 0o600);
+    const result = native.flock(fd, LOCK_EX | LOCK_NB);
+    const before = readFileSync(file, 'utf8');
+    if (result < 0) {
+      closeSync(fd);
+      if (result !== -EAGAIN)
+        throw new UbdError('io', `cannot lock ${file}: ${errnoName(result)}`, { place: { file } });
+      const [, pid = '?', socket = '?'] = before.trim().split('\n');
+      throw new LockedError('busy', `another daemon is running (pid ${pid}, socket ${socket})`, {
+        place: { file },
+        next: 'use it, or give this one directories of its own (UBD_STATE_DIR, UBD_RUNTIME_DIR)',
+      });
+    }
+    const boot = bootId();
+    ftruncateSync(fd);
+    writeSync(fd, `${boot}\n${process.pid}\n${paths.socket}\n`, 0);
+    fsyncSync(fd);
+    return new Lock(fd, before.startsWith(boot));
+  }
+
+  /** After an orderly end: nothing is left for the next one to clear. */
+  release(): void {
+    ftruncateSync(this.#fd);
+    closeSync(this.#fd);
+  }
+}
+
+function bootId(): string {
+  return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+}
+
+/**
+ * The name of a state directory in things that the whole host sees, as loop devices: drawn once, since
+ * two containers may have the same path for directories that are not the same.
+ */
+export function ownerOf(paths: Paths): string {
+  const file = `${paths.stateDir}/id`;
+  try {
+    const known = readFileSync(file, 'utf8').trim();
+    if (/^[0-9a-f]{12}$/.test(known)) return known;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
+  }
+  const owner = randomBytes(6).toString('hex');
+  writeFileSync(file, `${owner}\n`, { mode: 0o600, flush: true });
+  return owner;
+}

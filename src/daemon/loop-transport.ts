@@ -1,0 +1,168 @@
+/**
+ * The loop transport, put together: a private FUSE mount, the data plane that serves its one file, and a
+ * loop device over that file.
+ *
+ *     attach   mount ─▶ data plane serves it ─▶ file opened ─▶ loop bound ─▶ file and mount closed
+ *     detach   loop unbound (its cache written back) ─▶ leaf made durable and closed
+ *
+ * The loop device alone keeps the mount alive: when it lets go, the kernel ends the connection, and the
+ * data plane says 'lost'. For a device that was detached in use this is the moment when it is gone.
+ */
+import { accessSync, close, constants } from 'node:fs';
+import { release } from 'node:os';
+import { promisify } from 'node:util';
+import {
+  clearStaleLoops,
+  configureLoop,
+  detachLoop,
+  type LoopDevice,
+  loopFileName,
+} from '../transport/fuse/loop.ts';
+import { loopHolders } from '../transport/fuse/loop-users.ts';
+import { mountFuse } from '../transport/fuse/mount.ts';
+import type { FileLeaf, FileRoot } from './images.ts';
+import type { Transport, TransportDevice } from './machine.ts';
+import type { DeviceSpec, DeviceStats } from './plane-protocol.ts';
+
+const closeAsync = promisify(close);
+
+/** What this needs of the data plane. */
+export interface Plane {
+  open(device: DeviceSpec): Promise<void>;
+  close(id: number): Promise<void>;
+  flush(id: number): Promise<void>;
+  stats(): Promise<DeviceStats[]>;
+  stop(): Promise<void>;
+}
+
+interface Attached {
+  loop: LoopDevice;
+  /** Detached while in use: it ends with its last user. */
+  ending: boolean;
+  /** Being detached: the end of its connection is expected. */
+  detaching: boolean;
+}
+
+const KERNEL_MIN = [6, 1] as const;
+
+export class LoopTransport implements Transport {
+  readonly name = 'loop';
+  readonly #plane: Plane;
+  readonly #owner: string;
+  readonly #onGone: (id: number, reason: string) => void;
+  readonly #attached = new Map<number, Attached>();
+
+  /** @param owner names the state directory in loop devices */
+  constructor(plane: Plane, owner: string, onGone: (id: number, reason: string) => void) {
+    this.#plane = plane;
+    this.#owner = owner;
+    this.#onGone = onGone;
+  }
+
+  async missing(): Promise<string | null> {
+    const [major = 0, minor = 0] = release().split('.').map(Number);
+    if (major < KERNEL_MIN[0] || (major === KERNEL_MIN[0] && minor < KERNEL_MIN[1]))
+      return `Linux ${KERNEL_MIN.join('.')} or later is needed; this is ${release()}`;
+    for (const [file, module] of [
+      ['/dev/fuse', 'fuse'],
+      ['/dev/loop-control', 'loop'],
+    ] as const) {
+      try {
+        accessSync(file, constants.R_OK | constants.W_OK);
+      } catch {
+        return `${file} is not there (modprobe ${module}; in a container, pass it in)`;
+      }
+    }
+    return null;
+  }
+
+  async attach(device: TransportDevice): Promise<{ node: string }> {
+    const { id, name, readOnly } = device;
+    const fileName = loopFileName(name, this.#owner);
+    const mount = await mountFuse();
+    let served = false;
+    try {
+      await this.#plane.open(handOver(device, mount.fuseFd));
+      served = true;
+      const fileFd = await mount.openFile(fileName);
+      try {
+        const loop = await configureLoop(fileFd, {
+          readOnly: readOnly || device.leaf === null,
+          fileName,
+        });
+        this.#attached.set(id, { loop, ending: false, detaching: false });
+        return { node: loop.path };
+      } finally {
+        await closeAsync(fileFd);
+      }
+    } catch (error) {
+      if (served) await this.#plane.close(id);
+      throw error;
+    } finally {
+      await mount.close();
+    }
+  }
+
+  async detach(id: number, { force }: { force: boolean }): Promise<'gone' | 'later'> {
+    const attached = this.#attached.get(id);
+    if (!attached) return 'gone';
+    attached.detaching = true;
+    let gone: boolean;
+    try {
+      ({ gone } = await detachLoop(attached.loop, { force }));
+    } catch (error) {
+      attached.detaching = false;
+      throw error;
+    }
+    if (!gone) {
+      attached.ending = true;
+      await this.#plane.flush(id);
+      return 'later';
+    }
+    this.#attached.delete(id);
+    await this.#plane.close(id);
+    return 'gone';
+  }
+
+  /** The kernel ended the connection of a device. */
+  lost(id: number, reason: string): void {
+    const attached = this.#attached.get(id);
+    if (!attached || (attached.detaching && !attached.ending)) return;
+    this.#attached.delete(id);
+    this.#plane.close(id).then(
+      () => this.#onGone(id, reason),
+      (error: Error) => this.#onGone(id, `${reason}; ${error.message}`),
+    );
+  }
+
+  async flush(id: number): Promise<void> {
+    await this.#plane.flush(id);
+  }
+
+  async users(node: string): Promise<string[]> {
+    const number = Number(/^\/dev\/loop(\d+)$/.exec(node)?.[1] ?? Number.NaN);
+    if (Number.isNaN(number)) return [];
+    return loopHolders(number).map(({ kind, what }) => `${kind} ${what}`.trim());
+  }
+
+  async clearStale(): Promise<string[]> {
+    return (await clearStaleLoops(this.#owner)).map(({ path }) => path);
+  }
+}
+
+/** From here on the descriptors are the data plane's, whatever its answer. */
+function handOver(device: TransportDevice, fuseFd: number): DeviceSpec {
+  const { id, name, sizeBytes } = device;
+  const root = device.root as FileRoot;
+  const leaf = device.leaf as FileLeaf | null;
+  leaf?.descriptor.release();
+  const fd = root.descriptor.release();
+  return {
+    id,
+    name,
+    sizeBytes,
+    leaf: leaf?.opened ?? null,
+    layers: [{ kind: 'root', name: root.path, fd, sizeBytes: root.sizeBytes }],
+    transport: { kind: 'fuse', fd: fuseFd },
+  };
+}

@@ -1,0 +1,112 @@
+/**
+ * What the control plane asks of the rest of the product, and nothing else. `assemble.ts` plugs in the real
+ * images, leaves, data plane and transports; tests plug in ones that fail where they are told to.
+ *
+ * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf over and
+ * then fail; so `close` of what was handed on does nothing.
+ */
+import type { CheckReport, LeafInfo, RootIdentity, TransportName } from '../client/api.ts';
+import type { DeviceStats, FaultEvent } from './plane-protocol.ts';
+
+/** A root that is open for reading. */
+export interface RootHandle {
+  readonly path: string;
+  readonly type: 'file' | 'block device';
+  readonly sizeBytes: number;
+  readonly identity: RootIdentity;
+  /** Idempotent; does nothing after a transport has taken it over. */
+  close(): void;
+}
+
+/** A leaf that is open and locked; what the opening found and put right is in `notes`. */
+export interface LeafHandle {
+  readonly path: string;
+  /** Of the device. */
+  readonly sizeBytes: number;
+  readonly root: { path: string; identity: RootIdentity };
+  readonly notes: readonly string[];
+  /** Lets go of it unused: nothing is written. Idempotent, and as with roots. */
+  close(): void;
+}
+
+export interface NewLeaf {
+  path: string;
+  sizeBytes: number;
+  root: RootHandle;
+  /** Need not survive a crash of the machine. */
+  ephemeral: boolean;
+}
+
+export interface CheckOptions {
+  /** The root in full, too. */
+  root: boolean;
+  /** Bytes done of bytes in all. */
+  onProgress?: (done: number, all: number) => void;
+}
+
+/** Images and leaves. */
+export interface Images {
+  openRoot(path: string): Promise<RootHandle>;
+  /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
+  createLeaf(leaf: NewLeaf): Promise<void>;
+  /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
+  removeLeaf(path: string): Promise<void>;
+  /** Code `busy` if somebody has it. */
+  openLeaf(path: string): Promise<LeafHandle>;
+  /** Reads what the leaf says of itself; takes no lock. Code `not-a-leaf` if it is none. */
+  leafInfo(path: string): Promise<Omit<LeafInfo, 'kind' | 'device'>>;
+  checkLeaf(path: string, options: CheckOptions): Promise<CheckReport>;
+}
+
+export interface TransportDevice {
+  /** Unique for the daemon's life. */
+  id: number;
+  name: string;
+  sizeBytes: number;
+  readOnly: boolean;
+  root: RootHandle;
+  leaf: LeafHandle | null;
+}
+
+/** A way to make a device node. */
+export interface Transport {
+  readonly name: TransportName;
+  /** Why it is not offered here, or null. */
+  missing(): Promise<string | null>;
+  /** Makes the device. The node is usable when this returns. */
+  attach(device: TransportDevice): Promise<{ node: string }>;
+  /**
+   * Takes the device away; its leaf is durable and clean afterwards.
+   *  - in use, not forced: throws `busy`, and the device is as it was;
+   *  - in use, forced: durable now, and it goes away with its last user: 'later', and `onGone` tells when;
+   *  - any other error: the node is gone, and what was not durable yet may be lost.
+   */
+  detach(id: number, options: { force: boolean }): Promise<'gone' | 'later'>;
+  /** Makes everything written so far durable. */
+  flush(id: number): Promise<void>;
+  /** Mount points, swap, drivers on top of the node; empty if it is free, or only open somewhere. */
+  users(node: string): Promise<string[]>;
+  /**
+   * Clears what a dead daemon of this state directory left; to be called before the first attach.
+   * Returns the nodes that were its.
+   */
+  clearStale(): Promise<string[]>;
+}
+
+export interface MachineEvents {
+  /** An I/O error on the data path. */
+  onFault(event: FaultEvent): void;
+  /** A device went away: as asked ('later'), or because the kernel ended it. */
+  onGone(id: number, reason: string): void;
+  /** The data plane died: no device works any more. */
+  onDeath(error: Error): void;
+}
+
+export interface Machine {
+  readonly images: Images;
+  /** In the order in which `auto` prefers them. */
+  readonly transports: readonly Transport[];
+  stats(): Promise<DeviceStats[]>;
+  /** Ends the data plane. Devices that are still there are made durable and cut off. */
+  stop(): Promise<void>;
+}

@@ -1,0 +1,158 @@
+/**
+ * From what was asked to what is to be done: which root, which leaf, whether the leaf is new.
+ *
+ *     asked                        leaf                         new?
+ *     ephemeral                    ephemeral/NAME.leaf          always
+ *     leaf FILE                    FILE                         if FILE does not exist, or is an empty disk
+ *     name, and its leaf exists    leaves/NAME.leaf             no: the disk of that name comes back
+ *     read-only                    none: the root as it is
+ *     else                         leaves/NAME.leaf             yes
+ *
+ * Nothing is changed here.
+ */
+import { realpath, stat } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { UbdError } from '../base/errors.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
+import type { AttachSpec } from '../client/api.ts';
+import type { Paths } from '../client/paths.ts';
+import type { Images } from './machine.ts';
+
+export interface Plan {
+  rootPath: string;
+  leaf: { path: string; ephemeral: boolean; isNew: boolean } | null;
+  readOnly: boolean;
+  /** As asked; undefined: the root's, or what the leaf has. */
+  sizeBytes: number | undefined;
+}
+
+/** Contradictions in the request itself; before a name is reserved. */
+export function refuseContradictions(spec: AttachSpec): void {
+  if (spec.ephemeral && spec.leaf !== undefined)
+    throw new UbdError('usage', 'a leaf is either named or ephemeral, not both');
+  if (spec.ephemeral && spec.readOnly)
+    throw new UbdError('usage', 'a read-only device has nothing to throw away: not ephemeral too');
+  if (spec.root === undefined && spec.leaf === undefined && spec.name === undefined)
+    throw new UbdError('usage', 'a root is needed', { next: 'name a raw image or a block device' });
+  if (spec.sizeBytes !== undefined && spec.sizeBytes % SECTOR_BYTES !== 0)
+    throw new UbdError('usage', `the size is not a multiple of ${SECTOR_BYTES} bytes`);
+}
+
+export async function makePlan(
+  spec: AttachSpec,
+  name: string,
+  paths: Paths,
+  images: Images,
+): Promise<Plan> {
+  const leaf = await chooseLeaf(spec, name, paths, images);
+  const rootPath = await chooseRoot(spec, leaf, images);
+  return { rootPath, leaf, readOnly: spec.readOnly ?? false, sizeBytes: spec.sizeBytes };
+}
+
+export function defaultLeaf(paths: Paths, name: string): string {
+  return `${paths.leaves}/${name}.leaf`;
+}
+
+async function chooseLeaf(
+  spec: AttachSpec,
+  name: string,
+  paths: Paths,
+  images: Images,
+): Promise<Plan['leaf']> {
+  if (spec.ephemeral)
+    return { path: `${paths.ephemeral}/${name}.leaf`, ephemeral: true, isNew: true };
+  if (spec.leaf !== undefined) {
+    const path = await canonical(spec.leaf);
+    return { path, ephemeral: false, isNew: !(await holdsLeaf(path, images)) };
+  }
+  const path = defaultLeaf(paths, name);
+  const isNew = !(spec.name !== undefined && (await exists(path)));
+  if (isNew && spec.readOnly) return null;
+  return { path, ephemeral: false, isNew };
+}
+
+async function chooseRoot(spec: AttachSpec, leaf: Plan['leaf'], images: Images): Promise<string> {
+  if (spec.root !== undefined) return spec.root;
+  if (leaf === null || leaf.isNew)
+    throw new UbdError('usage', 'a root is needed: the leaf does not exist yet', {
+      ...(leaf === null ? {} : { place: { file: leaf.path } }),
+      next: 'name a raw image or a block device',
+    });
+  return (await images.leafInfo(leaf.path)).root.path;
+}
+
+/** The path without links, also of a file that does not exist yet; two names of one leaf become one. */
+async function canonical(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (thrown) {
+    if ((thrown as NodeJS.ErrnoException).code !== 'ENOENT') throw unreachable(path, thrown);
+  }
+  try {
+    return join(await realpath(dirname(path)), basename(path));
+  } catch (thrown) {
+    throw unreachable(path, thrown);
+  }
+}
+
+/**
+ * Is there a leaf to open? Of a file that exists, opening it decides; a block device always exists, and
+ * becomes a leaf if nothing is on it (which making the leaf checks).
+ */
+async function holdsLeaf(path: string, images: Images): Promise<boolean> {
+  if (!(await exists(path))) return false;
+  if (!(await stat(path)).isBlockDevice()) return true;
+  try {
+    await images.leafInfo(path);
+    return true;
+  } catch (error) {
+    if (error instanceof UbdError && error.code === 'not-a-leaf') return false;
+    throw error;
+  }
+}
+
+async function exists(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch (thrown) {
+    if ((thrown as NodeJS.ErrnoException).code === 'ENOENT') return false;
+    throw unreachable(path, thrown);
+  }
+}
+
+function unreachable(path: string, thrown: unknown): UbdError {
+  const code = (thrown as NodeJS.ErrnoException).code;
+  return new UbdError(
+    code === 'ENOENT' || code === 'ENOTDIR' ? 'not-found' : 'io',
+    `${path}: cannot reach the leaf: ${(thrown as Error).message}`,
+    { place: { file: path }, next: 'make its directory first, or check the path', cause: thrown },
+  );
+}
+
+/** A name for a device that was given none: after its root, `debian-1`; after a named leaf, `web`. */
+export async function chooseName(
+  spec: AttachSpec,
+  paths: Paths,
+  isTaken: (name: string) => boolean,
+): Promise<string> {
+  const stem = stemOf(spec.leaf ?? spec.root ?? '');
+  if (spec.leaf !== undefined && !RESERVED.test(stem) && !isTaken(stem)) return stem;
+  for (let number = 1; ; number++) {
+    const name = `${stem}-${number}`;
+    // A leaf of that name is somebody's disk: a device that names none gets a fresh one.
+    if (!isTaken(name) && !(await exists(defaultLeaf(paths, name)))) return name;
+  }
+}
+
+const RESERVED = /^ubd\d+(p\d+)?$/;
+const STEM_MAX = 48;
+
+function stemOf(path: string): string {
+  const stem = basename(path)
+    .replace(/\.[A-Za-z0-9]{1,8}$/, '')
+    .replaceAll(/[^A-Za-z0-9._-]/g, '-')
+    .replace(/^[^A-Za-z0-9]+/, '')
+    .slice(0, STEM_MAX);
+  return stem || 'disk';
+}

@@ -1,0 +1,185 @@
+/**
+ * The main thread's end of the data plane: calls as promises, events as events.
+ *
+ * A worker that waits in its ring can be neither told nor terminated but by its eventfd. So it is woken for
+ * every call, and on every way out of the process; `process.exit` would wait for it for ever.
+ */
+import { EventEmitter } from 'node:events';
+import {
+  MessageChannel,
+  type MessagePort,
+  receiveMessageOnPort,
+  Worker,
+} from 'node:worker_threads';
+import { asUbdError, UbdError } from '../base/errors.ts';
+import { transferList } from '../leaf/open.ts';
+import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
+import {
+  type DataPlaneStart,
+  type DeviceSpec,
+  type DeviceStats,
+  type FaultEvent,
+  FLAG,
+  type LostEvent,
+  type PlaneCall,
+  type PlaneMessage,
+  type PlaneRequest,
+  type PlaneResults,
+} from './plane-protocol.ts';
+
+interface Events {
+  fault: [FaultEvent];
+  lost: [LostEvent];
+  /** The worker ended: null after `stop`, else what broke it. No device works any more. */
+  exit: [UbdError | null];
+}
+
+interface Waiting {
+  resolve: (result: never) => void;
+  reject: (error: UbdError) => void;
+}
+
+export class DataPlane extends EventEmitter<Events> {
+  readonly #worker: Worker;
+  readonly #port: MessagePort;
+  readonly #wakeFd: number;
+  readonly #flags: Int32Array;
+  readonly #waiting = new Map<number, Waiting>();
+  #nextNumber = 1;
+  /** The end of the worker; null while it runs. */
+  #ended: UbdError | null = null;
+  #stopping = false;
+
+  /** Starts the worker. Throws UbdError where it cannot run, as without io_uring. */
+  static async start(): Promise<DataPlane> {
+    const plane = new DataPlane();
+    await plane.#ready;
+    return plane;
+  }
+
+  readonly #ready: Promise<void>;
+  #onReady!: Waiting;
+  readonly #abandon = (): void => {
+    Atomics.store(this.#flags, FLAG.ABANDON, 1);
+    wake(this.#wakeFd);
+  };
+
+  private constructor() {
+    super();
+    const { port1, port2 } = new MessageChannel();
+    const flags = new SharedArrayBuffer(4 * Object.keys(FLAG).length);
+    this.#port = port1;
+    this.#flags = new Int32Array(flags);
+    this.#wakeFd = makeWakeFd();
+    this.#ready = new Promise((resolve, reject) => {
+      this.#onReady = { resolve, reject };
+    });
+    const workerData: DataPlaneStart = { port: port2, wakeFd: this.#wakeFd, flags };
+    const extension = import.meta.url.endsWith('.ts') ? 'ts' : 'js';
+    this.#worker = new Worker(new URL(`./data-plane.${extension}`, import.meta.url), {
+      name: 'ubd data plane',
+      workerData,
+      transferList: [port2],
+    });
+    port1.on('message', (message: PlaneMessage) => this.#take(message));
+    this.#worker.on('error', thrown => this.#end(asUbdError(thrown)));
+    this.#worker.on('exit', () => this.#exited());
+    process.on('exit', this.#abandon);
+  }
+
+  /** Takes over the descriptors and the leaf's arrays, whatever the outcome. */
+  open(device: DeviceSpec): Promise<void> {
+    const transfer = device.leaf === null ? [] : transferList(device.leaf);
+    return this.#call({ call: 'open', device }, transfer);
+  }
+
+  close(id: number): Promise<void> {
+    return this.#call({ call: 'close', id });
+  }
+
+  flush(id: number): Promise<void> {
+    return this.#call({ call: 'flush', id });
+  }
+
+  stats(): Promise<DeviceStats[]> {
+    return this.#call({ call: 'stats' });
+  }
+
+  /** Closes every device, and ends the worker. */
+  async stop(): Promise<void> {
+    if (this.#ended !== null) return;
+    this.#stopping = true;
+    this.#worker.ref();
+    const exited = new Promise<void>(resolve => this.once('exit', () => resolve()));
+    await this.#call({ call: 'stop' });
+    await exited;
+  }
+
+  #call<C extends PlaneCall>(
+    call: C,
+    transfer: ArrayBuffer[] = [],
+  ): Promise<PlaneResults[C['call']] extends null ? void : PlaneResults[C['call']]> {
+    if (this.#ended !== null) return Promise.reject(this.#ended);
+    const number = this.#nextNumber++;
+    return new Promise((resolve, reject) => {
+      this.#waiting.set(number, { resolve, reject });
+      const request: PlaneRequest = { number, ...call };
+      this.#port.postMessage(request, transfer);
+      wake(this.#wakeFd);
+      this.#holdProcess();
+    });
+  }
+
+  /** Unanswered calls keep the process alive; an idle data plane does not. */
+  #holdProcess(): void {
+    if (this.#waiting.size > 0) this.#port.ref();
+    else this.#port.unref();
+  }
+
+  #take(message: PlaneMessage): void {
+    if (!('event' in message)) {
+      const waiting = this.#waiting.get(message.number);
+      this.#waiting.delete(message.number);
+      this.#holdProcess();
+      if (message.error === undefined) waiting?.resolve(message.result as never);
+      else waiting?.reject(UbdError.fromJSON(message.error));
+      return;
+    }
+    switch (message.event) {
+      case 'ready':
+        this.#worker.unref();
+        this.#holdProcess();
+        if (message.error === null) this.#onReady.resolve(undefined as never);
+        else this.#end(UbdError.fromJSON(message.error));
+        return;
+      case 'fault':
+        this.emit('fault', message);
+        return;
+      case 'lost':
+        this.emit('lost', message);
+    }
+  }
+
+  #exited(): void {
+    // What it said last may not have been heard yet.
+    for (;;) {
+      const received = receiveMessageOnPort(this.#port) as { message: PlaneMessage } | undefined;
+      if (received === undefined) break;
+      this.#take(received.message);
+    }
+    const stopped = this.#stopping && this.#ended === null;
+    this.#end(new UbdError('internal', 'the data plane has ended'));
+    process.off('exit', this.#abandon);
+    this.#port.close();
+    closeWakeFd(this.#wakeFd);
+    this.emit('exit', stopped ? null : this.#ended);
+  }
+
+  /** Whoever waits is told; the first reason is the one that counts. */
+  #end(reason: UbdError): void {
+    this.#ended ??= reason;
+    this.#onReady.reject(this.#ended);
+    for (const { reject } of this.#waiting.values()) reject(this.#ended);
+    this.#waiting.clear();
+  }
+}

@@ -1,0 +1,146 @@
+/**
+ * One device in the data plane: the engine between its FUSE session and its stores.
+ *
+ *     serving ── session ends (asked, or lost) ──▶ cut off ── leaf closed, descriptors closed ──▶ closed
+ *
+ * Owns all descriptors of its DeviceSpec. Runs on the data-plane thread: no promise, no timer; what takes
+ * time ends in a callback from the ring's turn.
+ */
+import { errnoName } from '../base/errno.ts';
+import { UbdError } from '../base/errors.ts';
+import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
+import { type Completer, OP, Request } from '../engine/request.ts';
+import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
+import { RootLayer } from '../image/raw-image.ts';
+import { Leaf } from '../leaf/leaf.ts';
+import { native } from '../native/binding.ts';
+import { FuseSession } from '../transport/fuse/session.ts';
+import type { FuseSlots } from '../transport/fuse/slots.ts';
+import type { Io, IoOp, Memory } from '../uring/io.ts';
+import { FaultLimiter } from './fault-limiter.ts';
+import type { DeviceSpec, DeviceStats, FaultEvent } from './plane-protocol.ts';
+
+/** What the devices of a data-plane thread share. */
+export interface Plant {
+  io: Io;
+  slots: FuseSlots;
+  parts: PartPool;
+  /** For requests without data. */
+  memory: Memory;
+}
+
+export interface PlaneDeviceEvents {
+  onFault: (event: FaultEvent) => void;
+  onLost: (id: number, reason: string) => void;
+}
+
+/** The end of an operation: null, or what went wrong. */
+export type Done = (error: UbdError | null) => void;
+
+/** Every descriptor that a device owns. */
+function descriptors(spec: DeviceSpec): number[] {
+  const fds = [spec.transport.fd, ...spec.layers.map(layer => layer.fd)];
+  if (spec.leaf !== null) fds.push(spec.leaf.fd);
+  return fds;
+}
+
+/** For a device that could not be opened, or whose thread dies: its users get errors, and do not hang. */
+export function closeDescriptors(spec: DeviceSpec): void {
+  for (const fd of descriptors(spec)) native.close(fd);
+}
+
+export class PlaneDevice {
+  readonly spec: DeviceSpec;
+  readonly #plant: Plant;
+  readonly #events: PlaneDeviceEvents;
+  readonly #leaf: Leaf | null;
+  readonly #union: UnionDevice;
+  readonly #session: FuseSession;
+  readonly #faults: FaultLimiter;
+  #serving = true;
+  #whenCutOff: (() => void) | null = null;
+
+  constructor(plant: Plant, spec: DeviceSpec, events: PlaneDeviceEvents) {
+    const { io, slots, parts } = plant;
+    this.spec = spec;
+    this.#plant = plant;
+    this.#events = events;
+    this.#faults = new FaultLimiter(spec.name, events.onFault);
+    this.#leaf = spec.leaf === null ? null : new Leaf(io, spec.leaf);
+    this.#union = new UnionDevice({
+      sizeSectors: bytesToSectors(spec.sizeBytes),
+      layers: spec.layers.map(
+        ({ name, fd, sizeBytes }) => new RootLayer(io, name, fd, bytesToSectors(sizeBytes)),
+      ),
+      leaf: this.#leaf === null || this.#leaf.readOnly ? null : this.#leaf,
+      parts,
+      onFault: (fault: Fault) => this.#faults.report(fault),
+    });
+    this.#session = new FuseSession({
+      slots,
+      fd: spec.transport.fd,
+      device: this.#union,
+      onEnd: reason => this.#cutOff(reason),
+    });
+  }
+
+  /** Makes everything written so far durable. */
+  flush(done: Done): void {
+    const completer: Completer = {
+      complete: ({ result }) => done(this.#failure('flush', result)),
+    };
+    const request = new Request(completer, this.#plant.memory);
+    request.op = OP.FLUSH;
+    this.#union.submit(request);
+  }
+
+  /** Stops serving; then the leaf is made durable and clean, and everything is closed. */
+  close(done: Done): void {
+    this.#whenCutOff = () => this.#closeLeaf(done);
+    if (this.#serving) this.#session.stop();
+    else this.#whenCutOff();
+  }
+
+  stats(): DeviceStats {
+    const { counters, inFlight } = this.#union;
+    return {
+      id: this.spec.id,
+      inFlight,
+      reads: counters.reads,
+      readBytes: sectorsToBytes(counters.readSectors),
+      writes: counters.writes,
+      writtenBytes: sectorsToBytes(counters.writtenSectors),
+      flushes: counters.flushes,
+      faults: counters.faults,
+      changedBytes: sectorsToBytes(this.#leaf?.changedSectors ?? 0),
+    };
+  }
+
+  /** No request is in flight any more, and none will come. */
+  #cutOff(reason: string | null): void {
+    this.#serving = false;
+    if (this.#whenCutOff !== null) this.#whenCutOff();
+    else this.#events.onLost(this.spec.id, reason ?? 'the connection ended');
+  }
+
+  #closeLeaf(done: Done): void {
+    const end: IoOp = {
+      done: result => {
+        closeDescriptors(this.spec);
+        done(this.#failure('close', result));
+      },
+    };
+    if (this.#leaf === null) end.done(0, 0);
+    else this.#leaf.close(end);
+  }
+
+  #failure(what: string, result: number): UbdError | null {
+    if (result >= 0) return null;
+    const { name, leaf } = this.spec;
+    const file = leaf?.name ?? name;
+    return new UbdError('io', `${name}: ${what} of ${file} failed: ${errnoName(result)}`, {
+      place: { device: name, file },
+      next: 'what was flushed before is safe; check the disk that the leaf is on (`dmesg | tail`)',
+    });
+  }
+}

@@ -1,0 +1,172 @@
+/**
+ * The records of attached devices: `devices/NAME.json` in the state directory.
+ *
+ * A record says what a new daemon needs to bring the device back, and which node and link a dead one left.
+ * It appears whole or not at all: written beside, synced, renamed, and the directory synced.
+ *
+ *     attach   … node ─▶ record ─▶ link ─▶ answer
+ *     detach   link ─▶ node, leaf durable ─▶ record ─▶ ephemeral leaf ─▶ answer
+ *
+ * So what is answered is on record, every link of a dead daemon is on record (if it points to the node of
+ * its record, it is that daemon's), and a file in `ephemeral/` without a record is nobody's.
+ */
+import { open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { asUbdError, corrupt, UbdError } from '../base/errors.ts';
+import type { RootIdentity, TransportName } from '../client/api.ts';
+import {
+  type Check,
+  isBoolean,
+  isDeviceBytes,
+  isName,
+  isNullOr,
+  isObject,
+  isOneOf,
+  isPath,
+  isRootIdentity,
+  isText,
+  isWhole,
+} from './validate.ts';
+
+export interface DeviceRecord {
+  version: 1;
+  name: string;
+  root: { path: string; identity: RootIdentity };
+  leaf: { path: string; ephemeral: boolean } | null;
+  sizeBytes: number;
+  readOnly: boolean;
+  transport: TransportName;
+  /** N of /dev/ubdN. */
+  link: number;
+  node: string;
+  attachedAt: string;
+}
+
+const isVersion: Check<1> = (value, at) => {
+  if (value === 1) return 1;
+  throw new UbdError('unsupported', `${at}: this ubd reads version 1, not ${String(value)}`);
+};
+
+const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>({
+  version: isVersion,
+  name: isName,
+  root: isObject({ path: isPath, identity: isRootIdentity }),
+  leaf: isNullOr(isObject({ path: isPath, ephemeral: isBoolean })),
+  sizeBytes: isDeviceBytes,
+  readOnly: isBoolean,
+  transport: isOneOf(['loop'] as const),
+  link: isWhole,
+  node: isPath,
+  attachedAt: isText,
+});
+
+const SUFFIX = '.json';
+/** Being written: a leftover of a crash, never read. */
+const UNFINISHED_SUFFIX = '.json.new';
+
+export interface BadRecord {
+  /** From the file's name. */
+  name: string;
+  file: string;
+  error: UbdError;
+}
+
+export class RecordStore {
+  readonly #directory: string;
+
+  constructor(directory: string) {
+    this.#directory = directory;
+  }
+
+  file(name: string): string {
+    return `${this.#directory}/${name}${SUFFIX}`;
+  }
+
+  /** Durable when it returns. */
+  async write(record: DeviceRecord): Promise<void> {
+    const beside = `${this.#directory}/${record.name}${UNFINISHED_SUFFIX}`;
+    try {
+      const file = await open(beside, 'w', 0o600);
+      try {
+        await file.writeFile(`${JSON.stringify(record, null, 2)}\n`);
+        await file.datasync();
+      } finally {
+        await file.close();
+      }
+      await rename(beside, this.file(record.name));
+      await this.#syncDirectory();
+    } catch (cause) {
+      await rm(beside, { force: true });
+      throw stateError(`cannot write the record of ${record.name}`, this.file(record.name), cause);
+    }
+  }
+
+  /** Durable when it returns; no harm if there is none. */
+  async remove(name: string): Promise<void> {
+    try {
+      await rm(this.file(name), { force: true });
+      await this.#syncDirectory();
+    } catch (cause) {
+      throw stateError(`cannot remove the record of ${name}`, this.file(name), cause);
+    }
+  }
+
+  /** All records, in the order in which their devices were attached, and what could not be read. */
+  async readAll(): Promise<{ records: DeviceRecord[]; bad: BadRecord[] }> {
+    const records: DeviceRecord[] = [];
+    const bad: BadRecord[] = [];
+    for (const entry of (await readdir(this.#directory)).sort()) {
+      const file = `${this.#directory}/${entry}`;
+      if (entry.endsWith(UNFINISHED_SUFFIX)) await rm(file, { force: true });
+      if (!entry.endsWith(SUFFIX)) continue;
+      const name = entry.slice(0, -SUFFIX.length);
+      try {
+        const record = parseRecord(file, await readFile(file, 'utf8'));
+        if (record.name !== name) throw corrupt(file, 0, `it is of a device ${record.name}`);
+        records.push(record);
+      } catch (error) {
+        bad.push({ name, file, error: asUbdError(error) });
+      }
+    }
+    records.sort((a, b) => a.attachedAt.localeCompare(b.attachedAt) || a.link - b.link);
+    return { records, bad };
+  }
+
+  async #syncDirectory(): Promise<void> {
+    const directory = await open(this.#directory, 'r');
+    try {
+      await directory.sync();
+    } finally {
+      await directory.close();
+    }
+  }
+}
+
+function parseRecord(file: string, text: string): DeviceRecord {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw corrupt(file, 0, (cause as Error).message, NEXT);
+  }
+  try {
+    return isRecord(value, 'record');
+  } catch (thrown) {
+    const error = asUbdError(thrown);
+    if (error.code === 'unsupported') throw error;
+    throw corrupt(file, 0, error.message, NEXT);
+  }
+}
+
+const NEXT = 'move the record away, and attach the leaf again';
+
+function stateError(what: string, file: string, cause: unknown): UbdError {
+  const code = (cause as NodeJS.ErrnoException).code;
+  return new UbdError(
+    code === 'ENOSPC' ? 'no-space' : 'io',
+    `${what}: ${(cause as Error).message}`,
+    {
+      place: { file },
+      cause,
+    },
+  );
+}

@@ -1,0 +1,173 @@
+/**
+ * Goal: the command line says what is wrong, with the right exit status, where there is no device to work
+ * on. Method: the real program, with directories of its own; no daemon is started.
+ */
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
+import t from 'tap';
+import { missing } from '../support/requires.ts';
+import { type RunResult, tryRun } from '../support/run.ts';
+import { CLI } from '../support/sandbox.ts';
+
+const needsRoot = await missing('root');
+const needsSetpriv = await missing('root', 'setpriv');
+
+interface Shell {
+  dir: string;
+  ubd(...args: string[]): Promise<RunResult>;
+  as(user: string, ...args: string[]): Promise<RunResult>;
+}
+
+function shell(teardown: (fn: () => void) => void): Shell {
+  const dir = mkdtempSync(`${tmpdir()}/ubd-test-`);
+  teardown(() => rmSync(dir, { recursive: true, force: true }));
+  const env = { ...process.env, UBD_STATE_DIR: `${dir}/state`, UBD_RUNTIME_DIR: `${dir}/run` };
+  return {
+    dir,
+    ubd: (...args) => tryRun(process.execPath, [CLI, ...args], { env, cwd: dir }),
+    as: (user, ...args) =>
+      tryRun(
+        'setpriv',
+        [
+          ...['--reuid', user, '--regid', 'nogroup', '--clear-groups'],
+          ...[process.execPath, CLI, ...args],
+        ],
+        { env, cwd: '/' },
+      ),
+  };
+}
+
+t.test('without arguments, and with --help, there is help', async t => {
+  const { ubd } = shell(t.teardown);
+  for (const args of [[], ['--help'], ['-h'], ['help']]) {
+    const { status, stdout, stderr } = await ubd(...args);
+    t.equal(status, 0);
+    t.equal(stderr, '');
+    for (const verb of ['attach', 'detach', 'list', 'info', 'check', 'status', 'serve'])
+      t.match(stdout, new RegExp(`\\bubd ${verb}\\b`), `${args.join(' ')}: ${verb}`);
+  }
+  for (const args of [
+    ['attach', '--help'],
+    ['attach', '-h'],
+    ['help', 'attach'],
+  ]) {
+    const { status, stdout } = await ubd(...args);
+    t.equal(status, 0);
+    t.match(stdout, /--ephemeral/);
+    t.match(stdout, /hundred/);
+  }
+});
+
+t.test('--version says the version', async t => {
+  const { status, stdout } = await shell(t.teardown).ubd('--version');
+  t.equal(status, 0);
+  t.match(stdout, /^ubd \d+\.\d+\.\d+\n$/);
+});
+
+t.test('completion knows the commands and their options', async t => {
+  const { ubd } = shell(t.teardown);
+  t.match((await ubd('completion')).stdout, /complete .*ubd/);
+  t.match((await ubd('--get-yargs-completions', 'ubd', 'sta')).stdout, /status/);
+  t.match((await ubd('--get-yargs-completions', 'ubd', 'attach', '--e')).stdout, /--ephemeral/);
+});
+
+t.test('usage errors have status 2, a message and a hint', async t => {
+  const { ubd } = shell(t.teardown);
+  for (const [args, message] of [
+    [['frobnicate'], /no command 'frobnicate'/],
+    [['constructor'], /no command 'constructor'/],
+    [['list', '--colour'], /--colour/],
+    [['attach', 'a', 'b'], /unexpected argument 'b'/],
+    [['attach', '--size', 'big', 'a'], /no size/],
+    [['detach'], /DEV\|NAME is missing/],
+    [['detach', '--all', 'web'], /--all goes without names/],
+    [['help', 'nothing'], /no command 'nothing'/],
+    [['list', '--runtime-dir', `/${'x'.repeat(200)}`], /socket's path is longer/],
+  ] as const) {
+    const { status, stdout, stderr } = await ubd(...args);
+    t.equal(status, 2, args.join(' '));
+    t.equal(stdout, '');
+    t.match(stderr, message);
+    t.match(stderr, /^ubd: .*\n {5}\S/, 'a next step below the message');
+  }
+});
+
+t.test('with --json errors are JSON too', async t => {
+  const { ubd } = shell(t.teardown);
+  const { status, stdout, stderr } = await ubd('status', '--json');
+  t.equal(status, 1);
+  t.equal(stdout, '');
+  t.match(JSON.parse(stderr), {
+    error: { code: 'daemon', message: /not running/, next: /ubd/, place: { file: /ubd\.sock$/ } },
+  });
+});
+
+t.test('without daemon and devices nothing is started', { skip: needsRoot }, async t => {
+  const { ubd, dir } = shell(t.teardown);
+  const list = await ubd('list', '--json');
+  t.match(list, { status: 0, stdout: '[]\n', stderr: '' });
+  t.match(await ubd('list'), { status: 0, stdout: '', stderr: '' });
+  t.match(await ubd('status'), { status: 1, stderr: /not running/ });
+  t.match(await ubd('detach', 'web'), { status: 1, stderr: /not running/ });
+  t.match(await ubd('detach', '--all'), { status: 1, stderr: /not running/ });
+  t.notOk(existsSync(`${dir}/state`), 'no daemon, no state');
+});
+
+t.test('a dead socket counts as no daemon', { skip: needsRoot }, async t => {
+  const { ubd, dir } = shell(t.teardown);
+  mkdirSync(`${dir}/run`);
+  // Bound and never listened on any more: what kill -9 leaves.
+  const server = createServer();
+  await new Promise<void>(resolve => server.listen(`${dir}/real`, resolve));
+  const { renameSync } = await import('node:fs');
+  renameSync(`${dir}/real`, `${dir}/run/ubd.sock`);
+  await new Promise(resolve => server.close(resolve));
+  t.match(await ubd('status'), { status: 1, stderr: /not running/ });
+  t.match(await ubd('list', '--json'), { status: 0, stdout: '[]\n' });
+});
+
+t.test('others than root are told so', { skip: needsSetpriv }, async t => {
+  const { as, dir } = shell(t.teardown);
+  chmodSync(dir, 0o755);
+  for (const args of [['attach', '/x'], ['detach', 'x'], ['list'], ['status'], ['serve']]) {
+    const { status, stderr } = await as('nobody', ...args);
+    t.equal(status, 1, args.join(' '));
+    t.match(stderr, /needs root/);
+    t.match(stderr, /sudo ubd/);
+  }
+  t.match(JSON.parse((await as('nobody', 'list', '--json')).stderr), {
+    error: { code: 'permission' },
+  });
+  t.match(await as('nobody', '--version'), { status: 0 });
+  t.match(await as('nobody', 'attach', '--help'), { status: 0 });
+});
+
+t.test('info and check look at files without a daemon', { skip: needsRoot }, async t => {
+  const { ubd, dir, as } = shell(t.teardown);
+  writeFileSync(`${dir}/root.img`, Buffer.alloc(65_536, 'data'));
+  chmodSync(dir, 0o755);
+  const info = JSON.parse((await ubd('info', 'root.img', '--json')).stdout);
+  t.match(info, { kind: 'root', path: /root\.img$/, size: 65_536, type: 'file', devices: [] });
+  t.match(info.identity, { sizeBytes: 65_536, fingerprint: /^[0-9a-f]{64}$/ });
+  t.match(await ubd('info', './root.img'), { status: 0, stdout: /fingerprint: +[0-9a-f]{64}/ });
+  t.match(await as('nobody', 'info', `${dir}/root.img`), { status: 0 }, 'also for a common user');
+  t.match(await ubd('info', 'nothing'), { status: 1, stderr: /nothing|not running/ });
+  t.match(await ubd('info', '/no/such/file'), { status: 1 });
+  t.match(await ubd('check', 'root.img'), { status: 1, stderr: /not a leaf/ });
+  t.match(await ubd('check', 'gone.leaf'), { status: 1, stderr: /there is no .*gone\.leaf/ });
+  for (const [name, bytes, message] of [
+    ['empty.img', 0, /empty \(0 bytes\)/],
+    ['odd.img', 1000, /1000 bytes, which is not a multiple of 512/],
+  ] as const) {
+    writeFileSync(`${dir}/${name}`, Buffer.alloc(bytes, 'x'));
+    t.match(await ubd('info', name), { status: 1, stderr: message }, name);
+  }
+});
+
+t.test('a reader that goes away is no error', { skip: needsRoot }, async t => {
+  const { dir } = shell(t.teardown);
+  const env = { ...process.env, UBD_STATE_DIR: `${dir}/s`, UBD_RUNTIME_DIR: `${dir}/r` };
+  const line = `"${process.execPath}" "${CLI}" attach --help | true; exit "\${PIPESTATUS[0]}"`;
+  t.match(await tryRun('bash', ['-c', line], { env }), { status: 0, stderr: '' });
+});

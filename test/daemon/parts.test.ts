@@ -1,0 +1,177 @@
+/**
+ * Goal: the small parts keep their promises: records appear whole, links are never another's, the log
+ * stays small, and a lock has one holder. Method: each on a directory of its own.
+ */
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import t from 'tap';
+import { findPaths, type Paths } from '../../src/client/paths.ts';
+import { Lock, LockedError, makeDirectories, ownerOf } from '../../src/daemon/directories.ts';
+import { Links } from '../../src/daemon/links.ts';
+import { LOG_BYTES_MAX, Log } from '../../src/daemon/log.ts';
+import { type DeviceRecord, RecordStore } from '../../src/daemon/record.ts';
+
+function directory(teardown: (fn: () => void) => void): string {
+  const made = mkdtempSync(`${tmpdir()}/ubd-test-`);
+  teardown(() => rmSync(made, { recursive: true, force: true }));
+  return made;
+}
+
+function pathsIn(base: string): Paths {
+  return findPaths({ stateDir: `${base}/state`, runtimeDir: `${base}/run` });
+}
+
+const RECORD: DeviceRecord = {
+  version: 1,
+  name: 'web',
+  root: { path: '/images/debian.img', identity: { sizeBytes: 4096, fingerprint: 'ab' } },
+  leaf: { path: '/leaves/web.leaf', ephemeral: false },
+  sizeBytes: 4096,
+  readOnly: false,
+  transport: 'loop',
+  link: 3,
+  node: '/dev/loop7',
+  attachedAt: '2026-01-31T12:00:00.000Z',
+};
+
+t.test('a record is read as it was written', async t => {
+  const store = new RecordStore(directory(t.teardown));
+  await store.write(RECORD);
+  await store.write({
+    ...RECORD,
+    name: 'bare',
+    leaf: null,
+    attachedAt: '2026-01-01T00:00:00.000Z',
+  });
+  const { records, bad } = await store.readAll();
+  t.same(bad, []);
+  t.same(
+    records.map(({ name }) => name),
+    ['bare', 'web'],
+    'in the order of their attaches',
+  );
+  t.same(records[1], RECORD);
+  await store.remove('web');
+  await store.remove('web');
+  t.equal((await store.readAll()).records.length, 1);
+});
+
+t.test('a damaged record is named with what is wrong, and the others are read', async t => {
+  const base = directory(t.teardown);
+  const store = new RecordStore(base);
+  await store.write(RECORD);
+  const write = (name: string, value: unknown): void =>
+    writeFileSync(
+      `${base}/${name}.json`,
+      typeof value === 'string' ? value : JSON.stringify(value),
+    );
+  write('torn', JSON.stringify(RECORD).slice(0, 50));
+  write('empty', '');
+  write('typed', { ...RECORD, name: 'typed', link: -1 });
+  write('extra', { ...RECORD, name: 'extra', colour: 'red' });
+  write('moved', { ...RECORD, name: 'elsewhere' });
+  write('later', { ...RECORD, name: 'later', version: 2 });
+  writeFileSync(`${base}/half.json.new`, '{');
+  const { records, bad } = await store.readAll();
+  t.equal(records.length, 1);
+  const reasons = Object.fromEntries(bad.map(({ name, error }) => [name, error]));
+  t.same(Object.keys(reasons), ['empty', 'extra', 'later', 'moved', 'torn', 'typed']);
+  t.match(reasons.typed, { code: 'corrupt', message: /record\.link/, next: /move the record/ });
+  t.match(reasons.moved, { code: 'corrupt', message: /elsewhere/ });
+  t.match(reasons.later, { code: 'unsupported', message: /version 1, not 2/ });
+  t.notOk(existsSync(`${base}/half.json.new`), 'what a crash left half-written is gone');
+});
+
+t.test('link numbers are the lowest that nobody has', async t => {
+  const dev = directory(t.teardown);
+  const links = new Links(dev);
+  symlinkSync('/dev/x', `${dev}/ubd1`);
+  t.same([links.reserve(), links.reserve(), links.reserve(7), links.reserve(7)], [0, 2, 7, 3]);
+  links.release(2);
+  t.equal(links.reserve(), 2);
+  t.equal(links.make(1, '/dev/y'), false, 'taken by another');
+  t.equal(links.parse(`${dev}/ubd12`), 12);
+  t.equal(links.parse('ubd12'), 12);
+  for (const text of ['/dev/loop1', 'ubd', 'ubd1p1', `${dev}/ubd1x`, 'xubd1'])
+    t.equal(links.parse(text), undefined, text);
+});
+
+t.test('the log keeps two files, and one line for each event', async t => {
+  const base = directory(t.teardown);
+  const file = `${base}/ubd.log`;
+  const log = new Log(file, { echo: false });
+  log.info('first\nof two lines');
+  t.match(readFileSync(file, 'utf8'), /^\S+Z info {4}first\n {4}of two lines\n$/);
+  const line = 'x'.repeat(10_000);
+  for (let i = 0; i < (2.5 * LOG_BYTES_MAX) / line.length; i++) log.warning(line);
+  log.close();
+  log.error('after the end: not written, no error');
+  t.same(readdirSync(base).sort(), ['ubd.log', 'ubd.log.1']);
+  for (const name of [file, `${file}.1`])
+    t.ok(statSync(name).size < LOG_BYTES_MAX + 2 * line.length, name);
+});
+
+t.test('directories are private, and must be our own', async t => {
+  const paths = pathsIn(directory(t.teardown));
+  mkdirSync(paths.runtimeDir, { mode: 0o755 });
+  makeDirectories(paths);
+  for (const made of [paths.stateDir, paths.runtimeDir, paths.devices, paths.ephemeral])
+    t.equal(statSync(made).mode & 0o777, 0o700, made);
+  rmSync(paths.leaves, { recursive: true });
+  symlinkSync('/tmp', paths.leaves);
+  t.throws(() => makeDirectories(paths), { code: 'permission', message: /no directory/ });
+});
+
+t.test('a lock has one holder, and the next one learns how the last one ended', async t => {
+  const paths = pathsIn(directory(t.teardown));
+  makeDirectories(paths);
+  const first = Lock.take(paths.stateLock, paths);
+  t.equal(first.leftByDead, false);
+  try {
+    Lock.take(paths.stateLock, paths);
+    t.fail('two holders');
+  } catch (error) {
+    t.ok(error instanceof LockedError);
+    t.match(error, { code: 'busy', message: `pid ${process.pid}, socket ${paths.socket}` });
+  }
+  const text = readFileSync(paths.stateLock);
+  first.release();
+  const second = Lock.take(paths.stateLock, paths);
+  t.equal(second.leftByDead, false, 'it ended in order');
+  second.release();
+  writeFileSync(paths.stateLock, text);
+  t.equal(Lock.take(paths.stateLock, paths).leftByDead, true, 'it died in this boot');
+  writeFileSync(`${paths.stateDir}/other.lock`, '00000000-another-boot\n1\n/run/x\n');
+  t.equal(Lock.take(`${paths.stateDir}/other.lock`, paths).leftByDead, false, 'an earlier boot');
+});
+
+t.test('a state directory has a name of its own, for good', async t => {
+  const base = directory(t.teardown);
+  const [a, b] = [pathsIn(`${base}/a`), pathsIn(`${base}/b`)];
+  for (const paths of [a, b]) makeDirectories(paths);
+  const name = ownerOf(a);
+  t.match(name, /^[0-9a-f]{12}$/);
+  t.equal(ownerOf(a), name);
+  t.not(ownerOf(b), name);
+});
+
+t.test('paths come from options, the environment and defaults, in this order', async t => {
+  t.match(findPaths({ stateDir: '/a', runtimeDir: '/b' }), {
+    devices: '/a/devices',
+    socket: '/b/ubd.sock',
+  });
+  t.throws(() => findPaths({ runtimeDir: `/${'x'.repeat(120)}` }), {
+    code: 'usage',
+    next: /shorter/,
+  });
+});

@@ -1,0 +1,76 @@
+/** A data plane with loop devices, put together without the daemon: for tests of the kernel path and figures. */
+import { close, existsSync } from 'node:fs';
+import { promisify } from 'node:util';
+import type { DataPlane } from '../../src/daemon/plane-client.ts';
+import { openRoot } from '../../src/image/raw-image.ts';
+import { createLeaf, NO_PARENT } from '../../src/leaf/create.ts';
+import { type OpenedLeaf, openLeaf } from '../../src/leaf/open.ts';
+import {
+  configureLoop,
+  detachLoop,
+  type LoopDevice,
+  loopFileName,
+} from '../../src/transport/fuse/loop.ts';
+import { mountFuse } from '../../src/transport/fuse/mount.ts';
+
+const closeAsync = promisify(close);
+
+/** Why kernel tests cannot run here, or false. For tap's `skip`. */
+export function missing(): string | false {
+  if (process.getuid?.() !== 0) return 'needs root';
+  for (const path of ['/dev/fuse', '/dev/loop-control'])
+    if (!existsSync(path)) return `needs ${path}`;
+  return false;
+}
+
+/** A fresh leaf, opened. */
+export function newLeaf(path: string, sizeBytes: number): OpenedLeaf {
+  createLeaf({ path, sizeBytes, parent: NO_PARENT });
+  return openLeaf(path);
+}
+
+export interface AttachOptions {
+  name?: string;
+  leaf?: OpenedLeaf | null;
+  /** Default: the root's. */
+  sizeBytes?: number;
+  owner?: string;
+}
+
+export interface Attached {
+  id: number;
+  loop: LoopDevice;
+}
+
+let nextId = 1;
+
+export async function attach(
+  plane: DataPlane,
+  rootPath: string,
+  { name = 'test', leaf = null, sizeBytes, owner = `test-${process.pid}` }: AttachOptions = {},
+): Promise<Attached> {
+  const root = await openRoot(rootPath);
+  const mount = await mountFuse();
+  const id = nextId++;
+  await plane.open({
+    id,
+    name,
+    sizeBytes: sizeBytes ?? root.sizeBytes,
+    leaf,
+    layers: [{ kind: 'root', name: root.path, fd: root.fd, sizeBytes: root.sizeBytes }],
+    transport: { kind: 'fuse', fd: mount.fuseFd },
+  });
+  const fileName = loopFileName(name, owner);
+  const fileFd = await mount.openFile(fileName);
+  try {
+    return { id, loop: await configureLoop(fileFd, { readOnly: leaf === null, fileName }) };
+  } finally {
+    await closeAsync(fileFd);
+    await mount.close();
+  }
+}
+
+export async function detach(plane: DataPlane, { id, loop }: Attached): Promise<void> {
+  await detachLoop(loop);
+  await plane.close(id);
+}
