@@ -1,4 +1,5 @@
 /** A data plane with loop devices, put together without the daemon: for tests of the kernel path and figures. */
+import { execFile } from 'node:child_process';
 import { close, existsSync } from 'node:fs';
 import { promisify } from 'node:util';
 import type { DataPlane } from '../../src/daemon/plane-client.ts';
@@ -14,6 +15,12 @@ import {
 import { mountFuse } from '../../src/transport/fuse/mount.ts';
 
 const closeAsync = promisify(close);
+const execFileAsync = promisify(execFile);
+
+/** Runs a program; throws with what it said where it fails. Not blocking: the device may be served by us. */
+export async function run(program: string, args: string[]): Promise<string> {
+  return (await execFileAsync(program, args)).stdout;
+}
 
 /** Why kernel tests cannot run here, or false. For tap's `skip`. */
 export function missing(): string | false {

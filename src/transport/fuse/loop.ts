@@ -76,10 +76,12 @@ export interface LoopDevice {
   number: number;
   /** `/dev/loop3` */
   path: string;
+  /** What it was bound to. The number alone says little: a free device is anyone's. */
+  fileName: string;
 }
 
-function loopDevice(number: number): LoopDevice {
-  return { number, path: `/dev/loop${number}` };
+function nodePath(number: number): string {
+  return `/dev/loop${number}`;
 }
 
 function refused(step: string, errno: number, path: string): UbdError {
@@ -140,7 +142,7 @@ export async function configureLoop(
     for (let tries = 0; tries < CONFIGURE_TRIES; tries++) {
       const number = native.ioctl(controlFd, LOOP_CTL_GET_FREE, 0);
       if (number < 0) throw refused('find a free loop device', number, control);
-      const loop = loopDevice(number);
+      const loop: LoopDevice = { number, path: nodePath(number), fileName };
       const fd = await openDevice(loop.path, constants.O_RDWR, 'open');
       try {
         const config = new Uint8Array(LOOP_CONFIG.size);
@@ -154,11 +156,13 @@ export async function configureLoop(
         if (result === -EBUSY) continue; // somebody was quicker: take the next one
         if (result < 0) throw refused('configure', result, loop.path);
         const { flags } = await status(fd, loop.path);
-        if ((flags & LO_FLAGS_DIRECT_IO) === 0) {
+        const direct = (flags & LO_FLAGS_DIRECT_IO) !== 0;
+        if (!direct || !isBound(loop)) {
           await native.ioctlAsync(fd, LOOP_CLR_FD, 0);
-          throw new UbdError('unsupported', `${loop.path}: the kernel refuses direct I/O`, {
+          const what = direct ? 'does not show in /sys' : 'gets no direct I/O from the kernel';
+          throw new UbdError('unsupported', `${loop.path} ${what}`, {
             place: { device: loop.path },
-            next: 'Linux 6.1 or later is needed',
+            next: direct ? 'mount sysfs on /sys' : 'Linux 6.1 or later is needed',
           });
         }
         return loop;
@@ -182,12 +186,18 @@ async function status(fd: number, path: string): Promise<{ flags: number; info: 
 }
 
 /** The name of the file behind a bound loop device; undefined if it is free. From sysfs: asks no server. */
-function backingFile(loop: LoopDevice): string | undefined {
+function fileBehind(number: number): string | undefined {
   try {
-    return readFileSync(`/sys/block/loop${loop.number}/loop/backing_file`, 'utf8').trimEnd();
+    const path = readFileSync(`/sys/block/loop${number}/loop/backing_file`, 'utf8').trimEnd();
+    return path.replace(/^\//, ''); // the file lies at the top of its mount
   } catch {
     return undefined;
   }
+}
+
+/** Whether it is still the device that was bound, and not free or somebody else's. */
+function isBound({ number, fileName }: LoopDevice): boolean {
+  return fileBehind(number) === fileName;
 }
 
 export interface DetachResult {
@@ -209,8 +219,7 @@ export async function detachLoop(
   loop: LoopDevice,
   { force = false, waitMs = DETACH_WAIT_MS }: DetachOptions = {},
 ): Promise<DetachResult> {
-  const fileName = backingFile(loop);
-  if (fileName === undefined) return { gone: true };
+  if (!isBound(loop)) return { gone: true };
   // An exclusive open fails while it is mounted, swapped on, or held by another driver, in whatever
   // namespace, and the partitions count too. While we have it, nobody can mount it.
   let fd: number;
@@ -223,13 +232,14 @@ export async function detachLoop(
     throw refused('open', errno, loop.path);
   }
   try {
+    if (!isBound(loop)) return { gone: true }; // what is open cannot change hands: this answer holds
     const result = await native.ioctlAsync(fd, LOOP_CLR_FD, 0);
     if (result < 0 && result !== -ENXIO) throw refused('detach', result, loop.path);
   } finally {
     await closeAsync(fd); // the last close writes back what is cached, and unbinds
   }
   const deadline = performance.now() + (force ? 0 : waitMs);
-  for (let pauseMs = 1; backingFile(loop) === fileName; pauseMs = Math.min(pauseMs * 2, 100)) {
+  for (let pauseMs = 1; isBound(loop); pauseMs = Math.min(pauseMs * 2, 100)) {
     if (performance.now() >= deadline) {
       if (force) return { gone: false };
       await keep(loop);
@@ -272,8 +282,10 @@ export function ownLoops(owner: string): (LoopDevice & { name: string })[] {
   for (const entry of readdirSync('/sys/block')) {
     const number = Number(/^loop(\d+)$/.exec(entry)?.[1] ?? Number.NaN);
     if (Number.isNaN(number)) continue;
-    const [kind, name, tag] = (backingFile(loopDevice(number)) ?? '').replace(/^\//, '').split(':');
-    if (kind === 'ubd' && tag === owner) found.push({ ...loopDevice(number), name: name ?? '' });
+    const fileName = fileBehind(number) ?? '';
+    const [kind, name, tag] = fileName.split(':');
+    if (kind === 'ubd' && tag === owner)
+      found.push({ number, path: nodePath(number), fileName, name: name ?? '' });
   }
   return found.sort((a, b) => a.number - b.number);
 }
