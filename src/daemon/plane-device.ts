@@ -1,5 +1,5 @@
 /**
- * One device in the data plane: the engine between its FUSE session and its stores.
+ * One device in the data plane: the engine between its transport's session and its stores.
  *
  *     serving ── session ends (asked, or lost) ──▶ cut off ── leaf closed, descriptors closed ──▶ closed
  *
@@ -16,6 +16,8 @@ import { Leaf } from '../leaf/leaf.ts';
 import { native } from '../native/binding.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
+import { UblkSession } from '../transport/ublk/session.ts';
+import type { UblkSlots } from '../transport/ublk/slots.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
 import { FaultLimiter } from './fault-limiter.ts';
 import type { DeviceSpec, DeviceStats, FaultEvent } from './plane-protocol.ts';
@@ -23,7 +25,8 @@ import type { DeviceSpec, DeviceStats, FaultEvent } from './plane-protocol.ts';
 /** What the devices of a data-plane thread share. */
 export interface Plant {
   io: Io;
-  slots: FuseSlots;
+  fuseSlots: FuseSlots;
+  ublkSlots: UblkSlots;
   parts: PartPool;
   /** For requests without data. */
   memory: Memory;
@@ -36,6 +39,11 @@ export interface PlaneDeviceEvents {
 
 /** The end of an operation: null, or what went wrong. */
 export type Done = (error: UbdError | null) => void;
+
+/** What every transport has: it answers what it holds, and ends. */
+interface Session {
+  stop(): void;
+}
 
 /** Every descriptor that a device owns. */
 function descriptors(spec: DeviceSpec): number[] {
@@ -55,13 +63,13 @@ export class PlaneDevice {
   readonly #events: PlaneDeviceEvents;
   readonly #leaf: Leaf | null;
   readonly #union: UnionDevice;
-  readonly #session: FuseSession;
+  readonly #session: Session;
   readonly #faults: FaultLimiter;
   #serving = true;
   #whenCutOff: (() => void) | null = null;
 
   constructor(plant: Plant, spec: DeviceSpec, events: PlaneDeviceEvents) {
-    const { io, slots, parts } = plant;
+    const { io, parts } = plant;
     this.spec = spec;
     this.#plant = plant;
     this.#events = events;
@@ -76,12 +84,16 @@ export class PlaneDevice {
       parts,
       onFault: (fault: Fault) => this.#faults.report(fault),
     });
-    this.#session = new FuseSession({
-      slots,
-      fd: spec.transport.fd,
-      device: this.#union,
-      onEnd: reason => this.#cutOff(reason),
-    });
+    this.#session = this.#openSession();
+  }
+
+  #openSession(): Session {
+    const { transport } = this.spec;
+    const { fuseSlots, ublkSlots } = this.#plant;
+    const common = { device: this.#union, onEnd: (reason: string | null) => this.#cutOff(reason) };
+    return transport.kind === 'ublk'
+      ? new UblkSession({ slots: ublkSlots, channel: transport, ...common })
+      : new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
   }
 
   /** Makes everything written so far durable. */
