@@ -102,6 +102,7 @@ async function serve({ owner, devices: list }: ServerArgument): Promise<void> {
   }
   await plane.stop();
   ublk.control.close();
+  process.stdin.destroy(); // whoever holds the other end may go on
 }
 
 await serve(JSON.parse(process.argv[2]!) as ServerArgument);
