@@ -49,12 +49,6 @@ int64_t Register(int fd, uint32_t opcode, void* argument, uint32_t count) {
   return ResultOrErrno(syscall(SYS_io_uring_register, fd, opcode, argument, count));
 }
 
-int64_t NowMilliseconds() {
-  timespec now = {};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<int64_t>(now.tv_sec) * 1000 + now.tv_nsec / 1000000;
-}
-
 Mapping MapRing(int fd, size_t length, off_t offset) {
   void* address =
       mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, offset);
@@ -149,7 +143,12 @@ Napi::Value RingEnter(const Napi::CallbackInfo& info) {
   const uint32_t flags = args.Uint32(3, "flags");
   if ((flags & ~kEnterFlags) != 0) args.OutOfRange("flags", "GETEVENTS, SQ_WAKEUP or SQ_WAIT");
   if (!args.ok()) return env.Undefined();
-  if (!Environment::Of(info).rings.Has(fd)) return ToNumber(env, -EBADF);
+  const Ring* ring = Environment::Of(info).rings.Find(fd);
+  if (ring == nullptr) return ToNumber(env, -EBADF);
+  if (!ring->LooksSane()) {
+    args.OutOfRange("fd", "a ring whose counters were not overwritten");
+    return env.Undefined();
+  }
   return ToNumber(env, Enter(fd, toSubmit, minComplete, flags, nullptr, 0));
 }
 
@@ -169,7 +168,7 @@ Napi::Value RingRegister(const Napi::CallbackInfo& info) {
     args.OutOfRange("argument", "as long as a known opcode needs, its addresses in mapped memory");
     return env.Undefined();
   }
-  if (!environment.rings.Has(fd)) return ToNumber(env, -EBADF);
+  if (environment.rings.Find(fd) == nullptr) return ToNumber(env, -EBADF);
   // SAFETY: the kernel reads and writes no more than ArgumentFits checked, and keeps no pointer to it.
   return ToNumber(env, Register(fd, opcode, argument.empty() ? nullptr : argument.data(), count));
 }
@@ -273,9 +272,21 @@ bool Ring::Consume(uint64_t mark) {
   return found;
 }
 
+bool Ring::LooksSane() const {
+  const uint32_t sqEntries = params_.sq_entries;
+  const uint32_t cqEntries = params_.cq_entries;
+  return *Word(params_.sq_off.ring_mask) == sqEntries - 1 &&
+         *Word(params_.sq_off.ring_entries) == sqEntries &&
+         *Word(params_.cq_off.ring_mask) == cqEntries - 1 &&
+         *Word(params_.cq_off.ring_entries) == cqEntries &&
+         *Word(params_.sq_off.tail) - *Word(params_.sq_off.head) <= sqEntries &&
+         *Word(params_.cq_off.tail) - *Word(params_.cq_off.head) <= cqEntries;
+}
+
 bool Ring::ComeToRest() {
   // TypeScript's user_data never has its upper half set, see src/uring/ring.ts.
   constexpr uint64_t kMark = ~uint64_t{0};
+  if (!LooksSane()) return false;
 
   // Submissions that the kernel has not seen are dropped: one NOP takes their place that waits for all
   // before it (IOSQE_IO_DRAIN). Its completion says that nothing is under way any more.
@@ -296,21 +307,19 @@ bool Ring::ComeToRest() {
   cancel.timeout.tv_sec = 1;
   Register(fd(), IORING_REGISTER_SYNC_CANCEL, &cancel, 1);
 
-  const int64_t deadline = NowMilliseconds() + kRestMillisecondsMax;
+  // Nearly always the first round is the last. The wait is ours, not the kernel's: should the counters be
+  // wrong after all, a wait for completions in there would never end, not even by SIGKILL (seen on 6.18).
   bool submitted = false;
-  while (true) {
-    const int64_t left = deadline - NowMilliseconds();
-    if (left <= 0) return false;
-    const __kernel_timespec timeout = {left / 1000, left % 1000 * 1000000};
-    io_uring_getevents_arg argument = {};
-    argument.ts = reinterpret_cast<uintptr_t>(&timeout);
-    const int64_t result = Enter(fd(), submitted ? 0 : 1, 1,
-                                 IORING_ENTER_GETEVENTS | IORING_ENTER_EXT_ARG, &argument, sizeof argument);
+  for (int64_t waited = 0; waited <= kRestMillisecondsMax; waited++) {
+    const int64_t result =
+        Enter(fd(), submitted ? 0 : 1, 0, IORING_ENTER_GETEVENTS, nullptr, 0);
     if (result == 1) submitted = true;
     if (Consume(kMark)) return true;
-    if (result < 0 && result != -EINTR && result != -ETIME && result != -EAGAIN && result != -EBUSY)
-      return false;
+    if (result < 0 && result != -EINTR && result != -EAGAIN && result != -EBUSY) return false;
+    const timespec millisecond = {0, 1000000};
+    nanosleep(&millisecond, nullptr);
   }
+  return false;
 }
 
 void Ring::Detach() {
@@ -318,8 +327,10 @@ void Ring::Detach() {
   if (!sqesBuffer_.IsEmpty() && !DetachOwned(sqesBuffer_.Value())) sqes_.Abandon();
 }
 
-bool Rings::Has(int fd) const {
-  return std::any_of(rings_.begin(), rings_.end(), [fd](const auto& ring) { return ring->fd() == fd; });
+const Ring* Rings::Find(int fd) const {
+  for (const auto& ring : rings_)
+    if (ring->fd() == fd) return ring.get();
+  return nullptr;
 }
 
 std::unique_ptr<Ring> Rings::Take(int fd) {

@@ -32,6 +32,9 @@ class Ring {
   // Wraps the maps in ArrayBuffers; `result` is the RingMaps of src/native/binding.ts.
   void Expose(Napi::Env env, Napi::Object result);
 
+  // Whether sizes and counters in the maps can be right. Waiting with wrong ones hangs in the kernel.
+  bool LooksSane() const;
+
   // Cancels all that is under way and waits for it. False if something would not end in time.
   bool ComeToRest();
 
@@ -59,7 +62,8 @@ class Ring {
 class Rings {
  public:
   void Add(std::unique_ptr<Ring> ring) { rings_.push_back(std::move(ring)); }
-  bool Has(int fd) const;
+  // Null if no ring of this environment has the descriptor.
+  const Ring* Find(int fd) const;
   std::unique_ptr<Ring> Take(int fd);
   // Closes all; tells `memory` if one did not come to rest.
   void Clear(MemoryRegistry* memory);

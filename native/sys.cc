@@ -38,7 +38,7 @@ Napi::Value Close(const Napi::CallbackInfo& info) {
   Args args(info, "close");
   const int fd = args.Fd(0);
   if (!args.ok()) return env.Undefined();
-  if (Environment::Of(info).rings.Has(fd)) {
+  if (Environment::Of(info).rings.Find(fd) != nullptr) {
     args.OutOfRange("fd", "no ring: those are closed by ringClose");
     return env.Undefined();
   }

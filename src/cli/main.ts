@@ -12,7 +12,6 @@ import { print, printError } from './output.ts';
 import { helpHint, parse } from './parse.ts';
 
 process.stdout.on('error', quietOnClosedPipe);
-process.stderr.on('error', quietOnClosedPipe);
 process.exitCode = await main(process.argv.slice(2));
 
 async function main(argv: readonly string[]): Promise<number> {

@@ -11,12 +11,14 @@ export function printJson(value: unknown): void {
 
 /** An error and its next step; as JSON where that was asked for. */
 export function printError(error: ErrorRecord, json: boolean): void {
+  // Made only now: the stream takes a millisecond to set up, and most commands have nothing to say there.
+  process.stderr.once('error', () => {}); // nobody reads it: the exit status says enough
   if (json) {
     process.stderr.write(`${JSON.stringify({ error })}\n`);
     return;
   }
-  process.stderr.write(`ubd: ${error.message}\n`);
-  if (error.next !== undefined) process.stderr.write(`     ${error.next}\n`);
+  const next = error.next === undefined ? '' : `     ${error.next}\n`;
+  process.stderr.write(`ubd: ${error.message}\n${next}`);
 }
 
 /** Aligned columns, two blanks apart; the columns named in `right` hold numbers. */

@@ -1,6 +1,6 @@
 /** A command's way to the daemon: the directories it was told, and when a daemon is worth starting. */
 import { readdirSync } from 'node:fs';
-import { type Client, connect } from '../client/client.ts';
+import { Client } from '../client/client.ts';
 import { type Dirs, findPaths } from '../client/paths.ts';
 import type { Arguments } from './command.ts';
 
@@ -26,12 +26,7 @@ export async function withDaemon<T>(
 ): Promise<T> {
   const dirs = givenDirs(args);
   const mayStart = start === 'always' || (start === 'for devices' && hasDevices(dirs));
-  const client = await connect({ ...dirs, start: mayStart });
-  try {
-    return await work(client);
-  } finally {
-    client.close();
-  }
+  return work(new Client(findPaths(dirs), { start: mayStart }));
 }
 
 export function hasDevices(dirs: Partial<Dirs>): boolean {

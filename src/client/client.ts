@@ -5,7 +5,6 @@
  *     const disk = await ubd.attach({ root: '/images/debian.img', name: 'web' });
  *     console.log(disk.device);                       // /dev/ubd0
  *     await ubd.detach(disk.name);
- *     ubd.close();
  *
  * Every failure is an `UbdError`: `code` is stable, `next` says what to do. The daemon does not know the
  * caller's working directory: paths are made absolute here.
@@ -23,7 +22,7 @@ import type {
   Status,
 } from './api.ts';
 import { API_PREFIX } from './api.ts';
-import { isNotRunning, SocketCaller } from './http.ts';
+import { type Call, isNotRunning, SocketCaller } from './http.ts';
 import { type Dirs, findPaths, type Paths } from './paths.ts';
 
 export interface ConnectOptions extends Partial<Dirs> {
@@ -33,38 +32,36 @@ export interface ConnectOptions extends Partial<Dirs> {
 
 /** Finds the daemon, starts it if none answers, and gives a client of it. */
 export async function connect(options: ConnectOptions = {}): Promise<Client> {
-  const client = new Client(findPaths(options));
-  try {
-    await client.status();
-  } catch (error) {
-    if (options.start === false || !isNotRunning(error)) throw error;
-    // Rarely needed, and it brings child_process along: loaded when it is.
-    const { startDaemon } = await import('./launch.ts');
-    await startDaemon(client.paths);
-  }
+  const client = new Client(findPaths(options), { start: options.start ?? true });
+  await client.status();
   return client;
 }
 
 export class Client {
   readonly paths: Paths;
   readonly #caller: SocketCaller;
+  readonly #start: boolean;
 
-  /** Use `connect`, unless the daemon is known to run. */
-  constructor(paths: Paths) {
+  /**
+   * Connects with the first call; `connect` tells at once whether that works.
+   * @param options.start start the daemon when a call finds none
+   */
+  constructor(paths: Paths, options: { start: boolean }) {
     this.paths = paths;
+    this.#start = options.start;
     this.#caller = new SocketCaller(paths.socket, paths.stateDir);
   }
 
   /** Attaches one device; when this returns, it is usable. */
   async attach(spec: AttachSpec): Promise<Device> {
     const body = absolute(spec);
-    return (await this.#caller.call({ method: 'POST', path: DEVICES, body })) as Device;
+    return (await this.#call({ method: 'POST', path: DEVICES, body })) as Device;
   }
 
   /** Attaches many at once. Each succeeds or fails alone: the results are in the order asked. */
   async attachAll(specs: readonly AttachSpec[]): Promise<AttachResult[]> {
     const body = specs.map(absolute);
-    return (await this.#caller.call({ method: 'POST', path: DEVICES, body })) as AttachResult[];
+    return (await this.#call({ method: 'POST', path: DEVICES, body })) as AttachResult[];
   }
 
   /**
@@ -73,40 +70,47 @@ export class Client {
    */
   async detach(target: string, options: { force?: boolean } = {}): Promise<Detached> {
     const path = `${DEVICES}/${encodeURIComponent(target)}${forceQuery(options)}`;
-    return (await this.#caller.call({ method: 'DELETE', path })) as Detached;
+    return (await this.#call({ method: 'DELETE', path })) as Detached;
   }
 
   /** Detaches every device. Each succeeds or fails alone. */
   async detachAll(options: { force?: boolean } = {}): Promise<DetachResult[]> {
     const path = `${DEVICES}${forceQuery(options)}`;
-    return (await this.#caller.call({ method: 'DELETE', path })) as DetachResult[];
+    return (await this.#call({ method: 'DELETE', path })) as DetachResult[];
   }
 
   /** All devices, also those that failed to come back after a restart. */
   async list(): Promise<Device[]> {
-    return (await this.#caller.call({ method: 'GET', path: DEVICES })) as Device[];
+    return (await this.#call({ method: 'GET', path: DEVICES })) as Device[];
   }
 
   /** What a root, a leaf or a device is. */
   async info(target: string): Promise<Info> {
     const path = `${API_PREFIX}/info?target=${encodeURIComponent(target)}`;
-    return (await this.#caller.call({ method: 'GET', path })) as Info;
+    return (await this.#call({ method: 'GET', path })) as Info;
   }
 
   /** Verifies a leaf that is not attached; with `root`, its root too, in full. */
   async check(spec: CheckSpec): Promise<CheckReport> {
     const body: CheckSpec = { ...spec, leaf: resolve(spec.leaf) };
     const path = `${API_PREFIX}/check`;
-    return (await this.#caller.call({ method: 'POST', path, body })) as CheckReport;
+    return (await this.#call({ method: 'POST', path, body })) as CheckReport;
   }
 
   async status(): Promise<Status> {
-    return (await this.#caller.call({ method: 'GET', path: `${API_PREFIX}/status` })) as Status;
+    return (await this.#call({ method: 'GET', path: `${API_PREFIX}/status` })) as Status;
   }
 
-  /** Lets go of the sockets. The devices stay. */
-  close(): void {
-    this.#caller.close();
+  async #call(call: Call): Promise<unknown> {
+    try {
+      return await this.#caller.call(call);
+    } catch (error) {
+      if (!this.#start || !isNotRunning(error)) throw error;
+    }
+    // Rarely needed, and it brings child_process along: loaded when it is.
+    const { startDaemon } = await import('./launch.ts');
+    await startDaemon(this.paths);
+    return this.#caller.call(call);
   }
 }
 

@@ -10,6 +10,7 @@ import { readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { UbdError } from '../base/errors.ts';
+import { API_PREFIX } from './api.ts';
 import { isNotRunning, SocketCaller } from './http.ts';
 import type { Paths } from './paths.ts';
 
@@ -28,26 +29,23 @@ export async function startDaemon(paths: Paths): Promise<void> {
   const caller = new SocketCaller(paths.socket, paths.stateDir);
   let deadline = Date.now() + START_MS_MAX;
   let lost = false;
-  try {
-    for (;;) {
-      try {
-        await caller.call({ method: 'GET', path: '/v1/status' });
-        return;
-      } catch (error) {
-        if (!isNotRunning(error)) throw error;
-      }
-      if (child.exitCode === EXIT_LOCKED && !lost) {
-        lost = true;
-        deadline = Math.min(deadline, Date.now() + WINNER_MS_MAX);
-      } else if (child.exitCode !== null && child.exitCode !== EXIT_LOCKED)
-        throw await failed(paths, `the daemon ended at its start (exit status ${child.exitCode})`);
-      if (child.signalCode !== null)
-        throw await failed(paths, `the daemon was ended at its start (${child.signalCode})`);
-      if (Date.now() > deadline) throw await failed(paths, 'the daemon does not answer');
-      await sleep(POLL_MS);
+  for (;;) {
+    try {
+      await caller.call({ method: 'GET', path: `${API_PREFIX}/status` });
+      return;
+    } catch (error) {
+      if (!isNotRunning(error)) throw error;
     }
-  } finally {
-    caller.close();
+    const { exitCode, signalCode } = child;
+    if (exitCode === EXIT_LOCKED && !lost) {
+      lost = true;
+      deadline = Math.min(deadline, Date.now() + WINNER_MS_MAX);
+    } else if (exitCode !== null && exitCode !== EXIT_LOCKED)
+      throw await failed(paths, `the daemon ended at its start (exit status ${exitCode})`);
+    if (signalCode !== null)
+      throw await failed(paths, `the daemon was ended at its start (${signalCode})`);
+    if (Date.now() > deadline) throw await failed(paths, 'the daemon does not answer');
+    await sleep(POLL_MS);
   }
 }
 

@@ -29,10 +29,11 @@ export class Request {
   /** After completion: 0 or a negative errno. */
   result = 0;
 
-  /** For the engine alone: parts under way, and the first sector not yet handed out. */
+  /** For the engine alone: parts under way, the first sector not yet handed out, the state of a FUA. */
   pending = 0;
   cursor = 0;
   inLine = false;
+  flushing = false;
   next: Request | null = null;
 
   readonly completer: Completer;

@@ -14,6 +14,7 @@
  * Nothing is allocated per request: a part is a pooled `Part`. A read that would need more parts than are
  * free waits in line, keeping its place (`cursor`); every part that comes back lets the line move on.
  */
+import { assert } from '../base/assert.ts';
 import { EIO, ENODATA, EROFS } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { Layer, WritableLayer } from '../store/store.ts';
@@ -147,6 +148,7 @@ export class UnionDevice {
   submit(request: Request): void {
     request.result = 0;
     request.pending = 0;
+    request.flushing = false;
     request.cursor = request.sector;
     this.inFlight++;
     if (request.op === OP.READ) {
@@ -276,22 +278,19 @@ export class UnionDevice {
   #shareDone(request: Request): void {
     if (--request.pending > 0) return;
     if (request.inLine) return; // a read that is not handed out whole: `resume` goes on with it
-    if (request.fua && request.op !== OP.FLUSH && request.op !== OP.READ && request.result === 0) {
+    const changes = request.op !== OP.READ && request.op !== OP.FLUSH;
+    if (request.fua && changes && !request.flushing && request.result === 0) {
       // The data are in the leaf: make them durable, by the same road as a flush.
-      request.fua = false;
+      request.flushing = true;
       const part = this.#parts.take();
-      if (part !== null) {
-        part.union = this;
-        part.request = request;
-        part.layer = this.#leaf!;
-        part.sector = request.sector;
-        part.count = request.count;
-        request.pending = 1;
-        this.#leaf!.flush(part);
-        return;
-      }
-      request.op = OP.FLUSH;
-      this.#queue(request);
+      assert(part !== null, 'the part that has just come back is free');
+      part.union = this;
+      part.request = request;
+      part.layer = this.#leaf!;
+      part.sector = request.sector;
+      part.count = request.count;
+      request.pending = 1;
+      this.#leaf!.flush(part);
       return;
     }
     this.#finish(request);

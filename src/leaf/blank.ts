@@ -60,6 +60,7 @@ export function planLeaf(wishes: LeafWishes): Superblock {
     geometry: geometryFor(sizeSectors, logBytes),
     logStart: 1,
     logEnd: 1,
+    mappedSectors: 0,
     createdSeconds: Math.floor(Date.now() / 1000),
     clean: true,
     label,

@@ -38,6 +38,8 @@ export class Checkpoint {
   /** How many of `#pages`, from the front, are fresh. */
   readonly #fresh: number;
   readonly #memory: Memory | null;
+  /** How many sectors the map has with what is staged. */
+  readonly mappedSectors: number;
   readonly #free: StagedWrite[] = [];
   /** Next staged sector to write, and the end of the group being written. */
   #next = 0;
@@ -49,6 +51,7 @@ export class Checkpoint {
   constructor(map: SectorMap, target: CheckpointTarget) {
     this.#target = target;
     this.#map = map;
+    this.mappedSectors = map.mapped;
     const pages = map.takeDirtyPages();
     const fresh = pages.filter(page => map.isFresh(page));
     this.#pages = fresh.concat(pages.filter(page => !map.isFresh(page)));

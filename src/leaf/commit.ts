@@ -49,10 +49,15 @@ const STEP = {
   SUPERBLOCK: 6,
 };
 
-/** The most extents in one record: 48 KiB. */
-const RECORD_EXTENTS_MAX = 4096;
-/** A cycle begins by itself after so many written bytes, to bound what one flush has to wait for. */
-const UNSYNCED_BYTES_MAX: number = 32 * 1024 * 1024;
+export interface CommitLimits {
+  /** The most extents in one record. At half of them a cycle begins by itself. */
+  recordExtents: number;
+  /** A cycle begins by itself after so many written bytes, to bound what one flush has to wait for. */
+  unsyncedBytes: number;
+}
+
+/** A record of 48 KiB; and less than the I/O layer lets pile up before it writes back by itself. */
+const LIMITS: CommitLimits = { recordExtents: 4096, unsyncedBytes: 32 * 1024 * 1024 };
 
 /** A flush that waits: the caller's operation, in a list without allocation. */
 export class Waiter {
@@ -68,6 +73,7 @@ export interface CommitStart {
   /** Bytes of the log in use, and the number of the next record. */
   head: number;
   nextSequence: number;
+  limits?: CommitLimits | undefined;
 }
 
 export class Commit implements IoOp {
@@ -77,6 +83,7 @@ export class Commit implements IoOp {
   readonly #owner: Owner;
   readonly #superblock: Superblock;
   readonly #recordExtents: number;
+  readonly #unsyncedBytesMax: number;
   #memory: Memory | null = null;
   /** The pending extents: the list that fills now, and the one that the running cycle has taken. */
   #pending: PendingExtents;
@@ -109,7 +116,9 @@ export class Commit implements IoOp {
     this.#head = start.head;
     this.#nextSequence = start.nextSequence;
     const logSectors = start.superblock.geometry.logBytes / SECTOR_BYTES;
-    this.#recordExtents = Math.min(RECORD_EXTENTS_MAX, extentsIn(logSectors));
+    const { recordExtents, unsyncedBytes } = start.limits ?? LIMITS;
+    this.#recordExtents = Math.min(recordExtents, extentsIn(logSectors));
+    this.#unsyncedBytesMax = unsyncedBytes;
     this.#pending = new PendingExtents(this.#recordExtents);
     this.#taken = new PendingExtents(this.#recordExtents);
   }
@@ -132,7 +141,7 @@ export class Commit implements IoOp {
     this.#unsyncedBytes += bytes;
     if (!this.idle || this.failure !== 0) return;
     if (
-      this.#unsyncedBytes >= UNSYNCED_BYTES_MAX ||
+      this.#unsyncedBytes >= this.#unsyncedBytesMax ||
       this.#pending.length * 2 >= this.#recordExtents
     )
       this.#begin();
@@ -249,10 +258,7 @@ export class Commit implements IoOp {
         break;
       case STEP.SUPERBLOCK:
         this.counters.checkpoints++;
-        this.#superblock.generation++;
-        this.#superblock.logStart = this.#nextSequence;
-        this.#superblock.logEnd = this.#nextSequence;
-        this.#superblock.clean = this.#closing;
+        Object.assign(this.#superblock, this.#nextSuperblock());
         this.#head = 0;
         this.#end(0);
         break;
@@ -281,19 +287,23 @@ export class Commit implements IoOp {
   #writeSuperblock(): void {
     this.#step = STEP.SUPERBLOCK;
     const memory = this.#staging();
-    // Only once it is durable does our own copy of the superblock change: a write that failed is tried
-    // again with the same generation, at the same place, so that the other copy stays whole.
-    const generation = this.#superblock.generation + 1;
-    const next: Superblock = {
+    // Only once it is durable does our own superblock change: a write that failed is tried again with the
+    // same generation, at the same place, so that the other copy stays whole.
+    const next = this.#nextSuperblock();
+    encodeSuperblock(next, memory.bytes, 0);
+    const position = SUPERBLOCK_OFFSETS[next.generation % 2]!;
+    this.#io.writeDurable(this.#fd, memory, 0, SUPERBLOCK_BYTES, position, this);
+  }
+
+  #nextSuperblock(): Superblock {
+    return {
       ...this.#superblock,
-      generation,
+      generation: this.#superblock.generation + 1,
       logStart: this.#nextSequence,
       logEnd: this.#nextSequence,
+      mappedSectors: this.#checkpoint!.mappedSectors,
       clean: this.#closing,
     };
-    encodeSuperblock(next, memory.bytes, 0);
-    const position = SUPERBLOCK_OFFSETS[generation % 2]!;
-    this.#io.writeDurable(this.#fd, memory, 0, SUPERBLOCK_BYTES, position, this);
   }
 
   #staging(): Memory {

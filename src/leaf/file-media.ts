@@ -189,14 +189,10 @@ export class FileMedia implements Media {
     if (result === 0) return;
     if (result !== -EAGAIN) throw this.#refused(result, 'lock it');
     const holder = lockHolder(this.fd);
-    throw new UbdError(
-      'busy',
-      `${this.name} is in use${holder === undefined ? '' : ` by process ${holder}`}`,
-      {
-        place: { file: this.name },
-        next: 'A leaf serves one device at a time: detach that one first.',
-      },
-    );
+    throw new UbdError('busy', `${this.name} is in use${holder ? ` by process ${holder}` : ''}`, {
+      place: { file: this.name },
+      next: 'A leaf serves one device at a time: detach that one first.',
+    });
   }
 
   /** On a block device O_EXCL without O_CREAT asks whether anybody else has claimed it. */
@@ -209,7 +205,10 @@ export class FileMedia implements Media {
   }
 }
 
-/** The process that holds a lock on the file of `fd`, as far as /proc/locks tells (it shows pids of our namespace). */
+/**
+ * The process that holds a lock on the file of `fd`, as /proc/locks tells; undefined if there is none, 0 if the
+ * process is outside of our PID namespace.
+ */
 export function lockHolder(fd: number): number | undefined {
   const { dev, ino } = fstatSync(fd, { bigint: true });
   const hex = (value: bigint): string => value.toString(16).padStart(2, '0');

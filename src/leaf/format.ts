@@ -22,9 +22,10 @@ assert(endianness() === 'LE', 'the map is used in memory as it is on disk: littl
 export const MAGIC = 'UBDLEAF';
 export const FORMAT_VERSION = 1;
 
-/** Features that this code knows. An unknown incompatible one: hands off; see FORMAT.md. */
+/** Features that this code knows: none so far. What an unknown one asks of a reader: see FORMAT.md. */
 export const KNOWN_INCOMPATIBLE = 0;
 export const KNOWN_READ_ONLY_COMPATIBLE = 0;
+export const KNOWN_COMPATIBLE = 0;
 
 export const SUPERBLOCK_BYTES = 4096;
 /** Generation g is written to copy g mod 2: the valid copy with the higher generation is the last written. */
@@ -72,7 +73,7 @@ type SuperblockNumbers =
       | 'generation'
       | 'sizeSectors'
     )
-  | ('logStart' | 'logEnd' | 'createdSeconds' | 'flags')
+  | ('logStart' | 'logEnd' | 'mappedSectors' | 'createdSeconds' | 'flags')
   | ('parentKind' | 'parentBytes' | 'parentFlags' | 'crc');
 
 export const SUPERBLOCK: Layout<
@@ -98,6 +99,7 @@ export const SUPERBLOCK: Layout<
   dataOffset: u64,
   logStart: u64,
   logEnd: u64,
+  mappedSectors: u64,
   createdSeconds: u64,
   flags: u32,
   parentKind: u32,
@@ -109,7 +111,7 @@ export const SUPERBLOCK: Layout<
   reserved: zero(4),
   label: text(LABEL_BYTES_MAX),
   parentPath: text(PATH_BYTES_MAX),
-  padding: zero(1740),
+  padding: zero(1732),
   crc: u32,
 });
 assert(SUPERBLOCK.size === SUPERBLOCK_BYTES, 'a superblock fills its place');

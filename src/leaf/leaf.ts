@@ -15,7 +15,7 @@ import { EIO, EROFS } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { WritableLayer } from '../store/store.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
-import { Commit } from './commit.ts';
+import { Commit, type CommitLimits } from './commit.ts';
 import type { OpenedLeaf } from './opened.ts';
 import { SectorMap } from './sector-map.ts';
 
@@ -55,8 +55,8 @@ export class Leaf implements WritableLayer {
   #inFlight = 0;
   #closed = false;
 
-  /** Takes over the opened leaf's arrays. Its descriptor stays the caller's, who closes it after `close`. */
-  constructor(io: Io, opened: OpenedLeaf) {
+  /** Takes over the opened leaf's arrays. Its descriptor stays the caller's, who closes it after `close`. Limits are for tests. */
+  constructor(io: Io, opened: OpenedLeaf, limits?: CommitLimits) {
     this.name = opened.name;
     this.readOnly = opened.readOnly;
     this.sizeSectors = opened.superblock.sizeSectors;
@@ -71,6 +71,7 @@ export class Leaf implements WritableLayer {
       superblock: opened.superblock,
       head: opened.logHead,
       nextSequence: opened.nextSequence,
+      limits,
     });
   }
 

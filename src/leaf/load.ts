@@ -53,7 +53,10 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
 
   const owner = ownerOf(superblock.uuid);
   const map = new SectorMap(superblock.sizeSectors);
-  loadMap(media, superblock, owner, map);
+  loadMap(media, superblock, map, (offset, check) => {
+    throw corrupt(file, offset, check);
+  });
+  checkMapped(media, superblock, map);
 
   const { logOffset, logBytes } = superblock.geometry;
   const log = new Uint8Array(logBytes);
@@ -82,7 +85,8 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
   };
 }
 
-function checkSuperblock(media: Media, superblock: Superblock, readOnly: boolean): void {
+/** Whether we may use the leaf as it is, and the file has its full length. True, or it throws. */
+export function checkSuperblock(media: Media, superblock: Superblock, readOnly: boolean): true {
   const file = media.name;
   const unknown = superblock.readOnlyCompatible & ~KNOWN_READ_ONLY_COMPATIBLE;
   if (unknown !== 0 && !readOnly)
@@ -99,15 +103,37 @@ function checkSuperblock(media: Media, superblock: Superblock, readOnly: boolean
       `it ends here, but its superblock tells of ${needed} bytes`,
       'The file was cut off: restore it from a backup.',
     );
+  return true;
 }
 
-/** Reads the directory, and the map sectors of the pages that it calls partial. */
-function loadMap(media: Media, superblock: Superblock, owner: Owner, map: SectorMap): void {
+/** Whether the map, before any replay, has all that it had when the superblock was written. */
+export function checkMapped(media: Media, superblock: Superblock, map: SectorMap): true {
+  const { mappedSectors, geometry } = superblock;
+  if (map.mapped < mappedSectors)
+    throw corrupt(
+      media.name,
+      geometry.directoryOffset,
+      `the map has ${map.mapped} sectors and must have at least ${mappedSectors}: a sector of directory or map was lost`,
+    );
+  return true;
+}
+
+/** Takes what is wrong with a sector: throws, or notes it and lets the sector count as never written. */
+export type OnDamage = (offset: number, check: string) => void;
+
+/** Reads the directory, and the map sectors of the pages that it calls partial, into an empty map. */
+export function loadMap(
+  media: Media,
+  superblock: Superblock,
+  map: SectorMap,
+  onDamage: OnDamage,
+): void {
+  const owner = ownerOf(superblock.uuid);
   const { directoryOffset, mapOffset } = superblock.geometry;
   const end = directoryOffset + map.directories * SECTOR_BYTES;
   const piece = new Uint8Array(Math.min(PIECE_SECTORS, map.directories) * SECTOR_BYTES);
   const view = new DataView(piece.buffer);
-  const pages = new PageReader(media, owner, map, mapOffset);
+  const pages = new PageReader(media, owner, map, mapOffset, onDamage);
   for (let at = media.nextData(directoryOffset, end); at < end; at = media.nextData(at, end)) {
     at -= (at - directoryOffset) % SECTOR_BYTES;
     const length = Math.min(piece.length, end - at);
@@ -116,9 +142,8 @@ function loadMap(media: Media, superblock: Superblock, owner: Owner, map: Sector
       if (isZero(piece, offset, SECTOR_BYTES)) continue; // never written: all its pages are empty
       const number = (at + offset - directoryOffset) / SECTOR_BYTES;
       const damage = sectorDamage(piece, view, offset, DIRECTORY_MAGIC, owner.low, number);
-      if (damage !== undefined)
-        throw corrupt(media.name, at + offset, `directory sector ${number}: ${damage}`);
-      loadDirectory(media, at, piece, offset, number, map, pages);
+      if (damage !== undefined) onDamage(at + offset, `directory sector ${number}: ${damage}`);
+      else loadDirectory(at, piece, offset, number, map, pages, onDamage);
     }
     at += length;
   }
@@ -126,13 +151,13 @@ function loadMap(media: Media, superblock: Superblock, owner: Owner, map: Sector
 }
 
 function loadDirectory(
-  media: Media,
   position: number,
   piece: Uint8Array,
   offset: number,
   number: number,
   map: SectorMap,
   pages: PageReader,
+  onDamage: OnDamage,
 ): void {
   for (let i = 0; i < DIRECTORY_PAGES; i++) {
     const place = offset + SECTOR_HEADER.size + (i >>> 2);
@@ -145,12 +170,8 @@ function loadDirectory(
     if (state === PAGE_STATE.EMPTY) continue;
     const page = number * DIRECTORY_PAGES + i;
     if (page >= map.pages || (state !== PAGE_STATE.FULL && state !== PAGE_STATE.PARTIAL))
-      throw corrupt(
-        media.name,
-        position + place,
-        `state of page ${page} in the directory: ${state}`,
-      );
-    if (state === PAGE_STATE.FULL) map.loadFull(page);
+      onDamage(position + place, `state of page ${page} in the directory: ${state}`);
+    else if (state === PAGE_STATE.FULL) map.loadFull(page);
     else pages.add(page);
   }
 }
@@ -161,17 +182,19 @@ class PageReader {
   readonly #owner: Owner;
   readonly #map: SectorMap;
   readonly #mapOffset: number;
+  readonly #onDamage: OnDamage;
   readonly #piece: Uint8Array;
   readonly #view: DataView;
   readonly #sectorsMax: number;
   #first = 0;
   #count = 0;
 
-  constructor(media: Media, owner: Owner, map: SectorMap, mapOffset: number) {
+  constructor(media: Media, owner: Owner, map: SectorMap, mapOffset: number, onDamage: OnDamage) {
     this.#media = media;
     this.#owner = owner;
     this.#map = map;
     this.#mapOffset = mapOffset;
+    this.#onDamage = onDamage;
     this.#sectorsMax = Math.min(PIECE_SECTORS, map.pages);
     this.#piece = new Uint8Array(this.#sectorsMax * SECTOR_BYTES);
     this.#view = new DataView(this.#piece.buffer);
@@ -196,7 +219,7 @@ class PageReader {
           ? undefined
           : 'bits beyond the end of the device');
       if (damage !== undefined)
-        throw corrupt(this.#media.name, position + offset, `map sector of page ${page}: ${damage}`);
+        this.#onDamage(position + offset, `map sector of page ${page}: ${damage}`);
     }
     this.#count = 0;
   }

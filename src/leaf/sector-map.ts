@@ -287,8 +287,10 @@ export class SectorMap {
       source.subarray(offset, offset + PAGE_BYTES),
     );
     const size = this.pageSize(page);
-    if (size < PAGE_SECTORS && sameUntil(words, base, size, PAGE_SECTORS, 0) < PAGE_SECTORS)
+    if (size < PAGE_SECTORS && sameUntil(words, base, size, PAGE_SECTORS, 0) < PAGE_SECTORS) {
+      this.#freeSlots.push(slot);
       return false;
+    }
     let count = 0;
     for (let i = 0; i < PAGE_WORDS; i++) count += ones(words[base + i]!);
     this.#counts[slot >>> 5]![slot & 31] = count;

@@ -14,6 +14,7 @@ import {
   FORMAT_VERSION,
   type Geometry,
   geometryFor,
+  KNOWN_COMPATIBLE,
   KNOWN_INCOMPATIBLE,
   LEAF_BYTES_MAX,
   LOG_BYTES_MAX,
@@ -52,6 +53,8 @@ export interface Superblock {
   logStart: number;
   /** Records before this one were durable when the superblock was written, so they must be there. */
   logEnd: number;
+  /** How many sectors the map on disk has at least: as many as at the last checkpoint. */
+  mappedSectors: number;
   createdSeconds: number;
   /** Closed in order: everything is in the map. */
   clean: boolean;
@@ -74,12 +77,13 @@ export function encodeSuperblock(superblock: Superblock, target: Uint8Array, off
     version: FORMAT_VERSION,
     incompatible: KNOWN_INCOMPATIBLE,
     readOnlyCompatible: superblock.readOnlyCompatible,
-    compatible: superblock.compatible,
+    compatible: superblock.compatible & KNOWN_COMPATIBLE,
     generation: superblock.generation,
     uuid: uuidToBytes(superblock.uuid),
     sizeSectors: superblock.sizeSectors,
     logStart: superblock.logStart,
     logEnd: superblock.logEnd,
+    mappedSectors: superblock.mappedSectors,
     createdSeconds: superblock.createdSeconds,
     flags: superblock.clean ? FLAG_CLEAN : 0,
     parentKind: KINDS.indexOf(parent.kind),
@@ -163,9 +167,9 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
   for (const name of Object.keys(expected) as (keyof Geometry)[])
     require(geometry[name] === expected[name], name);
   require(fields.logStart >= 1 && fields.logEnd >= fields.logStart, 'log sequence');
+  require(fields.mappedSectors <= sizeSectors, 'count of mapped sectors');
   const kind = KINDS[fields.parentKind];
   require(kind !== undefined, 'kind of the parent');
-  require(fields.reserved && fields.padding, 'padding');
   const hasDigest = (fields.parentFlags & PARENT_FLAG_DIGEST) !== 0;
   return {
     generation: fields.generation,
@@ -174,6 +178,7 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
     geometry,
     logStart: fields.logStart,
     logEnd: fields.logEnd,
+    mappedSectors: fields.mappedSectors,
     createdSeconds: fields.createdSeconds,
     clean: (fields.flags & FLAG_CLEAN) !== 0,
     label: fields.label,

@@ -3,7 +3,8 @@
  *
  * A device is a list of layers, the topmost first. Sector N of the device is sector N of every layer
  * (identity-mapped), and the first layer that has it serves it; where none has it, it reads as zeroes.
- * Sectors and counts are in units of 512 bytes. Operations follow the rules of `uring/io.ts`.
+ * Sectors and counts are in units of 512 bytes. Operations follow the rules of `uring/io.ts`, but for one: a
+ * layer that needs no I/O for its answer calls `done` from inside the call.
  */
 import type { IoOp, Memory } from '../uring/io.ts';
 

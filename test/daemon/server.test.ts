@@ -37,7 +37,6 @@ async function serve(teardown: (fn: () => unknown) => void): Promise<Served> {
   );
   const caller = new SocketCaller(paths.socket, paths.stateDir);
   teardown(async () => {
-    caller.close();
     await server.close();
     log.close();
   });
@@ -215,7 +214,6 @@ t.test('junk on the socket never harms the daemon', async t => {
 t.test('a client of another state directory is sent away', async t => {
   const { paths } = await serve(t.teardown);
   const stray = new SocketCaller(paths.socket, '/var/lib/elsewhere');
-  t.teardown(() => stray.close());
   await t.rejects(stray.call({ method: 'GET', path: '/v1/status' }), {
     code: 'daemon',
     message: /keeps its state in/,
@@ -227,7 +225,6 @@ t.test('nobody on the socket, a dead socket, and a file in its place are told ap
   const { paths } = bench(t.teardown);
   mkdirSync(paths.runtimeDir, { recursive: true });
   const caller = new SocketCaller(paths.socket, paths.stateDir);
-  t.teardown(() => caller.close());
   const status = (): Promise<unknown> => caller.call({ method: 'GET', path: '/v1/status' });
   await t.rejects(status(), { code: 'daemon', message: /not running/, next: /ubd serve/ });
   writeFileSync(paths.socket, ''); // as good as a socket that nobody listens on: ECONNREFUSED

@@ -6,8 +6,8 @@
  * it.
  */
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { allocatedBytes, fillNoise, MIB, makeRoot, sha256 } from '../support/disk.ts';
@@ -96,6 +96,7 @@ async function verify(t: Test, place: string): Promise<void> {
   t.equal(rows.trim(), 'ok\n13334', 'the database is whole');
 }
 
+t.setTimeout(900_000); // for what hangs
 const skip = await missing(...DEVICES, 'git', 'sqlite3', 'diff');
 
 t.test('file systems', { skip, timeout: 600_000 }, async t => {
@@ -106,7 +107,7 @@ t.test('file systems', { skip, timeout: 600_000 }, async t => {
   const before = await sha256(root);
 
   for (const fs of FILE_SYSTEMS) {
-    const title = `${fs.name}: real work survives detach and attach, its check is clean, trim shrinks`;
+    const title = `${fs.name}: work survives detach and attach, its check is clean, trim shrinks`;
     await t.test(title, { skip: await missing(...fs.needs) }, async t => {
       const leaf = sandbox.path(`${fs.name}.leaf`);
       let disk = await sandbox.attach({ root, leaf });
@@ -127,10 +128,14 @@ t.test('file systems', { skip, timeout: 600_000 }, async t => {
       for (const name of await readdir(place)) {
         if (name !== 'clone') await rm(join(place, name), { recursive: true });
       }
-      await run('sync', ['--file-system', place]);
-      await run('fstrim', [place]);
-      const trimmed = allocatedBytes(leaf);
-      t.ok(trimmed < full - 20 * MIB, `trim: from ${full / MIB} to ${trimmed / MIB} MiB`);
+      // XFS frees what was removed in the background: trim until it has.
+      const trimmed = (): boolean => allocatedBytes(leaf) < full - 20 * MIB;
+      await until('trim shrinks the leaf', async () => {
+        await run('sync', ['--file-system', place]);
+        await run('fstrim', [place]);
+        return trimmed();
+      });
+      t.ok(trimmed());
       t.equal((await tryRun('git', ['-C', join(place, 'clone'), 'fsck'])).status, 0);
       await sandbox.unmount(place);
       await fs.check(disk.node);
@@ -138,27 +143,36 @@ t.test('file systems', { skip, timeout: 600_000 }, async t => {
     });
   }
 
-  const gpt = 'a GPT disk: its partitions have nodes, also after attach, and hold file systems';
-  await t.test(gpt, { skip: await missing('sgdisk', 'mkfs.ext4', 'mkfs.xfs') }, async t => {
+  const tools = await missing('sgdisk', 'partx', 'mkfs.ext4', 'mkfs.xfs');
+  const gpt = 'a GPT disk: its partitions hold file systems, and are there after attach';
+  await t.test(gpt, { skip: tools }, async t => {
+    const kernelReads = await kernelReadsGpt(sandbox);
     const leaf = sandbox.path('gpt.leaf');
     let disk = await sandbox.attach({ root, leaf });
     await run('sgdisk', ['--zap-all', disk.node]);
     await run('sgdisk', ['--new=1:0:+200M', '--new=2:0:+350M', disk.node]);
     await run('partx', ['--update', disk.node]);
-    await partitions(disk);
+    await partitions(sandbox, disk);
     await run('mkfs.ext4', ['-q', '-F', `${disk.node}p1`]);
     await run('mkfs.xfs', ['-q', '-f', `${disk.node}p2`]);
-    const first = await sandbox.mount(`${disk.node}p1`, 'p1');
-    const second = await sandbox.mount(`${disk.node}p2`, 'p2');
+    const first = await sandbox.mount(`${disk.device}p1`, 'p1');
+    const second = await sandbox.mount(`${disk.device}p2`, 'p2');
     await work(first);
     await work(second);
+    await t.rejects(sandbox.detach(disk.name), { code: 'busy' }, 'a mounted partition is in use');
     await sandbox.unmount(first);
     await sandbox.unmount(second);
     await sandbox.detach(disk.name);
     t.notOk(existsSync(`${disk.device}p1`), 'links of partitions go away with the device');
 
     disk = await sandbox.attach({ leaf });
-    await partitions(disk);
+    const why = kernelReads ? false : 'this kernel reads no GPT (CONFIG_EFI_PARTITION)';
+    await t.test('partitions have nodes and links by themselves', { skip: why }, async t => {
+      await until('partition nodes', () => existsSync(`${disk.node}p2`));
+      t.ok(existsSync(`${disk.device}p1`) && existsSync(`${disk.device}p2`));
+    });
+    if (!kernelReads) await run('partx', ['--add', disk.node]);
+    await partitions(sandbox, disk);
     await run('sgdisk', ['--verify', disk.node]);
     await run('e2fsck', ['-f', '-n', `${disk.node}p1`]);
     await run('xfs_repair', ['-n', `${disk.node}p2`]);
@@ -197,7 +211,29 @@ t.test('file systems', { skip, timeout: 600_000 }, async t => {
   t.equal(await sha256(root), before, 'the root is as it was');
 });
 
-/** udev or devtmpfs makes the nodes a moment after the table is read. */
-async function partitions(disk: Attached): Promise<void> {
-  await until('partition nodes', () => ['p1', 'p2'].every(part => existsSync(disk.node + part)));
+/** Waits for the nodes, which come a moment after the table is read, and asks for the links. */
+async function partitions(sandbox: Sandbox, disk: Attached): Promise<void> {
+  await until(
+    'partition nodes',
+    () => existsSync(`${disk.node}p1`) && existsSync(`${disk.node}p2`),
+  );
+  await sandbox.client.info(disk.name);
+  await until('partition links', () => existsSync(`${disk.device}p2`));
+}
+
+/**
+ * Small kernels leave partition tables out. Asked with a plain loop device, where ubd has no part.
+ */
+async function kernelReadsGpt(sandbox: Sandbox): Promise<boolean> {
+  const image = sandbox.path('probe.img');
+  await writeFile(image, '');
+  await truncate(image, 16 * MIB);
+  await run('sgdisk', ['--new=1:0:+4M', image]);
+  const node = (await run('losetup', ['--partscan', '--find', '--show', image])).trim();
+  const step = sandbox.cleanup.add(`detach ${node}`, () => run('losetup', ['--detach', node]));
+  await run('udevadm', ['settle', '--timeout=5']).catch(() => ''); // there may be no udev
+  const name = basename(node);
+  const reads = existsSync(`/sys/block/${name}/${name}p1`);
+  await sandbox.cleanup.undo(step);
+  return reads;
 }

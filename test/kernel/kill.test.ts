@@ -76,6 +76,7 @@ async function verify(
   t.same(lost.slice(0, 5), [], 'nothing that was promised is lost');
 }
 
+t.setTimeout(900_000); // for what hangs
 const skip = await missing(...DEVICES, 'fio', 'mkfs.ext4', 'e2fsck');
 
 t.test('SIGKILL under load, on the bare device', { skip, timeout: 600_000 }, async t => {

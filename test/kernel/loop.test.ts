@@ -286,6 +286,15 @@ t.test('what a dead daemon left is cleared, and other owners are left alone', { 
   await detach(data, kept);
 });
 
+t.test('a loop device that changed hands is not detached', { skip }, async t => {
+  const data = await plane(t);
+  const attached = await device(t, data, rootPath, { name: 'new' });
+  const formerly = { ...attached.loop, fileName: `ubd:old:test-${process.pid}` };
+  t.match(await detachLoop(formerly, { force: true }), { gone: true }, 'the old one is gone');
+  await run('cmp', [rootPath, attached.loop.path]);
+  await detach(data, attached);
+});
+
 t.test(
   'an unreadable root gives errors that are told, and harms no other device',
   { skip },

@@ -11,9 +11,11 @@ import t from 'tap';
 import { firstFailure, liveOrTell } from '../support/crash-life.ts';
 import { LIES } from '../support/lying-io.ts';
 
+t.setTimeout(0);
+
 const { UBD_SEED, UBD_SEEDS, UBD_FAULTS } = process.env;
 const first = UBD_SEED === undefined ? 1 : Number(UBD_SEED);
-const lives = UBD_SEED === undefined ? Number(UBD_SEEDS ?? 2000) : 1;
+const lives = UBD_SEED === undefined ? Number(UBD_SEEDS ?? 4000) : 1;
 
 interface Totals {
   lives: number;
@@ -94,7 +96,7 @@ if (UBD_SEED === undefined || UBD_FAULTS !== undefined)
 if (UBD_SEED === undefined)
   for (const lie of LIES)
     t.test(`the simulation notices if ${lie}`, async t => {
-      const failure = firstFailure(lie, 1, 500);
+      const failure = firstFailure(lie, 1, 3000);
       t.type(failure, 'string');
       t.comment(failure);
     });

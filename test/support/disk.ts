@@ -51,13 +51,8 @@ export function allocatedBytes(path: string): number {
 
 /** Reads from a device past the page cache: what its server says now. */
 export async function readDirect(node: string, offset: number, length: number): Promise<Buffer> {
-  const text = await run('sh', [
-    '-c',
-    'dd if="$1" iflag=direct,skip_bytes,count_bytes skip="$2" count="$3" bs=64k 2>/dev/null | base64',
-    'sh',
-    node,
-    String(offset),
-    String(length),
-  ]);
+  const read = 'dd if="$1" iflag=direct,skip_bytes,count_bytes skip="$2" count="$3" bs=64k';
+  const words = ['sh', node, String(offset), String(length)];
+  const text = await run('sh', ['-c', `${read} 2>/dev/null | base64`, ...words]);
   return Buffer.from(text, 'base64');
 }

@@ -1,4 +1,7 @@
-/** A data plane with loop devices, put together without the daemon: for tests of the kernel path and figures. */
+/**
+ * A data plane with loop devices, put together without the daemon: for tests of the kernel path and
+ * figures.
+ */
 import { execFile } from 'node:child_process';
 import { close, existsSync } from 'node:fs';
 import { promisify } from 'node:util';

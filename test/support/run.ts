@@ -37,9 +37,8 @@ export function tryRun(
       cwd: options.cwd,
       env: options.env ?? process.env,
       stdio: ['pipe', 'pipe', 'pipe'],
-      timeout: options.timeoutMs ?? TIMEOUT_MS,
-      killSignal: 'SIGKILL',
     });
+    const timer = setTimeout(() => child.kill('SIGKILL'), options.timeoutMs ?? TIMEOUT_MS);
     const out: Buffer[] = [];
     const err: Buffer[] = [];
     child.stdout.on('data', (chunk: Buffer) => out.push(chunk));
@@ -47,13 +46,15 @@ export function tryRun(
     // a program that does not read its input is no failure of ours
     child.stdin.on('error', () => {});
     child.stdin.end(options.input ?? '');
-    const end = (status: number, signal: string | null, extra: string): void =>
+    const end = (status: number, signal: string | null, extra: string): void => {
+      clearTimeout(timer);
       resolve({
         status,
         signal,
         stdout: Buffer.concat(out).toString(),
         stderr: Buffer.concat(err).toString() + extra,
       });
+    };
     child.on('error', error => end(-1, null, error.message));
     // A daemon that the program left behind may hold the pipes open for as long as it lives: what
     // is said until shortly after the program's own end is all that is waited for.

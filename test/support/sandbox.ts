@@ -114,14 +114,18 @@ export class Sandbox {
   async #end(signal: NodeJS.Signals): Promise<void> {
     const daemon = this.#daemon;
     this.#daemon = undefined;
-    this.#client?.close();
     this.#client = undefined;
     if (daemon === undefined || daemon.exitCode !== null || daemon.signalCode !== null) return;
     const ended = new Promise(resolve => daemon.once('exit', resolve));
     daemon.kill(signal);
-    const timer = setTimeout(() => daemon.kill('SIGKILL'), 30_000);
+    let hung = false;
+    const timer = setTimeout(() => {
+      hung = true;
+      daemon.kill('SIGKILL');
+    }, 30_000);
     await ended;
     clearTimeout(timer);
+    if (hung) throw new Error(`the daemon did not end on ${signal}: ${this.log().slice(-2000)}`);
   }
 
   /** Runs the command line. Throws what it said unless it succeeds, or `allowFailure` is set. */
@@ -158,6 +162,14 @@ export class Sandbox {
     const place = this.path(name);
     await mkdir(place, { recursive: true });
     await run('mount', ['-o', options, node, place]);
+    return place;
+  }
+
+  /** A disk of a given size for leaves: to fill it up. */
+  async mountTmpfs(name: string, size: string): Promise<string> {
+    const place = this.path(name);
+    await mkdir(place);
+    await run('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'ubd-test', place]);
     return place;
   }
 

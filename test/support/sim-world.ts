@@ -10,13 +10,12 @@ import { NO_PARENT, planLeaf, writeLeaf } from '../../src/leaf/blank.ts';
 import { type Geometry, PAGE_SECTORS } from '../../src/leaf/format.ts';
 import { Leaf } from '../../src/leaf/leaf.ts';
 import { loadLeaf } from '../../src/leaf/load.ts';
-import type { Layer } from '../../src/store/store.ts';
-import type { IoOp, Memory } from '../../src/uring/io.ts';
 import { Random } from './random.ts';
 import { fillSectors, PARENT, SectorModel, type Version, versionIn } from './sector-model.ts';
 import { PowerLoss, SimDisk } from './sim-disk.ts';
 import { SimIo } from './sim-io.ts';
 import { SimMedia } from './sim-media.ts';
+import { SimRoot } from './sim-root.ts';
 
 const SECTOR = 512;
 const REQUEST_SECTORS_MAX = 64;
@@ -33,28 +32,6 @@ export interface WorldOptions {
   parts?: number;
   /** Device and root, in sectors; random by default. */
   sizeSectors?: number;
-}
-
-/** A root on the simulated disk. */
-class SimRoot implements Layer {
-  readonly name = 'sim.root';
-  readonly #io: SimIo;
-  readonly #fd: number;
-  readonly #sectors: number;
-
-  constructor(io: SimIo, fd: number, sectors: number) {
-    this.#io = io;
-    this.#fd = fd;
-    this.#sectors = sectors;
-  }
-
-  run(sector: number, end: number): number {
-    return sector < this.#sectors ? Math.min(end, this.#sectors) - sector : sector - end;
-  }
-
-  read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
-    this.#io.read(this.#fd, memory, start, count * SECTOR, sector * SECTOR, op);
-  }
 }
 
 interface Slot {
@@ -127,7 +104,9 @@ export class World {
       if (random.chance(0.3)) media.callsLeft = random.below(3);
       try {
         const opened = loadLeaf(media);
-        this.leaf = new Leaf(this.io, opened);
+        const recordExtents = random.pick([2, 5, 4096]);
+        const unsyncedBytes = random.pick([20_000, 2 ** 25]);
+        this.leaf = new Leaf(this.io, opened, { recordExtents, unsyncedBytes });
         break;
       } catch (error) {
         if (!(error instanceof PowerLoss)) throw error;
@@ -289,8 +268,7 @@ export class World {
       if (!this.#options.faults) throw new Error(`op ${request.op} failed: ${request.result}`);
     }
     if (slot.versions.length > 0) {
-      const fua = request.result === 0 && slot.versions.length === 1 && this.#wasFua(slot);
-      for (const version of versions) model.end(version, request.result, fua);
+      for (const version of versions) model.end(version, request.result, request.fua);
       const oldest = this.#slots.reduce(
         (least, s) => (s.busy ? Math.min(least, s.submit) : least),
         model.now,
@@ -298,10 +276,6 @@ export class World {
       for (let i = 0; i < request.count; i++) model.prune(request.sector + i, oldest);
     } else if (request.result === 0 && request.count === 0) model.flushed(submit);
     else if (request.result === 0) this.#checkRead(request, submit);
-  }
-
-  #wasFua(slot: Slot): boolean {
-    return slot.request.fua;
   }
 
   #checkRead(request: Request, submit: number): void {

@@ -1,0 +1,129 @@
+/** The data-plane thread and its client: calls, ends, and what a crash leaves. */
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, mkdtempSync, openSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+import type { UbdError } from '../../src/base/errors.ts';
+import { DataPlane } from '../../src/daemon/plane-client.ts';
+import type { DeviceSpec } from '../../src/daemon/plane-protocol.ts';
+import { openLeaf } from '../../src/leaf/open.ts';
+import { detachLoop } from '../../src/transport/fuse/loop.ts';
+import { mountFuse } from '../../src/transport/fuse/mount.ts';
+import { attach, detach, missing, newLeaf, run } from '../support/loop-fixture.ts';
+
+const MIB = 2 ** 20;
+const skip = missing();
+const folder = mkdtempSync(join(tmpdir(), 'ubd-plane-'));
+t.teardown(() => rmSync(folder, { recursive: true }));
+const rootPath = join(folder, 'root.img');
+writeFileSync(rootPath, Buffer.alloc(MIB, 3));
+
+t.test('a plane without devices answers, and stops', async t => {
+  const plane = await DataPlane.start();
+  t.strictSame(await plane.stats(), []);
+  await t.rejects(plane.close(9), { code: 'not-found', message: /no device 9/ });
+  await t.rejects(plane.flush(9), { code: 'not-found' });
+  const ended = once(plane, 'exit');
+  await plane.stop();
+  t.strictSame(await ended, [null], 'as asked: no error');
+  await t.rejects(plane.stats(), { message: /has ended/ });
+  await plane.stop();
+});
+
+t.test('many calls at once are all answered', async t => {
+  const plane = await DataPlane.start();
+  t.teardown(() => plane.stop());
+  const answers = await Promise.all(Array.from({ length: 500 }, () => plane.stats()));
+  t.equal(answers.length, 500);
+});
+
+t.test('a process ends with its plane running, whatever the way', async t => {
+  const program = join(import.meta.dirname, '../support/plane-exit.js');
+  for (const [way, status] of [
+    ['exit', 7],
+    ['throw', 1],
+    ['reject', 1],
+    ['idle', 0],
+  ] as const) {
+    const child = spawn(process.execPath, [program, way], { stdio: 'ignore' });
+    const hung = setTimeout(() => child.kill('SIGKILL'), 20000);
+    const [code, signal] = await once(child, 'exit');
+    clearTimeout(hung);
+    t.strictSame([code, signal], [status, null], way);
+  }
+});
+
+t.test('flush makes durable, stop closes every device cleanly', { skip }, async t => {
+  const plane = await DataPlane.start();
+  const paths = [join(folder, 'leaf-a'), join(folder, 'leaf-b')];
+  const attached = [];
+  for (const path of paths)
+    attached.push(await attach(plane, rootPath, { leaf: newLeaf(path, MIB) }));
+  for (const { loop } of attached)
+    await run('dd', ['if=/dev/zero', `of=${loop.path}`, 'bs=4k', 'count=1', 'oflag=direct']);
+  const stats = await plane.stats();
+  t.match(stats, [{ changedBytes: 4096 }, { changedBytes: 4096 }]);
+  for (const { id } of attached) await plane.flush(id);
+  const counts = (await plane.stats()).map(({ flushes }, i) => flushes - stats[i]!.flushes);
+  t.strictSame(counts, [1, 1]);
+  await plane.stop();
+  for (const { loop } of attached) await detachLoop(loop, { force: true });
+  for (const path of paths) {
+    const leaf = openLeaf(path);
+    t.strictSame(leaf.notes, [], 'nothing to put right');
+    t.equal(leaf.map.counts.length > 0, true);
+    closeSync(leaf.fd);
+  }
+});
+
+t.test(
+  'a plane that crashes says so, and its devices give errors instead of hanging',
+  { skip },
+  async t => {
+    const plane = await DataPlane.start();
+    const attached = await attach(plane, rootPath, { leaf: newLeaf(join(folder, 'leaf-c'), MIB) });
+    const holder = openSync(attached.loop.path, 'r');
+    const ended = once(plane, 'exit') as Promise<[UbdError | null]>;
+    const nonsense = { ...spec(99, -1), layers: undefined } as unknown as DeviceSpec;
+    await t.rejects(plane.open(nonsense), { code: 'internal' });
+    const [error] = await ended;
+    t.match(error, { code: 'internal' });
+    const read = spawnSync('dd', [
+      ...[`if=${attached.loop.path}`, 'of=/dev/null', 'bs=4096', 'count=1', 'iflag=direct'],
+    ]);
+    t.match(read.stderr.toString(), /Input\/output error/);
+    closeSync(holder);
+    await detachLoop(attached.loop, { force: true });
+    await t.rejects(plane.stats(), { code: 'internal' });
+    await plane.stop();
+  },
+);
+
+function spec(id: number, fd: number): DeviceSpec {
+  return {
+    id,
+    name: 'x',
+    sizeBytes: MIB,
+    leaf: null,
+    layers: [],
+    transport: { kind: 'fuse', fd },
+  };
+}
+
+t.test(
+  'a device number is taken once; the second one’s descriptors are closed',
+  { skip },
+  async t => {
+    const plane = await DataPlane.start();
+    t.teardown(() => plane.stop());
+    const attached = await attach(plane, rootPath);
+    const mount = await mountFuse();
+    await t.rejects(plane.open(spec(attached.id, mount.fuseFd)), { code: 'internal' });
+    t.throws(() => statSync(`/proc/self/fd/${mount.fuseFd}`), { code: 'ENOENT' });
+    await mount.close();
+    await run('cmp', [rootPath, attached.loop.path]);
+    await detach(plane, attached);
+  },
+);

@@ -1,0 +1,148 @@
+/** runCalls: the batch does each call as the system would, in order, whatever happens to its neighbours. */
+import { closeSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import t from 'tap';
+import { native } from '../../src/native/binding.ts';
+
+const PREAD = 0;
+const PWRITE = 1;
+const READ = 2;
+const WRITE = 3;
+const FALLOCATE = 4;
+const PWRITE_DURABLE = 5;
+const EBADF = -9;
+
+const { address, buffer } = native.mapMemory(1 << 16);
+const bytes = new Uint8Array(buffer);
+t.teardown(() => native.unmapMemory(address));
+
+type Call = [which: number, fd: number, address: number, length: number, position: number];
+
+function run(...calls: Call[]): number[] {
+  const records = new ArrayBuffer(calls.length * 40);
+  const ints = new Int32Array(records);
+  const doubles = new Float64Array(records);
+  calls.forEach(([which, fd, ...rest], i) => {
+    ints[i * 10] = which;
+    ints[i * 10 + 1] = fd;
+    doubles.set(rest, i * 5 + 1);
+  });
+  native.runCalls(records, calls.length);
+  return calls.map((_, i) => ints[i * 10 + 8]!);
+}
+
+t.test('calls run in order, and each has its own result', t => {
+  const path = join(t.testdir(), 'file');
+  const fd = openSync(path, 'w+');
+  bytes.fill(1, 0, 4096);
+  bytes.fill(2, 4096, 8192);
+  const results = run(
+    [PWRITE, fd, address, 4096, 0],
+    [PWRITE, -1, address, 4096, 0],
+    [PWRITE_DURABLE, fd, address + 4096, 4096, 2048],
+    [PREAD, fd, address + 8192, 8192, 0],
+    [PREAD, fd, address, 1, 100_000],
+  );
+  t.same(results, [4096, EBADF, 4096, 6144, 0]);
+  t.equal(bytes[8192 + 2047], 1);
+  t.equal(bytes[8192 + 2048], 2);
+  const content = readFileSync(path);
+  t.equal(content.length, 6144);
+  t.ok(content.subarray(0, 2048).every(byte => byte === 1));
+  t.ok(content.subarray(2048).every(byte => byte === 2));
+  closeSync(fd);
+  t.end();
+});
+
+t.test('read and write move on in the file', t => {
+  const fd = openSync(join(t.testdir(), 'file'), 'w+');
+  bytes.set(Buffer.from('abcdef'));
+  t.same(run([WRITE, fd, address, 3, 0], [WRITE, fd, address + 3, 3, 0]), [3, 3]);
+  t.equal(native.lseek(fd, 0, 0), 0);
+  t.same(run([READ, fd, address + 100, 4, 0], [READ, fd, address + 200, 4, 0]), [4, 2]);
+  t.equal(Buffer.from(bytes.subarray(100, 104)).toString(), 'abcd');
+  t.equal(Buffer.from(bytes.subarray(200, 202)).toString(), 'ef');
+  closeSync(fd);
+  t.end();
+});
+
+t.test('positions beyond 32 bits arrive whole', t => {
+  const path = join(t.testdir(), 'file');
+  const fd = openSync(path, 'w+');
+  const far = 5 * 2 ** 32 + 512;
+  bytes.fill(7, 0, 512);
+  t.same(run([PWRITE, fd, address, 512, far], [PREAD, fd, address + 512, 512, far]), [512, 512]);
+  t.equal(bytes[1023], 7);
+  t.equal(statSync(path).size, far + 512);
+  closeSync(fd);
+  t.end();
+});
+
+t.test('fallocate keeps the size and makes holes', t => {
+  const path = join(t.testdir(), 'file');
+  const fd = openSync(path, 'w+');
+  ftruncateSync(fd, 1 << 20);
+  const KEEP_SIZE = 1;
+  const PUNCH_HOLE = 2;
+  t.same(run([FALLOCATE, fd, KEEP_SIZE, 1 << 20, 0]), [0]);
+  t.equal(statSync(path).size, 1 << 20);
+  t.ok(statSync(path).blocks >= 2048);
+  t.same(run([FALLOCATE, fd, KEEP_SIZE | PUNCH_HOLE, 1 << 20, 0]), [0]);
+  t.equal(statSync(path).blocks, 0);
+  t.equal(native.fallocate(fd, KEEP_SIZE, 0, 4096), 0);
+  t.ok(statSync(path).blocks > 0);
+  closeSync(fd);
+  t.end();
+});
+
+t.test('lseek finds data and holes', t => {
+  const fd = openSync(join(t.testdir(), 'file'), 'w+');
+  ftruncateSync(fd, 1 << 20);
+  writeSync(fd, Buffer.alloc(4096, 1), 0, 4096, 1 << 16);
+  const SEEK_DATA = 3;
+  const SEEK_HOLE = 4;
+  t.equal(native.lseek(fd, 0, SEEK_DATA), 1 << 16);
+  t.equal(native.lseek(fd, 1 << 16, SEEK_HOLE), (1 << 16) + 4096);
+  t.equal(native.lseek(fd, 1 << 17, SEEK_DATA), -6, 'ENXIO: no more data');
+  closeSync(fd);
+  t.end();
+});
+
+t.test('flock meets another holder', t => {
+  const path = join(t.testdir({ file: '' }), 'file');
+  const LOCK_EX_NB = 2 | 4;
+  const one = openSync(path, 'r+');
+  const two = openSync(path, 'r+');
+  t.equal(native.flock(one, LOCK_EX_NB), 0);
+  t.equal(native.flock(two, LOCK_EX_NB), -11, 'EAGAIN');
+  closeSync(one);
+  t.equal(native.flock(two, LOCK_EX_NB), 0);
+  closeSync(two);
+  t.end();
+});
+
+t.test('ioctl reads and writes the buffer, now or on a thread of the pool', async t => {
+  const fd = openSync(join(t.testdir(), 'file'), 'w+');
+  const FS_IOC_GETFLAGS = 0x80086601;
+  const FIONREAD = 0x541b; // encodes no size; writes an int
+  writeSync(fd, 'abcde');
+  native.lseek(fd, 0, 0);
+  const available = new Uint8Array(8).fill(0xee);
+  t.equal(native.ioctl(fd, FIONREAD, available), 0);
+  t.same(
+    [...available],
+    [5, 0, 0, 0, 0xee, 0xee, 0xee, 0xee],
+    'only what the kernel wrote changed',
+  );
+  available.fill(0xee);
+  t.equal(await native.ioctlAsync(fd, FIONREAD, available), 0);
+  t.equal(available[0], 5);
+  const flags = new Uint8Array(8);
+  const result = native.ioctl(fd, FS_IOC_GETFLAGS, flags);
+  t.ok(result === 0 || result === -25, 'flags, or ENOTTY where the file system has none');
+  t.equal(await native.ioctlAsync(-1, FIONREAD, available), EBADF);
+  const short = new Uint8Array(1);
+  t.equal(native.ioctl(fd, FIONREAD, short), 0);
+  t.equal(short[0], 5, 'what does not fit is cut off');
+  closeSync(fd);
+});
