@@ -70,6 +70,27 @@ Napi::Value MapDevice(const Napi::CallbackInfo& info) {
   return Register(env, &Environment::Of(info).memory, Mapping(address, mapped), length);
 }
 
+// mapFile(fd, lengthBytes, position): { address, buffer } | -errno
+Napi::Value MapFile(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "mapFile");
+  const int fd = args.Fd(0);
+  const double length = args.Whole(1, "lengthBytes", 1, kLengthMax);
+  const double position = args.Whole(2, "position", 0, kSafeIntegerMax - kLengthMax);
+  if (!args.ok()) return env.Undefined();
+  struct stat status = {};
+  if (fstat(fd, &status) != 0) return Napi::Number::New(env, -errno);
+  if (!S_ISREG(status.st_mode) || position + length > static_cast<double>(status.st_size))
+    return Napi::Number::New(env, -EINVAL);
+
+  const size_t mapped = RoundUpToPage(static_cast<size_t>(length));
+  void* address = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                       static_cast<off_t>(position));
+  if (address == MAP_FAILED) return Napi::Number::New(env, -errno);
+  return Register(env, &Environment::Of(info).memory, Mapping(address, mapped),
+                  static_cast<size_t>(length));
+}
+
 // unmapMemory(address)
 Napi::Value UnmapMemory(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -131,6 +152,7 @@ void MemoryRegistry::Clear() {
 void DefineMemory(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("mapMemory", Napi::Function::New<MapMemory>(env, "mapMemory", environment));
   exports.Set("mapDevice", Napi::Function::New<MapDevice>(env, "mapDevice", environment));
+  exports.Set("mapFile", Napi::Function::New<MapFile>(env, "mapFile", environment));
   exports.Set("unmapMemory", Napi::Function::New<UnmapMemory>(env, "unmapMemory", environment));
 }
 

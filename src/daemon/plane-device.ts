@@ -13,6 +13,7 @@ import { type Completer, OP, Request } from '../engine/request.ts';
 import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
 import { RootLayer } from '../image/raw-image.ts';
 import { Leaf } from '../leaf/leaf.ts';
+import { LeafShadow } from '../leaf/shadow.ts';
 import { native } from '../native/binding.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
@@ -49,6 +50,7 @@ interface Session {
 function descriptors(spec: DeviceSpec): number[] {
   const fds = [spec.transport.fd, ...spec.layers.map(layer => layer.fd)];
   if (spec.leaf !== null) fds.push(spec.leaf.fd);
+  if (spec.shadow !== undefined) fds.push(spec.shadow.fd);
   return fds;
 }
 
@@ -62,6 +64,7 @@ export class PlaneDevice {
   readonly #plant: Plant;
   readonly #events: PlaneDeviceEvents;
   readonly #leaf: Leaf | null;
+  readonly #shadow: LeafShadow | null;
   readonly #union: UnionDevice;
   readonly #session: Session;
   readonly #faults: FaultLimiter;
@@ -74,7 +77,8 @@ export class PlaneDevice {
     this.#plant = plant;
     this.#events = events;
     this.#faults = new FaultLimiter(spec.name, events.onFault);
-    this.#leaf = spec.leaf === null ? null : new Leaf(io, spec.leaf);
+    this.#shadow = spec.shadow === undefined ? null : new LeafShadow(spec.shadow);
+    this.#leaf = spec.leaf === null ? null : new Leaf(io, spec.leaf, undefined, this.#shadow);
     this.#union = new UnionDevice({
       sizeSectors: bytesToSectors(spec.sizeBytes),
       layers: spec.layers.map(
@@ -138,6 +142,7 @@ export class PlaneDevice {
   #closeLeaf(done: Done): void {
     const end: IoOp = {
       done: result => {
+        this.#shadow?.close(result >= 0);
         closeDescriptors(this.spec);
         done(this.#failure('close', result));
       },

@@ -9,6 +9,7 @@
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
+import type { OpenedShadow } from '../leaf/shadow.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 
 /** What the main thread starts the worker with. */
@@ -47,6 +48,8 @@ export interface DeviceSpec {
   sizeBytes: number;
   /** Null: the device is read-only. Its typed arrays are transferred, not copied. */
   leaf: OpenedLeaf | null;
+  /** Of the leaf of a device that may outlive this process. */
+  shadow?: OpenedShadow;
   layers: RootLayerSpec[];
   transport: TransportSpec;
 }

@@ -12,10 +12,11 @@ import { createInterface } from 'node:readline';
 import { asUbdError } from '../../src/base/errors.ts';
 import { bytesToSectors } from '../../src/base/units.ts';
 import { DataPlane } from '../../src/daemon/plane-client.ts';
-import type { RootLayerSpec } from '../../src/daemon/plane-protocol.ts';
+import type { DeviceSpec, RootLayerSpec } from '../../src/daemon/plane-protocol.ts';
 import { openRoot } from '../../src/image/raw-image.ts';
 import { createLeaf, NO_PARENT } from '../../src/leaf/create.ts';
 import { openLeaf } from '../../src/leaf/open.ts';
+import { openShadow, removeShadow } from '../../src/leaf/shadow.ts';
 import { UblkDevice, type UblkDeviceOptions } from '../../src/transport/ublk/device.ts';
 import { listOwned, makeMarks } from '../../src/transport/ublk/marks.ts';
 import { openUblk, type Ublk } from '../../src/transport/ublk/probe.ts';
@@ -66,14 +67,17 @@ async function serve({ owner, devices: list }: ServerArgument): Promise<void> {
     if (leaf !== null && !existsSync(leaf))
       createLeaf({ path: leaf, sizeBytes, parent: NO_PARENT });
     const device = await bringUp(ublk, owner, served);
-    await plane.open({
+    const spec: DeviceSpec = {
       id,
       name,
       sizeBytes,
       leaf: leaf === null ? null : openLeaf(leaf),
       layers: await rootLayers(served),
       transport: { kind: 'ublk', ...(await device.openChannel()) },
-    });
+    };
+    if (spec.leaf !== null)
+      spec.shadow = openShadow(`${leaf}.shadow`, spec.leaf, device.state === 'recovering');
+    await plane.open(spec);
     await device.start();
     devices.push(device);
     console.log(JSON.stringify({ node: device.node }));
@@ -88,6 +92,7 @@ async function serve({ owner, devices: list }: ServerArgument): Promise<void> {
         for (const device of devices) await device.stop({ force: line === 'stop force' });
         for (const id of devices.keys()) await plane.close(id);
         for (const device of devices) await device.remove();
+        for (const { leaf } of list) if (leaf !== null) removeShadow(`${leaf}.shadow`);
         console.log(JSON.stringify({ stopped: true }));
         break;
       } catch (error) {
