@@ -39,7 +39,7 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
   const startedAt = performance.now();
   let state: Status['state'] = 'starting';
 
-  const machine = await assemble(ownerOf(paths), {
+  const machine = await assemble(ownerOf(paths), paths, {
     onFault: ({ device, op, layer, offset, length, errno, suppressed }) =>
       log.error(
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +

@@ -160,6 +160,7 @@ export class Registry {
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
     if (entry.state === 'failed') {
       await records.remove(entry.name);
+      for (const transport of this.#machine.transports) await transport.discard?.(entry.name);
       if (entry.link !== null) links.release(entry.link);
       await this.#end(entry);
       log.info(`${entry.name}: taken off the list (it had failed)`);
@@ -317,11 +318,12 @@ export class Registry {
    */
   async restore(linksAreOurs: boolean): Promise<void> {
     const { records, links, log, paths } = this.#shop;
+    const { records: found, bad } = await records.readAll();
+    const kept = new Set([...found, ...bad].map(({ name }) => name));
     const stale = (
-      await Promise.all(this.#machine.transports.map(transport => transport.clearStale()))
+      await Promise.all(this.#machine.transports.map(transport => transport.clearStale(kept)))
     ).flat();
     if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
-    const { records: found, bad } = await records.readAll();
     if (linksAreOurs) for (const record of found) links.remove(record.link, record.node);
     for (const { name, file, error } of bad) {
       log.error(`${file}: ${error.message}`);
@@ -425,9 +427,14 @@ export class Registry {
     if (node === null || link === null || transport === null) return;
     try {
       const users = await transport.users(node);
+      links.remove(link, node);
+      if (users.length > 0 && transport.leave !== undefined) {
+        await transport.leave(entry.id);
+        log.info(`${entry.name}: ${node} is in use and waits for the next daemon`);
+        return;
+      }
       if (users.length > 0)
         log.warning(`${entry.name}: ${node} goes away while in use: ${users.join(', ')}`);
-      links.remove(link, node);
       await transport.detach(entry.id, { force: true });
       log.info(`${entry.name}: stopped, its leaf is durable`);
     } catch (error) {
