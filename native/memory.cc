@@ -18,18 +18,21 @@ constexpr double kLengthMax = 4294967296.0;
 
 // Wraps a fresh mapping in an ArrayBuffer and takes it into the registry: { address, buffer }.
 Napi::Value Register(Napi::Env env, MemoryRegistry* memory, Mapping mapping, size_t length) {
-  // A child process must not share pages that the kernel is about to fill: after a fork, copy-on-write
-  // could leave the data of a read in the child's copy. Best effort: without it only such a child suffers.
+  // A child process must not share pages that the kernel is about to fill: after a fork,
+  // copy-on-write could leave the data of a read in the child's copy. Best effort: without it only
+  // such a child suffers.
   madvise(mapping.data(), mapping.length(), MADV_DONTFORK);
 
-  // SAFETY: the buffer is detached before the region is unmapped (unmapMemory, end of the environment).
+  // SAFETY: the buffer is detached before the region is unmapped (unmapMemory, end of the
+  // environment).
   Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, mapping.data(), length);
   if (env.IsExceptionPending()) return env.Undefined();
 
   Napi::Object result = Napi::Object::New(env);
   result.Set("address", Napi::Number::New(env, static_cast<double>(mapping.address())));
   result.Set("buffer", buffer);
-  // A strong reference: memory that the kernel may be writing to is not left to the garbage collector.
+  // A strong reference: memory that the kernel may be writing to is not left to the garbage
+  // collector.
   memory->Add({std::move(mapping), Napi::Persistent(buffer)});
   return result;
 }
@@ -59,7 +62,8 @@ Napi::Value MapDevice(const Napi::CallbackInfo& info) {
   const auto length = static_cast<size_t>(args.Whole(1, "lengthBytes", 1, kLengthMax));
   const auto position = static_cast<off_t>(args.Whole(2, "position", 0, kSafeIntegerMax));
   if (!args.ok()) return env.Undefined();
-  // A file that is cut off below a mapping of it kills whoever reads there; a device has no such end.
+  // A file that is cut off below a mapping of it kills whoever reads there; a device has no such
+  // end.
   struct stat status = {};
   if (fstat(fd, &status) != 0) return Napi::Number::New(env, -errno);
   if (!S_ISCHR(status.st_mode)) return Napi::Number::New(env, -ENODEV);
@@ -111,8 +115,8 @@ Napi::Value UnmapMemory(const Napi::CallbackInfo& info) {
 }  // namespace
 
 bool DetachOwned(Napi::ArrayBuffer buffer) {
-  // SAFETY: a buffer that is detached already was moved to another one (ArrayBuffer.transfer), which still
-  // points into the mapping: then the caller must leave the pages where they are.
+  // SAFETY: a buffer that is detached already was moved to another one (ArrayBuffer.transfer),
+  // which still points into the mapping: then the caller must leave the pages where they are.
   if (buffer.IsDetached()) return false;
   buffer.Detach();
   return buffer.IsDetached();

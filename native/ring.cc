@@ -307,8 +307,9 @@ bool Ring::ComeToRest() {
   cancel.timeout.tv_sec = 1;
   Register(fd(), IORING_REGISTER_SYNC_CANCEL, &cancel, 1);
 
-  // Nearly always the first round is the last. The wait is ours, not the kernel's: should the counters be
-  // wrong after all, a wait for completions in there would never end, not even by SIGKILL (seen on 6.18).
+  // Nearly always one of the first rounds, which do not sleep, is the last. The wait is ours, not the
+  // kernel's: should the counters be wrong after all, a wait for completions in there would never end, not
+  // even by SIGKILL (seen on 6.18).
   bool submitted = false;
   for (int64_t waited = 0; waited <= kRestMillisecondsMax; waited++) {
     const int64_t result =
@@ -317,7 +318,7 @@ bool Ring::ComeToRest() {
     if (Consume(kMark)) return true;
     if (result < 0 && result != -EINTR && result != -EAGAIN && result != -EBUSY) return false;
     const timespec millisecond = {0, 1000000};
-    nanosleep(&millisecond, nullptr);
+    if (waited >= 4) nanosleep(&millisecond, nullptr);
   }
   return false;
 }

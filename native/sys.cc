@@ -171,56 +171,61 @@ Napi::Value Ioctl(const Napi::CallbackInfo& info) {
   return ToNumber(env, result);
 }
 
-// One ioctl on a thread of libuv's pool. Node lets it end before it takes the environment down.
-class IoctlWorker : public Napi::AsyncWorker {
- public:
-  IoctlWorker(Napi::Env env, int fd, uint32_t request, IoctlArgument argument, Napi::Value buffer)
-      : Napi::AsyncWorker(env, "ubd:ioctl"),
-        deferred_(Napi::Promise::Deferred::New(env)),
-        fd_(fd),
-        request_(request),
-        argument_(std::move(argument)) {
-    if (argument_.isBuffer()) buffer_ = Napi::Persistent(buffer.As<Napi::Object>());
+// One ioctl on a thread of libuv's pool. Node lets it end before it takes the environment down, and runs
+// Complete even then, when no JavaScript may run any more: so every status there may be a refusal, and is
+// ignored. (Napi::AsyncWorker would abort the process.)
+struct IoctlWork {
+  napi_async_work work = nullptr;
+  napi_deferred deferred = nullptr;
+  int fd = -1;
+  uint32_t request = 0;
+  IoctlArgument argument;
+  Napi::ObjectReference buffer;
+  int64_t result = 0;
+
+  static void Execute(napi_env, void* data) {
+    auto* self = static_cast<IoctlWork*>(data);
+    self->result = self->argument.Run(self->fd, self->request);
   }
 
-  Napi::Promise promise() const { return deferred_.Promise(); }
-
-  void Execute() override { result_ = argument_.Run(fd_, request_); }
-
-  void OnOK() override {
-    if (argument_.isBuffer()) {
+  static void Complete(napi_env env, napi_status, void* data) {
+    const std::unique_ptr<IoctlWork> self(static_cast<IoctlWork*>(data));
+    if (self->argument.isBuffer()) {
       // SAFETY: the buffer may have been detached or shrunk since: its place and length are asked anew.
-      auto bytes = buffer_.Value().As<Napi::Uint8Array>();
-      void* data = nullptr;
+      void* bytes = nullptr;
       size_t length = 0;
-      napi_get_typedarray_info(Env(), bytes, nullptr, &length, &data, nullptr, nullptr);
-      if (data != nullptr) argument_.WriteBack({static_cast<uint8_t*>(data), length});
+      if (napi_get_typedarray_info(env, self->buffer.Value(), nullptr, &length, &bytes, nullptr,
+                                   nullptr) == napi_ok &&
+          bytes != nullptr)
+        self->argument.WriteBack({static_cast<uint8_t*>(bytes), length});
     }
-    deferred_.Resolve(ToNumber(Env(), result_));
+    napi_value result = nullptr;
+    if (napi_create_double(env, static_cast<double>(self->result), &result) == napi_ok)
+      napi_resolve_deferred(env, self->deferred, result);
+    napi_delete_async_work(env, self->work);
   }
-
- private:
-  Napi::Promise::Deferred deferred_;
-  const int fd_;
-  const uint32_t request_;
-  IoctlArgument argument_;
-  Napi::ObjectReference buffer_;
-  int64_t result_ = 0;
 };
 
 Napi::Value IoctlAsync(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "ioctlAsync");
-  const int fd = args.Fd(0);
-  const uint32_t request = args.Uint32(1, "request");
-  if (!args.ok()) return env.Undefined();
-  IoctlArgument argument;
-  if (!argument.Read(&args, 2, request)) return env.Undefined();
-  // AsyncWorker deletes itself when it is done.
-  auto* worker = new IoctlWorker(env, fd, request, std::move(argument), info[2]);
-  const Napi::Promise promise = worker->promise();
-  worker->Queue();
-  return promise;
+  auto work = std::make_unique<IoctlWork>();
+  work->fd = args.Fd(0);
+  work->request = args.Uint32(1, "request");
+  if (!args.ok() || !work->argument.Read(&args, 2, work->request)) return env.Undefined();
+  if (work->argument.isBuffer()) work->buffer = Napi::Persistent(info[2].As<Napi::Object>());
+
+  napi_value promise = nullptr;
+  if (napi_create_promise(env, &work->deferred, &promise) != napi_ok ||
+      napi_create_async_work(env, nullptr, Napi::String::New(env, "ubd:ioctl"), IoctlWork::Execute,
+                             IoctlWork::Complete, work.get(), &work->work) != napi_ok ||
+      napi_queue_async_work(env, work->work) != napi_ok) {
+    if (work->work != nullptr) napi_delete_async_work(env, work->work);
+    ThrowErrno(env, EAGAIN, "ioctl");
+    return env.Undefined();
+  }
+  work.release();  // Complete deletes it
+  return Napi::Value(env, promise);
 }
 
 Napi::Value Fsopen(const Napi::CallbackInfo& info) {

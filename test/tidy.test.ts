@@ -18,6 +18,7 @@ import {
   openings,
   reached,
   readMap,
+  topLevel,
 } from './support/tidy.ts';
 
 const top = fileURLToPath(new URL('../..', import.meta.url));
@@ -135,6 +136,12 @@ const CASES: Case[] = [
       { 'scripts/a': '#!/bin/sh\necho hello\n' },
       { 'native/a.h': '#pragma once' },
     ],
+  },
+  {
+    check: topLevel,
+    claim: 'the top level holds only what belongs there',
+    good: { 'src/base/a.ts': '', LICENSE: '' },
+    bad: [{ 'local-verify-0-verify.state': '' }, { 'out/a.ts': '' }],
   },
   {
     check: documents,

@@ -1,5 +1,6 @@
 /**
- * What a command is, declared once: the fast path (parse.ts) and the help (help.ts, by yargs) both read it.
+ * What a command is, declared once: the fast path (parse.ts) and the help (help.ts, by yargs) both
+ * read it.
  */
 
 export interface OptionSpec {

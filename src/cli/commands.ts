@@ -1,6 +1,6 @@
 /**
- * All commands, in the order of the help. Each is loaded when it is called: most of what a command line
- * costs is the loading of modules.
+ * All commands, in the order of the help. Each is loaded when it is called: most of what a command
+ * line costs is the loading of modules.
  */
 import type { Command } from './command.ts';
 

@@ -1,6 +1,6 @@
 /**
- * Help and completion, rendered by yargs from the table of commands. Loaded only when they are asked for:
- * yargs takes longer to load than most commands to run.
+ * Help and completion, rendered by yargs from the table of commands. Loaded only when they are
+ * asked for: yargs takes longer to load than most commands to run.
  */
 import yargs, { type Argv } from 'yargs';
 import { UbdError } from '../base/errors.ts';
@@ -24,7 +24,9 @@ export async function printHelp(name: string | undefined): Promise<number> {
   return EXIT.OK;
 }
 
-/** `ubd completion` prints a script for the shell, which asks `--get-yargs-completions` for words. */
+/**
+ * `ubd completion` prints a script for the shell, which asks `--get-yargs-completions` for words.
+ */
 export async function complete(argv: readonly string[]): Promise<number> {
   const parser = await overview();
   if (argv[0] === 'completion') {
@@ -35,7 +37,9 @@ export async function complete(argv: readonly string[]): Promise<number> {
   return EXIT.OK;
 }
 
-/** The parser of one command, made from its table. Also what the tests compare with the fast path. */
+/**
+ * The parser of one command, made from its table. Also what the tests compare with the fast path.
+ */
 export function commandParser(command: Command): Argv {
   const parser = base().usage(`ubd ${synopsis(command)}\n\n${sentence(command.about)}`);
   for (const [name, spec] of Object.entries({ ...command.options, ...COMMON_OPTIONS }))

@@ -1,9 +1,10 @@
 #!/usr/bin/env node
 /**
- * The `ubd` command. Finds the command, parses by its table, runs it, and turns what is thrown into a
- * message and an exit status: 0, 1 (failed), 2 (usage).
+ * The `ubd` command. Finds the command, parses by its table, runs it, and turns what is thrown into
+ * a message and an exit status: 0, 1 (failed), 2 (usage).
  *
- * `ubd list` has to answer at once: nothing is imported here, or by a command, that its work does not need.
+ * `ubd list` has to answer at once: nothing is imported here, or by a command, that its work does
+ * not need.
  */
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { type Command, EXIT } from './command.ts';

@@ -1,6 +1,6 @@
 /**
- * What commands do without a daemon: they look at files themselves, with the daemon's own eyes. Loaded only
- * then, since it brings the addon along.
+ * What commands do without a daemon: they look at files themselves, with the daemon's own eyes.
+ * Loaded only then, since it brings the addon along.
  */
 export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';

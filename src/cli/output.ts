@@ -11,7 +11,8 @@ export function printJson(value: unknown): void {
 
 /** An error and its next step; as JSON where that was asked for. */
 export function printError(error: ErrorRecord, json: boolean): void {
-  // Made only now: the stream takes a millisecond to set up, and most commands have nothing to say there.
+  // Made only now: the stream takes a millisecond to set up, and most commands have nothing to say
+  // there.
   process.stderr.once('error', () => {}); // nobody reads it: the exit status says enough
   if (json) {
     process.stderr.write(`${JSON.stringify({ error })}\n`);

@@ -1,6 +1,7 @@
 /**
- * The fast path of the command line: `node:util` parses by the table of the command. On a usage error the
- * slow path (help.ts) says what is wrong; the two agree on valid lines (a test compares them).
+ * The fast path of the command line: `node:util` parses by the table of the command. On a usage
+ * error the slow path (help.ts) says what is wrong; the two agree on valid lines (a test compares
+ * them).
  */
 import { parseArgs } from 'node:util';
 import { UbdError } from '../base/errors.ts';

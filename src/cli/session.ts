@@ -1,4 +1,6 @@
-/** A command's way to the daemon: the directories it was told, and when a daemon is worth starting. */
+/**
+ * A command's way to the daemon: the directories it was told, and when a daemon is worth starting.
+ */
 import { readdirSync } from 'node:fs';
 import { Client } from '../client/client.ts';
 import { type Dirs, findPaths } from '../client/paths.ts';

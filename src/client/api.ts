@@ -25,7 +25,10 @@ export const TRANSPORTS = ['auto', 'ublk', 'loop'] as const;
 export type TransportChoice = (typeof TRANSPORTS)[number];
 export type TransportName = Exclude<TransportChoice, 'auto'>;
 
-/** A device to attach. Without `leaf` and `ephemeral` the leaf gets a place under the state directory. */
+/**
+ * A device to attach. Without `leaf` and `ephemeral` the leaf gets a place under the state
+ * directory.
+ */
 export interface AttachSpec {
   /** Chosen by the daemon when left out. */
   name?: string;
@@ -120,16 +123,21 @@ export interface RootInfo {
 export interface LeafInfo {
   kind: 'leaf';
   path: string;
+  uuid: string;
   size: number;
   root: { path: string; identity: RootIdentity };
-  /** Bytes that the leaf holds (mapped sectors). */
-  changed: number;
-  /** Bytes that the file takes on its disk. */
-  allocated: number;
-  /** It was closed in order; otherwise its log is replayed at the next attach. */
-  clean: boolean;
+  /** Bytes that the leaf holds (mapped sectors); null where only who has it open knows. */
+  changed: number | null;
+  /** Bytes that the file takes on its disk; null on a block device. */
+  allocated: number | null;
+  /**
+   * It was closed in order; otherwise its log is replayed at the next attach. Null while in use.
+   */
+  clean: boolean | null;
   /** The device that has it open. */
   device: string | null;
+  /** The process that has it open; 0 if that cannot be told; null if it is not in use. */
+  inUseBy: number | null;
 }
 
 export interface DeviceInfo extends Device {

@@ -6,8 +6,8 @@
  *     console.log(disk.device);                       // /dev/ubd0
  *     await ubd.detach(disk.name);
  *
- * Every failure is an `UbdError`: `code` is stable, `next` says what to do. The daemon does not know the
- * caller's working directory: paths are made absolute here.
+ * Every failure is an `UbdError`: `code` is stable, `next` says what to do. The daemon does not
+ * know the caller's working directory: paths are made absolute here.
  */
 import { resolve } from 'node:path';
 import type {
@@ -65,8 +65,8 @@ export class Client {
   }
 
   /**
-   * Detaches a device, named by its name, link or node. When this returns, all that was written is durable.
-   * A device in use is refused, unless with `force`.
+   * Detaches a device, named by its name, link or node. When this returns, all that was written is
+   * durable. A device in use is refused, unless with `force`.
    */
   async detach(target: string, options: { force?: boolean } = {}): Promise<Detached> {
     const path = `${DEVICES}/${encodeURIComponent(target)}${forceQuery(options)}`;

@@ -1,11 +1,11 @@
 /**
  * One call to the daemon: an HTTP/1.1 request on its socket, JSON in and out.
  *
- * Whatever goes wrong becomes an UbdError: the daemon's own (`{"error": …}`) as it is, and a socket that
- * nobody answers as code `daemon`.
+ * Whatever goes wrong becomes an UbdError: the daemon's own (`{"error": …}`) as it is, and a socket
+ * that nobody answers as code `daemon`.
  *
- * It speaks HTTP by itself, one connection for each call: the daemon always sends a length, and node:http
- * takes as long to load and start as the rest of `ubd list` (measured: 7 of 25 ms).
+ * It speaks HTTP by itself, one connection for each call: the daemon always sends a length, and
+ * node:http takes as long to load and start as the rest of `ubd list` (measured: 7 of 25 ms).
  */
 import { connect } from 'node:net';
 import { type ErrorRecord, UbdError } from '../base/errors.ts';

@@ -1,8 +1,8 @@
 /**
  * Starts a daemon in the background: in a session of its own, so that it survives the terminal.
  *
- * Several callers may start one at the same moment: the daemons settle it by their locks. The losers exit
- * with EXIT_LOCKED, and everybody waits for the socket of the winner.
+ * Several callers may start one at the same moment: the daemons settle it by their locks. The
+ * losers exit with EXIT_LOCKED, and everybody waits for the socket of the winner.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, constants, mkdirSync, openSync } from 'node:fs';
@@ -17,7 +17,9 @@ import type { Paths } from './paths.ts';
 /** Exit status of a daemon that finds another one in its place (EX_TEMPFAIL of sysexits.h). */
 export const EXIT_LOCKED = 75;
 
-/** Until it answers. It answers before it re-attaches devices, so that this does not grow with them. */
+/**
+ * Until it answers. It answers before it re-attaches devices, so that this does not grow with them.
+ */
 const START_MS_MAX = 15_000;
 /** Until the winner of the locks answers: it has them already. */
 const WINNER_MS_MAX = 5000;

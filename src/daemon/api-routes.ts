@@ -1,5 +1,6 @@
 /**
- * What the requests of `client/api.ts` mean: every field is checked here, then the registry does it.
+ * What the requests of `client/api.ts` mean: every field is checked here, then the registry does
+ * it.
  */
 import { UbdError } from '../base/errors.ts';
 import {

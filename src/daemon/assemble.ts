@@ -1,4 +1,7 @@
-/** The real machine: files, the data plane, and the transports, in the order in which `auto` prefers them. */
+/**
+ * The real machine: files, the data plane, and the transports, in the order in which `auto` prefers
+ * them.
+ */
 import type { Paths } from '../client/paths.ts';
 import { FileImages } from './images.ts';
 import { LoopTransport } from './loop-transport.ts';

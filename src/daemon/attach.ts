@@ -3,8 +3,8 @@
  *
  *     root ─▶ leaf (made, opened, identity compared) ─▶ node ─▶ record ─▶ link
  *
- * The link comes last: while /dev/ubdN exists the device is usable. Between two steps the daemon may be
- * told to stop: then the device is taken back, too.
+ * The link comes last: while /dev/ubdN exists the device is usable. Between two steps the daemon
+ * may be told to stop: then the device is taken back, too.
  */
 import { UbdError } from '../base/errors.ts';
 import type { RootIdentity } from '../client/api.ts';

@@ -4,8 +4,8 @@
  *     directories ─▶ locks ─▶ log ─▶ machine ─▶ socket ─▶ restore ─▶ serve … signal
  *       ─▶ socket closed ─▶ devices down, leaves durable ─▶ machine stopped ─▶ locks released
  *
- * The socket answers before the devices are back, so that a client knows at once that a daemon is there;
- * requests other than `status` wait for them.
+ * The socket answers before the devices are back, so that a client knows at once that a daemon is
+ * there; requests other than `status` wait for them.
  */
 import { readFileSync } from 'node:fs';
 import { release } from 'node:os';
@@ -39,7 +39,8 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
   const startedAt = performance.now();
   let state: Status['state'] = 'starting';
 
-  const machine = await assemble(ownerOf(paths), paths, {
+  const owner = ownerOf(paths);
+  const machine = await assemble(owner, paths, {
     onFault: ({ device, op, layer, offset, length, errno, suppressed }) =>
       log.error(
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +
@@ -53,7 +54,7 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
       ending.end(1);
     },
   });
-  const registry = new Registry({ paths, machine, log });
+  const registry = new Registry({ paths, machine, log, owner });
   registry.watchPartitions('/dev');
 
   const status = async (): Promise<Status> => {
@@ -132,10 +133,14 @@ class Ending {
   }
 }
 
-/** Longer than any orderly end: after it the daemon ends as it is. A crash, which leaves survive. */
+/**
+ * Longer than any orderly end: after it the daemon ends as it is. A crash, which leaves survive.
+ */
 const END_MS_MAX = 30_000;
 
-/** Signals end it in order. A bug ends it in order as well, as far as that goes, and within bounds. */
+/**
+ * Signals end it in order. A bug ends it in order as well, as far as that goes, and within bounds.
+ */
 function watchProcess(log: Log, ending: Ending): void {
   for (const signal of ['SIGTERM', 'SIGINT'] as const)
     process.on(signal, () => {

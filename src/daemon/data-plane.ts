@@ -1,14 +1,16 @@
 /**
- * The data-plane thread: a Worker that owns the ring, the memory and all devices, and serves their requests.
+ * The data-plane thread: a Worker that owns the ring, the memory and all devices, and serves their
+ * requests.
  *
  *     start ──▶ { turn of the ring: completions, requests, replies ──▶ calls of the main thread, if woken } ──▶ stop
  *
- * It blocks in io_uring_enter, so it has no event loop: no timer, no promise, no message event. Calls are
- * taken with `receiveMessageOnPort` when the eventfd wakes it; answers and events are posted as they come.
+ * It blocks in io_uring_enter, so it has no event loop: no timer, no promise, no message event.
+ * Calls are taken with `receiveMessageOnPort` when the eventfd wakes it; answers and events are
+ * posted as they come.
  *
- * Ways out: the call 'stop', when every device is closed; `abandon` in the shared flags, when the process
- * ends without it; an exception. On each of them the devices' descriptors are closed, so that the kernel
- * answers what is left with errors and nobody waits for ever.
+ * Ways out: the call 'stop', when every device is closed; `abandon` in the shared flags, when the
+ * process ends without it; an exception. On each of them the devices' descriptors are closed, so
+ * that the kernel answers what is left with errors and nobody waits for ever.
  */
 import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../base/errors.ts';
@@ -30,9 +32,15 @@ import {
 
 /** Submission entries: a turn that prepares more submits in between. */
 const RING_ENTRIES = 512;
-/** Requests of a transport served at a time, over all devices; 1 MiB of address space each, touched when used. */
+/**
+ * Requests of a transport served at a time, over all devices; 1 MiB of address space each, touched
+ * when used.
+ */
 const SLOTS = 64;
-/** Runs of sectors under way; a request of many short runs takes several, and waits where there are none. */
+/**
+ * Runs of sectors under way; a request of many short runs takes several, and waits where there are
+ * none.
+ */
 const PARTS = 1024;
 const BUFFER_GROUP = 0;
 /** Smallest mapped memory: for requests that carry no data. */
@@ -67,6 +75,7 @@ class DataPlane {
       this.#woken = true;
     });
     this.#plant = {
+      ring: this.#ring,
       io: this.#io,
       fuseSlots: this.#fuseSlots,
       ublkSlots: this.#ublkSlots,
@@ -168,7 +177,10 @@ class DataPlane {
     });
   }
 
-  /** Closes every device. One that fails does not keep the others from being closed; its error is the answer. */
+  /**
+   * Closes every device. One that fails does not keep the others from being closed; its error is
+   * the answer.
+   */
   #stop(done: (error: UbdError | null) => void): void {
     this.#stopping = true;
     let left = this.#devices.size;

@@ -1,10 +1,9 @@
 /**
- * `info` and `check`: what a path, a device or a name is. With a registry it knows the devices; without one
- * (the command line, when no daemon runs) it looks at the files alone.
+ * `info` and `check`: what a path, a device or a name is. With a registry it knows the devices;
+ * without one (the command line, when no daemon runs) it looks at the files alone.
  */
-import { realpath, stat } from 'node:fs/promises';
+import { realpath } from 'node:fs/promises';
 import { UbdError } from '../base/errors.ts';
-import { SECTOR_BYTES } from '../base/units.ts';
 import type {
   CheckReport,
   CheckSpec,
@@ -38,7 +37,7 @@ export async function describe(
   });
   const entries = registry?.entries ?? [];
   const user = entries.find(candidate => candidate.leaf?.path === path && candidate.node !== null);
-  if (registry && user) return describeUsedLeaf(path, user, registry);
+  if (registry && user) return describeUsedLeaf(path, user, registry, images);
   try {
     return { kind: 'leaf', ...(await images.leafInfo(path)), device: null } satisfies LeafInfo;
   } catch (error) {
@@ -59,18 +58,21 @@ export async function describe(
   }
 }
 
-/** The file of a leaf in use changes under our eyes: its device knows. */
-async function describeUsedLeaf(path: string, user: Entry, registry: Registry): Promise<LeafInfo> {
+/** Of a leaf in use its device knows more than its file. */
+async function describeUsedLeaf(
+  path: string,
+  user: Entry,
+  registry: Registry,
+  images: Images,
+): Promise<LeafInfo> {
   const stats = (await registry.stats()).find(({ id }) => id === user.id);
   return {
     kind: 'leaf',
-    path,
-    size: user.sizeBytes,
-    root: { path: user.root, identity: user.identity! },
-    changed: stats?.changedBytes ?? 0,
-    allocated: (await stat(path)).blocks * SECTOR_BYTES,
-    clean: false,
+    ...(await images.leafInfo(path)),
+    changed: stats?.changedBytes ?? null,
+    clean: null,
     device: user.name,
+    inUseBy: process.pid,
   };
 }
 

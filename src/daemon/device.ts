@@ -29,12 +29,13 @@ export interface Entry extends Reservation {
   node: string | null;
   link: number | null;
   partitions: string[];
+  /** No two devices have the same: it is also their order. */
   attachedAt: string;
   /** Why it is failed. */
   error: UbdError | null;
 }
 
-export function newEntry(id: number, name: string): Entry {
+export function newEntry(id: number, name: string, attachedAt: string): Entry {
   return {
     id,
     name,
@@ -48,7 +49,7 @@ export function newEntry(id: number, name: string): Entry {
     node: null,
     link: null,
     partitions: [],
-    attachedAt: new Date().toISOString(),
+    attachedAt,
     error: null,
   };
 }
@@ -56,7 +57,7 @@ export function newEntry(id: number, name: string): Entry {
 /** A device on record that is not usable. */
 export function failedEntry(id: number, record: DeviceRecord, error: UbdError): Entry {
   return {
-    ...newEntry(id, record.name),
+    ...newEntry(id, record.name, record.attachedAt),
     state: 'failed',
     root: record.root.path,
     identity: record.root.identity,
@@ -64,7 +65,6 @@ export function failedEntry(id: number, record: DeviceRecord, error: UbdError): 
     readOnly: record.readOnly,
     sizeBytes: record.sizeBytes,
     link: record.link,
-    attachedAt: record.attachedAt,
     error,
   };
 }

@@ -1,9 +1,10 @@
 /**
  * The daemon's directories and its locks.
  *
- * Both directories are root's alone (0700): that guards the socket. A lock is held by an open descriptor
- * (flock), so it ends with the process, however that ends; the file's content is only told to people, and
- * to the next daemon: a text of this boot means that its writer died without taking down its devices.
+ * Both directories are root's alone (0700): that guards the socket. A lock is held by an open
+ * descriptor (flock), so it ends with the process, however that ends; the file's content is only
+ * told to people, and to the next daemon: a text of this boot means that its writer died without
+ * taking down its devices.
  */
 import { randomBytes } from 'node:crypto';
 import {
@@ -112,8 +113,8 @@ function bootId(): string {
 }
 
 /**
- * The name of a state directory in things that the whole host sees, as loop devices: drawn once, since
- * two containers may have the same path for directories that are not the same.
+ * The name of a state directory in things that the whole host sees, as loop devices: drawn once,
+ * since two containers may have the same path for directories that are not the same.
  */
 export function ownerOf(paths: Paths): string {
   const file = `${paths.stateDir}/id`;

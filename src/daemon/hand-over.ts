@@ -1,7 +1,7 @@
 /** What transports ask of the data plane, and how they hand a device over to it. */
 import type { OpenedShadow } from '../leaf/shadow.ts';
-import type { FileLeaf, FileRoot } from './images.ts';
 import type { TransportDevice } from './machine.ts';
+import type { FileLeaf, FileRoot } from './opened-files.ts';
 import type { DeviceSpec, TransportSpec } from './plane-protocol.ts';
 
 export interface Plane {

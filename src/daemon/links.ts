@@ -1,11 +1,13 @@
 /**
- * The links /dev/ubdN, and /dev/ubdNpM for partitions. They stand for a node only while it is usable.
+ * The links /dev/ubdN, and /dev/ubdNpM for partitions. They stand for a node only while it is
+ * usable.
  *
- * N is taken with symlink(2), which fails where the name exists: so several daemons share /dev without
- * knowing of each other. A link is removed only while it points to the node that we made it for. All calls
- * are synchronous, so that nothing happens between the look at a link and its change.
+ * N is taken with symlink(2), which fails where the name exists: so several daemons share /dev
+ * without knowing of each other. A link is removed only while it points to the node that we made it
+ * for. While a device is away for a moment its link is parked: it keeps the name and points nowhere.
+ * All calls are synchronous, so that nothing happens between the look at a link and its change.
  */
-import { lstatSync, readdirSync, readlinkSync, symlinkSync, unlinkSync } from 'node:fs';
+import { lstatSync, readdirSync, readlinkSync, renameSync, symlinkSync, unlinkSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
 
 /** More than any host has; ends the search where every name seems to be taken. */
@@ -16,8 +18,13 @@ export class Links {
   /** Numbers of this daemon, with or without a link yet. */
   readonly #taken = new Set<number>();
 
-  constructor(directory = '/dev') {
+  /** What parked links point to: a name of this daemon alone, which never exists. */
+  readonly #nowhere: string;
+
+  /** @param owner names the state directory */
+  constructor(owner: string, directory = '/dev') {
     this.#directory = directory;
+    this.#nowhere = `ubd-away-${owner}`;
   }
 
   path(number: number): string {
@@ -49,10 +56,11 @@ export class Links {
     this.#taken.delete(number);
   }
 
-  /** Makes the link of a reserved number; false if somebody else was faster. */
+  /** Makes the link of a reserved or parked number; false if somebody else was faster. */
   make(number: number, node: string): boolean {
     try {
-      symlinkSync(node, this.path(number));
+      if (this.#isParked(number)) this.#replace(number, node);
+      else symlinkSync(node, this.path(number));
       return true;
     } catch (cause) {
       if ((cause as NodeJS.ErrnoException).code === 'EEXIST') return false;
@@ -63,9 +71,27 @@ export class Links {
     }
   }
 
+  /** Parks the link, if it points to `node`: the number stays ours until `make` or `remove`. */
+  park(number: number, node: string): void {
+    this.#taken.add(number);
+    this.#removePartitions(number, node);
+    if (readLink(this.path(number)) === node) this.#replace(number, this.#nowhere);
+  }
+
+  #isParked(number: number): boolean {
+    return readLink(this.path(number)) === this.#nowhere;
+  }
+
+  /** Lets our link point elsewhere, in one step. */
+  #replace(number: number, target: string): void {
+    const beside = `${this.#directory}/.${this.#nowhere}`;
+    symlinkSync(target, beside);
+    renameSync(beside, this.path(number));
+  }
+
   /**
-   * Makes the links of the partitions that the kernel shows on `node` now, and removes those of partitions
-   * that are gone. Returns the links that exist.
+   * Makes the links of the partitions that the kernel shows on `node` now, and removes those of
+   * partitions that are gone. Returns the links that exist.
    */
   updatePartitions(number: number, node: string): string[] {
     const slash = node.lastIndexOf('/') + 1;
@@ -81,17 +107,26 @@ export class Links {
     return links;
   }
 
-  /** Removes the link and those of its partitions, where they point to `node`; gives the number back. */
+  /**
+   * Removes the link and those of its partitions, where they point to `node`; gives the number
+   * back.
+   */
   remove(number: number, node: string): void {
+    this.#removePartitions(number, node);
+    unlinkIf(this.path(number), node);
+    unlinkIf(this.path(number), this.#nowhere);
+    this.#taken.delete(number);
+  }
+
+  #removePartitions(number: number, node: string): void {
     for (const partition of partitionNumbers(this.#directory, `ubd${number}p`))
       unlinkIf(`${this.path(number)}p${partition}`, `${node}p${partition}`);
-    unlinkIf(this.path(number), node);
-    this.#taken.delete(number);
   }
 
   #isFree(number: number): boolean {
     if (this.#taken.has(number)) return false;
-    return lstatSync(this.path(number), { throwIfNoEntry: false }) === undefined;
+    const stats = lstatSync(this.path(number), { throwIfNoEntry: false });
+    return stats === undefined || this.#isParked(number);
   }
 
   #take(number: number): number {
@@ -110,7 +145,9 @@ function partitionNumbers(directory: string, prefix: string): number[] {
   return numbers.sort((a, b) => a - b);
 }
 
-/** A partition's link is a convenience: the device is usable without it, so its failure is no error. */
+/**
+ * A partition's link is a convenience: the device is usable without it, so its failure is no error.
+ */
 function symlinkIfFree(target: string, link: string): boolean {
   try {
     symlinkSync(target, link);

@@ -1,6 +1,6 @@
 /**
- * The daemon's log: one line per event, `2026-01-31T12:00:00.000Z warning text`. When the file has grown
- * to LOG_BYTES_MAX it becomes `ubd.log.1`, and a new one is begun: at most two files, ever.
+ * The daemon's log: one line per event, `2026-01-31T12:00:00.000Z warning text`. When the file has
+ * grown to LOG_BYTES_MAX it becomes `ubd.log.1`, and a new one is begun: at most two files, ever.
  */
 import { closeSync, constants, fstatSync, openSync, renameSync, writeSync } from 'node:fs';
 
@@ -41,7 +41,8 @@ export class Log {
 
   #write(level: LogLevel, text: string): void {
     // One event, one line: what comes from outside cannot forge another.
-    const line = `${new Date().toISOString()} ${level.padEnd(7)} ${text.replaceAll('\n', '\n    ')}\n`;
+    const lines = text.replaceAll('\n', '\n    ');
+    const line = `${new Date().toISOString()} ${level.padEnd(7)} ${lines}\n`;
     if (this.#echo) process.stderr.write(`${level === 'info' ? '' : `${level}: `}${text}\n`);
     if (this.#fd < 0) return;
     try {

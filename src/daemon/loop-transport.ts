@@ -1,12 +1,13 @@
 /**
- * The loop transport, put together: a private FUSE mount, the data plane that serves its one file, and a
- * loop device over that file.
+ * The loop transport, put together: a private FUSE mount, the data plane that serves its one file,
+ * and a loop device over that file.
  *
  *     attach   mount ─▶ data plane serves it ─▶ file opened ─▶ loop bound ─▶ file and mount closed
  *     detach   loop unbound (its cache written back) ─▶ leaf made durable and closed
  *
- * The loop device alone keeps the mount alive: when it lets go, the kernel ends the connection, and the
- * data plane says 'lost'. For a device that was detached in use this is the moment when it is gone.
+ * The loop device alone keeps the mount alive: when it lets go, the kernel ends the connection, and
+ * the data plane says 'lost'. For a device that was detached in use this is the moment when it is
+ * gone.
  */
 import { accessSync, close, constants } from 'node:fs';
 import { release } from 'node:os';

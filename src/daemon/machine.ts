@@ -1,9 +1,10 @@
 /**
- * What the control plane asks of the rest of the product, and nothing else. `assemble.ts` plugs in the real
- * images, leaves, data plane and transports; tests plug in ones that fail where they are told to.
+ * What the control plane asks of the rest of the product, and nothing else. `assemble.ts` plugs in
+ * the real images, leaves, data plane and transports; tests plug in ones that fail where they are
+ * told to.
  *
- * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf over and
- * then fail; so `close` of what was handed on does nothing.
+ * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf
+ * over and then fail; so `close` of what was handed on does nothing.
  */
 import type { CheckReport, LeafInfo, RootIdentity, TransportName } from '../client/api.ts';
 import type { DeviceStats, FaultEvent } from './plane-protocol.ts';
@@ -78,26 +79,32 @@ export interface Transport {
   /**
    * Takes the device away; its leaf is durable and clean afterwards.
    *  - in use, not forced: throws `busy`, and the device is as it was;
-   *  - in use, forced: durable now, and it goes away with its last user: 'later', and `onGone` tells when;
+   *  - in use, forced: durable now, and it goes away with its last user: 'later', and `onGone`
+   *    tells when;
    *  - any other error: the node is gone, and what was not durable yet may be lost.
    */
   detach(id: number, options: { force: boolean }): Promise<'gone' | 'later'>;
   /** Makes everything written so far durable. */
   flush(id: number): Promise<void>;
-  /** Mount points, swap, drivers on top of the node; empty if it is free, or only open somewhere. */
+  /**
+   * Mount points, swap, drivers on top of the node; empty if it is free, or only open somewhere.
+   */
   users(node: string): Promise<string[]>;
   /**
    * Clears what a dead daemon of this state directory left; to be called before the first attach.
    * Returns the nodes that were its.
-   * @param kept names of devices that come back: those that live on are left to `attach`, which takes them over
+   * @param kept names of devices that come back: those that live on are left to `attach`, which
+   * takes them over
    */
   clearStale(kept: ReadonlySet<string>): Promise<string[]>;
   /**
-   * Where devices can outlive the daemon: lets go of one that is in use. What is asked of it waits for the next
-   * daemon; its leaf is durable and closed.
+   * Where devices can outlive the daemon: lets go of one that is in use. What is asked of it waits
+   * for the next daemon; its leaf is durable and closed.
    */
   leave?(id: number): Promise<void>;
-  /** Where devices can outlive the daemon: takes away what is left of one that did not come back. */
+  /**
+   * Where devices can outlive the daemon: takes away what is left of one that did not come back.
+   */
   discard?(name: string): Promise<void>;
 }
 

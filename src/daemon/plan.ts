@@ -1,12 +1,12 @@
 /**
  * From what was asked to what is to be done: which root, which leaf, whether the leaf is new.
  *
- *     asked                        leaf                         new?
- *     ephemeral                    ephemeral/NAME.leaf          always
- *     leaf FILE                    FILE                         if FILE does not exist, or is an empty disk
- *     name, and its leaf exists    leaves/NAME.leaf             no: the disk of that name comes back
+ *     asked                        leaf                    new?
+ *     ephemeral                    ephemeral/NAME.leaf     always
+ *     leaf FILE                    FILE                    if there is none, or an empty disk
+ *     name, and its leaf exists    leaves/NAME.leaf        no: the disk of that name comes back
  *     read-only                    none: the root as it is
- *     else                         leaves/NAME.leaf             yes
+ *     else                         leaves/NAME.leaf        yes
  *
  * Nothing is changed here.
  */
@@ -81,7 +81,9 @@ async function chooseRoot(spec: AttachSpec, leaf: Plan['leaf'], images: Images):
   return (await images.leafInfo(leaf.path)).root.path;
 }
 
-/** The path without links, also of a file that does not exist yet; two names of one leaf become one. */
+/**
+ * The path without links, also of a file that does not exist yet; two names of one leaf become one.
+ */
 async function canonical(path: string): Promise<string> {
   try {
     return await realpath(path);
@@ -96,8 +98,8 @@ async function canonical(path: string): Promise<string> {
 }
 
 /**
- * Is there a leaf to open? Of a file that exists, opening it decides; a block device always exists, and
- * becomes a leaf if nothing is on it (which making the leaf checks).
+ * Is there a leaf to open? Of a file that exists, opening it decides; a block device always exists,
+ * and becomes a leaf if nothing is on it (which making the leaf checks).
  */
 async function holdsLeaf(path: string, images: Images): Promise<boolean> {
   if (!(await exists(path))) return false;
@@ -130,7 +132,9 @@ function unreachable(path: string, thrown: unknown): UbdError {
   );
 }
 
-/** A name for a device that was given none: after its root, `debian-1`; after a named leaf, `web`. */
+/**
+ * A name for a device that was given none: after its root, `debian-1`; after a named leaf, `web`.
+ */
 export async function chooseName(
   spec: AttachSpec,
   paths: Paths,

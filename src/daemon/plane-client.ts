@@ -75,8 +75,7 @@ export class DataPlane extends EventEmitter<Events> {
       this.#onReady = { resolve, reject };
     });
     const workerData: DataPlaneStart = { port: port2, wakeFd: this.#wakeFd, flags };
-    const extension = import.meta.url.endsWith('.ts') ? 'ts' : 'js';
-    this.#worker = new Worker(new URL(`./data-plane.${extension}`, import.meta.url), {
+    this.#worker = new Worker(new URL('./data-plane.js', import.meta.url), {
       name: 'ubd data plane',
       workerData,
       transferList: [port2],
@@ -109,9 +108,9 @@ export class DataPlane extends EventEmitter<Events> {
   async stop(): Promise<void> {
     if (this.#ended !== null) return;
     this.#stopping = true;
-    this.#worker.ref();
     const exited = new Promise<void>(resolve => this.once('exit', () => resolve()));
     await this.#call({ call: 'stop' });
+    this.#worker.ref();
     await exited;
   }
 
@@ -132,8 +131,8 @@ export class DataPlane extends EventEmitter<Events> {
 
   /** Unanswered calls keep the process alive; an idle data plane does not. */
   #holdProcess(): void {
-    if (this.#waiting.size > 0) this.#port.ref();
-    else this.#port.unref();
+    if (this.#waiting.size > 0) this.#worker.ref();
+    else this.#worker.unref();
   }
 
   #take(message: PlaneMessage): void {
@@ -147,7 +146,7 @@ export class DataPlane extends EventEmitter<Events> {
     }
     switch (message.event) {
       case 'ready':
-        this.#worker.unref();
+        this.#port.unref();
         this.#holdProcess();
         if (message.error === null) this.#onReady.resolve(undefined as never);
         else this.#end(UbdError.fromJSON(message.error));
@@ -178,6 +177,7 @@ export class DataPlane extends EventEmitter<Events> {
   /** Whoever waits is told; the first reason is the one that counts. */
   #end(reason: UbdError): void {
     this.#ended ??= reason;
+    this.#worker.ref(); // until its exit is told
     this.#onReady.reject(this.#ended);
     for (const { reject } of this.#waiting.values()) reject(this.#ended);
     this.#waiting.clear();

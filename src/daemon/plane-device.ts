@@ -20,11 +20,17 @@ import type { FuseSlots } from '../transport/fuse/slots.ts';
 import { UblkSession } from '../transport/ublk/session.ts';
 import type { UblkSlots } from '../transport/ublk/slots.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
+import type { Ring } from '../uring/ring.ts';
+import { IOSQE_ASYNC, OPCODE, setFlags } from '../uring/sqe.ts';
 import { FaultLimiter } from './fault-limiter.ts';
 import type { DeviceSpec, DeviceStats, FaultEvent } from './plane-protocol.ts';
 
+/** flock(2) */
+const LOCK_UN = 8;
+
 /** What the devices of a data-plane thread share. */
 export interface Plant {
+  ring: Ring;
   io: Io;
   fuseSlots: FuseSlots;
   ublkSlots: UblkSlots;
@@ -54,8 +60,13 @@ function descriptors(spec: DeviceSpec): number[] {
   return fds;
 }
 
-/** For a device that could not be opened, or whose thread dies: its users get errors, and do not hang. */
+/**
+ * Closes all that a device has: at its end, when it could not be opened, and when its thread dies, so that its
+ * users get errors and do not hang.
+ */
 export function closeDescriptors(spec: DeviceSpec): void {
+  // The kernel may hold the file a little longer, for an operation that it has just ended; not the lock.
+  if (spec.leaf !== null) native.flock(spec.leaf.fd, LOCK_UN);
   for (const fd of descriptors(spec)) native.close(fd);
 }
 
@@ -140,11 +151,17 @@ export class PlaneDevice {
   }
 
   #closeLeaf(done: Done): void {
+    const { ring } = this.#plant;
     const end: IoOp = {
       done: result => {
         this.#shadow?.close(result >= 0);
         closeDescriptors(this.spec);
-        done(this.#failure('close', result));
+        // Once round through the kernel's own thread: what it still held of the files, as the claim on a
+        // block device, goes before the answer that they are free.
+        const word = ring.prepare(OPCODE.NOP, -1, {
+          done: () => done(this.#failure('close', result)),
+        });
+        setFlags(ring.words, word, IOSQE_ASYNC);
       },
     };
     if (this.#leaf === null) end.done(0, 0);

@@ -1,10 +1,10 @@
 /**
  * What the control plane (main thread) and the data plane (worker thread) say to each other.
  *
- * The control plane opens files, makes leaves, mounts; the data plane serves requests and touches no path.
- * File descriptors are shared by the process, so they travel as numbers; the thread that gets one owns it:
- * the descriptors of `open` are the data plane's whatever its answer, and closed with the device.
- * A call is answered once, by its number. Events come unasked.
+ * The control plane opens files, makes leaves, mounts; the data plane serves requests and touches
+ * no path. File descriptors are shared by the process, so they travel as numbers; the thread that
+ * gets one owns it: the descriptors of `open` are the data plane's whatever its answer, and closed
+ * with the device. A call is answered once, by its number. Events come unasked.
  */
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
@@ -57,8 +57,8 @@ export interface DeviceSpec {
 export type PlaneCall =
   | { call: 'open'; device: DeviceSpec }
   /**
-   * Stops serving, makes the leaf durable and clean, closes all descriptors of the device. A ublk device that
-   * was not stopped before waits for its next server, which this thread's end lets in.
+   * Stops serving, makes the leaf durable and clean, closes all descriptors of the device. A ublk
+   * device that was not stopped before waits for its next server, which this thread's end lets in.
    */
   | { call: 'close'; id: number }
   /** Makes everything written so far durable. */

@@ -1,14 +1,16 @@
 /**
  * The records of attached devices: `devices/NAME.json` in the state directory.
  *
- * A record says what a new daemon needs to bring the device back, and which node and link a dead one left.
- * It appears whole or not at all: written beside, synced, renamed, and the directory synced.
+ * A record says what a new daemon needs to bring the device back, and which node and link a dead
+ * one left. It appears whole or not at all: written beside, synced, renamed, and the directory
+ * synced.
  *
  *     attach   … node ─▶ record ─▶ link ─▶ answer
  *     detach   link ─▶ node, leaf durable ─▶ record ─▶ ephemeral leaf ─▶ answer
  *
- * So what is answered is on record, every link of a dead daemon is on record (if it points to the node of
- * its record, it is that daemon's), and a file in `ephemeral/` without a record is nobody's.
+ * So what is answered is on record, every link of a dead daemon is on record (if it points to the
+ * node of its record, it is that daemon's), and a file in `ephemeral/` without a record is
+ * nobody's.
  */
 import { open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { asUbdError, corrupt, UbdError } from '../base/errors.ts';
@@ -127,7 +129,7 @@ export class RecordStore {
         bad.push({ name, file, error: asUbdError(error) });
       }
     }
-    records.sort((a, b) => a.attachedAt.localeCompare(b.attachedAt) || a.link - b.link);
+    records.sort((a, b) => a.attachedAt.localeCompare(b.attachedAt));
     return { records, bad };
   }
 

@@ -1,8 +1,9 @@
 /**
- * The devices of this daemon: names, leaves and numbers are given out here, each to one device at a time.
+ * The devices of this daemon: names, leaves and numbers are given out here, each to one device at a
+ * time.
  *
- * All of it runs on the main thread. A device is in the map from its reservation to its end, so that a
- * name or leaf that is being attached or detached is already, or still, taken.
+ * All of it runs on the main thread. A device is in the map from its reservation to its end, so
+ * that a name or leaf that is being attached or detached is already, or still, taken.
  */
 import { type FSWatcher, watch } from 'node:fs';
 import { readdir, rm } from 'node:fs/promises';
@@ -18,7 +19,7 @@ import type {
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
 import { bringUp, type Workshop } from './attach.ts';
-import { type Entry, failedEntry, newEntry, toDevice, toRecord } from './device.ts';
+import { type Entry, failedEntry, newEntry, toDevice } from './device.ts';
 import { Links } from './links.ts';
 import type { Log } from './log.ts';
 import type { Machine, Transport } from './machine.ts';
@@ -26,7 +27,10 @@ import { chooseName, makePlan, type Plan, refuseContradictions } from './plan.ts
 import type { DeviceStats } from './plane-protocol.ts';
 import { type DeviceRecord, RecordStore } from './record.ts';
 
-/** Devices brought up or taken down at once: enough to overlap their syncs, few enough for a small host. */
+/**
+ * Devices brought up or taken down at once: enough to overlap their syncs, few enough for a small
+ * host.
+ */
 const CONCURRENT = 8;
 /** The data plane may be busy; a list must not wait for it for long. */
 const STATS_MS_MAX = 1000;
@@ -35,6 +39,8 @@ export interface RegistryOptions {
   paths: Paths;
   machine: Machine;
   log: Log;
+  /** Names the state directory in what the whole host sees. */
+  owner: string;
   /** Where links are made; tests have a place of their own. */
   linkDirectory?: string;
 }
@@ -46,15 +52,16 @@ export class Registry {
   /** Attaches and detaches under way; `stop` waits for them. */
   readonly #underWay = new Set<Promise<unknown>>();
   #nextId = 1;
+  #lastMs = 0;
   #stopping = false;
   #watcher: FSWatcher | null = null;
 
-  constructor({ paths, machine, log, linkDirectory }: RegistryOptions) {
+  constructor({ paths, machine, log, owner, linkDirectory }: RegistryOptions) {
     this.#machine = machine;
     this.#shop = {
       paths,
       images: machine.images,
-      links: new Links(linkDirectory),
+      links: new Links(owner, linkDirectory),
       records: new RecordStore(paths.devices),
       log,
       checkGoingOn: () => this.#checkGoingOn(),
@@ -98,7 +105,8 @@ export class Registry {
 
   async #reserve(spec: AttachSpec): Promise<Entry> {
     const isTaken = (name: string): boolean => this.#entries.has(name);
-    // A chosen name may be taken by another attach while we look at the disk: then another one is chosen.
+    // A chosen name may be taken by another attach while we look at the disk: then another one is
+    // chosen.
     let name = spec.name;
     if (name !== undefined && isTaken(name))
       throw new UbdError('exists', `the name ${name} is taken`, {
@@ -107,7 +115,7 @@ export class Registry {
       });
     while (name === undefined || isTaken(name))
       name = await chooseName(spec, this.#shop.paths, isTaken);
-    const entry = newEntry(this.#nextId++, name);
+    const entry = newEntry(this.#nextId++, name, this.#now());
     entry.root = spec.root ?? '';
     this.#entries.set(name, entry);
     return entry;
@@ -194,21 +202,22 @@ export class Registry {
       link: number;
       transport: Transport;
     };
-    const { links, records } = this.#shop;
+    const { links } = this.#shop;
     if (!force) await this.#refuseUsers(entry, node, transport);
-    links.remove(link, node);
+    links.park(link, node);
+    let result: 'gone' | 'later';
     try {
-      return await transport.detach(id, { force });
+      result = await transport.detach(id, { force });
     } catch (error) {
-      if (asUbdError(error).code !== 'busy') throw error;
-      // Somebody was faster than our look at the users: the link comes back.
-      let again = links.reserve(link);
-      while (!links.make(again, node)) again = links.reserve();
-      entry.link = again;
-      entry.partitions = links.updatePartitions(again, node);
-      if (again !== link) await records.write(toRecord(entry, transport, node, again));
+      if (asUbdError(error).code === 'busy') {
+        // Somebody was faster than our look at the users: the link comes back.
+        links.make(link, node);
+        entry.partitions = links.updatePartitions(link, node);
+      } else links.remove(link, node);
       throw error;
     }
+    links.remove(link, node);
+    return result;
   }
 
   async #refuseUsers(entry: Entry, node: string, transport: Transport): Promise<void> {
@@ -288,8 +297,8 @@ export class Registry {
   }
 
   /**
-   * Follows partitions that come and go while a device is attached: the kernel makes and removes their
-   * nodes beside the device's. Runs until `stop`.
+   * Follows partitions that come and go while a device is attached: the kernel makes and removes
+   * their nodes beside the device's. Runs until `stop`.
    */
   watchPartitions(directory: string): void {
     this.#watcher = watch(directory, { persistent: false }, (_, name) => {
@@ -312,9 +321,10 @@ export class Registry {
   // ---- life
 
   /**
-   * Brings back what is on record. A device that cannot come back stays listed with its reason, and does
-   * not stop the others.
-   * @param linksAreOurs a dead daemon left its links: those that point to the node of their record go
+   * Brings back what is on record. A device that cannot come back stays listed with its reason, and
+   * does not stop the others.
+   * @param linksAreOurs a dead daemon left its links: those that point to the node of their record
+   * are parked until the device is back
    */
   async restore(linksAreOurs: boolean): Promise<void> {
     const { records, links, log, paths } = this.#shop;
@@ -324,17 +334,16 @@ export class Registry {
       await Promise.all(this.#machine.transports.map(transport => transport.clearStale(kept)))
     ).flat();
     if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
-    if (linksAreOurs) for (const record of found) links.remove(record.link, record.node);
+    if (linksAreOurs) for (const record of found) links.park(record.link, record.node);
     for (const { name, file, error } of bad) {
       log.error(`${file}: ${error.message}`);
-      const entry = newEntry(this.#nextId++, name);
+      const entry = newEntry(this.#nextId++, name, this.#now());
       this.#entries.set(name, Object.assign(entry, { state: 'failed', error }));
     }
     await this.#removeOrphans(paths.ephemeral, found, bad.length > 0);
     // All names are taken before the first device is up.
     const entries = found.map(record => {
-      const entry = newEntry(this.#nextId++, record.name);
-      entry.attachedAt = record.attachedAt;
+      const entry = newEntry(this.#nextId++, record.name, record.attachedAt);
       entry.leaf = record.leaf;
       this.#entries.set(record.name, entry);
       links.hold(record.link);
@@ -359,6 +368,7 @@ export class Registry {
       log.info(`${entry.name}: back as ${this.#linkPath(entry)} (${entry.node})`);
     } catch (thrown) {
       const error = asUbdError(thrown);
+      links.remove(record.link, record.node);
       links.hold(record.link); // for the next try
       this.#entries.set(entry.name, failedEntry(entry.id, record, error));
       log.error(`${entry.name}: could not be brought back: ${error.message}`);
@@ -411,8 +421,8 @@ export class Registry {
   }
 
   /**
-   * Takes every device down, and leaves the records: the next daemon brings the devices back. Attaches
-   * that are under way are taken back first.
+   * Takes every device down, and leaves the records: the next daemon brings the devices back.
+   * Attaches that are under way are taken back first.
    */
   async stop(): Promise<void> {
     this.#stopping = true;
@@ -440,6 +450,12 @@ export class Registry {
     } catch (error) {
       log.error(`${entry.name}: stopping failed: ${(error as Error).message}`);
     }
+  }
+
+  /** The time, later than any time before. */
+  #now(): string {
+    this.#lastMs = Math.max(Date.now(), this.#lastMs + 1);
+    return new Date(this.#lastMs).toISOString();
   }
 
   #checkGoingOn(): void {

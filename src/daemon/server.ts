@@ -1,8 +1,9 @@
 /**
  * HTTP on the unix socket: takes requests apart, hands them to their route, and answers in JSON.
  *
- * Whatever arrives, an answer is an answer: junk, half requests and huge ones end in 4xx or a closed
- * connection, and cost memory within the limits below. What a request means is api-routes.ts.
+ * Whatever arrives, an answer is an answer: junk, half requests and huge ones end in 4xx or a
+ * closed connection, and cost memory within the limits below. What a request means is
+ * api-routes.ts.
  */
 import { chmodSync, rmSync } from 'node:fs';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
@@ -204,7 +205,8 @@ function refuseJunk(error: NodeJS.ErrnoException, socket: Socket): void {
       : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
         ? '408 Request Timeout'
         : '400 Bad Request';
-  const body = `${JSON.stringify({ error: { code: 'usage', message: `not a request: ${status}` } })}\n`;
+  const record: ErrorRecord = { code: 'usage', message: `not a request: ${status}` };
+  const body = `${JSON.stringify({ error: record })}\n`;
   socket.end(
     `HTTP/1.1 ${status}\r\nconnection: close\r\ncontent-type: application/json\r\n` +
       `content-length: ${Buffer.byteLength(body)}\r\n\r\n${body}`,

@@ -1,6 +1,6 @@
 /**
- * The ublk transport, put together: a device of the kernel's ublk driver, served by the data plane, which
- * outlives this process.
+ * The ublk transport, put together: a device of the kernel's ublk driver, served by the data plane,
+ * which outlives this process.
  *
  *     attach   device made, or the one of a dead daemon taken over ─▶ shadow of the leaf ─▶ data plane ─▶ started
  *     detach   stopped, while it is served ─▶ leaf made durable and closed ─▶ device removed
@@ -18,8 +18,8 @@ import { listOwned, makeMarks } from '../transport/ublk/marks.ts';
 import { openUblk, type Ublk } from '../transport/ublk/probe.ts';
 import { DEVICE_STATE, type DeviceInfo } from '../transport/ublk/wire.ts';
 import { handOver, type Plane } from './hand-over.ts';
-import type { FileLeaf } from './images.ts';
 import type { Transport, TransportDevice } from './machine.ts';
+import type { FileLeaf } from './opened-files.ts';
 
 interface Attached {
   device: UblkDevice;

@@ -12,7 +12,9 @@ export class Undo {
     if (index >= 0) this.#steps.splice(index, 1);
   }
 
-  /** Takes everything back, whatever fails on the way; `report` hears of what could not be undone. */
+  /**
+   * Takes everything back, whatever fails on the way; `report` hears of what could not be undone.
+   */
   async run(report: (text: string) => void): Promise<void> {
     for (let step = this.#steps.pop(); step !== undefined; step = this.#steps.pop()) {
       try {

@@ -1,8 +1,8 @@
 /**
  * Checks values that come from outside: request bodies, and records in the state directory.
  *
- * A `Check` takes an unknown value and says where it stands (`at`), so that a message names the field:
- * "devices[3].sizeBytes: a whole number of bytes, not \"12\"".
+ * A `Check` takes an unknown value and says where it stands (`at`), so that a message names the
+ * field: "devices[3].sizeBytes: a whole number of bytes, not \"12\"".
  */
 import { isAbsolute } from 'node:path';
 import { UbdError } from '../base/errors.ts';

@@ -1,18 +1,20 @@
 /**
- * The union block device: takes requests, finds out per sector which layer has the data, and joins the
- * parts to one answer. Knows nothing of transports, files or the kernel.
+ * The union block device: takes requests, finds out per sector which layer has the data, and joins
+ * the parts to one answer. Knows nothing of transports, files or the kernel.
  *
  *     request ──submit──▶ READ   per run of sectors: leaf │ intermediate … │ root │ zeroes
  *                         WRITE, DISCARD, WRITE_ZEROES, FLUSH   one operation on the leaf
- *                                    └─▶ every part done ──▶ FUA? flush ──▶ completer.complete(request)
+ *                              └─▶ every part done ──▶ FUA? flush ──▶ completer.complete
  *
- * Overlapping requests need no ordering here. No request is turned into a read-modify-write: a write goes
- * to the leaf as it is, its sectors change owner only when its data are there, and neighbouring sectors are
- * never touched. So of two requests in flight together each sector gets one or the other's data, which is
- * all that a disk promises; and a read sees, per sector, the data of before or after.
+ * Overlapping requests need no ordering here. No request is turned into a read-modify-write: a
+ * write goes to the leaf as it is, its sectors change owner only when its data are there, and
+ * neighbouring sectors are never touched. So of two requests in flight together each sector gets
+ * one or the other's data, which is all that a disk promises; and a read sees, per sector, the data
+ * of before or after.
  *
- * Nothing is allocated per request: a part is a pooled `Part`. A read that would need more parts than are
- * free waits in line, keeping its place (`cursor`); every part that comes back lets the line move on.
+ * Nothing is allocated per request: a part is a pooled `Part`. A read that would need more parts
+ * than are free waits in line, keeping its place (`cursor`); every part that comes back lets the
+ * line move on.
  */
 import { assert } from '../base/assert.ts';
 import { EIO, ENODATA, EROFS } from '../base/errno.ts';
@@ -163,7 +165,8 @@ export class UnionDevice {
       this.#finish(request);
       return;
     }
-    // The part that a change needs cannot be missing for long, yet it may be: then it waits like a read.
+    // The part that a change needs cannot be missing for long, yet it may be: then it waits like a
+    // read.
     if (this.#lineHead === null) this.#change(request);
     else this.#queue(request);
   }
@@ -180,7 +183,10 @@ export class UnionDevice {
     }
   }
 
-  /** Hands out what is left of a read. False if it had to wait for parts: it is in line then, in front. */
+  /**
+   * Hands out what is left of a read. False if it had to wait for parts: it is in line then, in
+   * front.
+   */
   #read(request: Request): boolean {
     const end = request.sector + request.count;
     request.pending++; // our own share: it must not complete while we still hand out
@@ -219,7 +225,8 @@ export class UnionDevice {
         layer.read(sector, run, request.memory, start, part);
         return run;
       }
-      limit = sector - run; // none of the next -run sectors: a lower layer answers for no more than those
+      // None of the next -run sectors: a lower layer answers for no more than those.
+      limit = sector - run;
     }
     const start = request.start + (sector - request.sector) * SECTOR_BYTES;
     request.memory.bytes.fill(0, start, start + (limit - sector) * SECTOR_BYTES);
@@ -268,7 +275,8 @@ export class UnionDevice {
     if (result < 0) {
       this.counters.faults++;
       this.#onFault({ op: request.op, layer: layer.name, sector, count, errno: -result });
-      // A store that became shorter is an I/O error to the file system; the message has the true cause.
+      // A store that became shorter is an I/O error to the file system; the message has the true
+      // cause.
       if (request.result === 0) request.result = result === -ENODATA ? -EIO : result;
     }
     this.#shareDone(request);

@@ -46,7 +46,8 @@ export function planLeaf(wishes: LeafWishes): Superblock {
     throw usage(`a leaf serves a device of at most ${LEAF_BYTES_MAX} bytes, not ${sizeBytes}`);
   if (logBytes < LOG_BYTES_MIN || logBytes > LOG_BYTES_MAX || logBytes % REGION_ALIGN !== 0)
     throw usage(
-      `the log takes ${LOG_BYTES_MIN} to ${LOG_BYTES_MAX} bytes, in steps of ${REGION_ALIGN}, not ${logBytes}`,
+      `the log takes ${LOG_BYTES_MIN} to ${LOG_BYTES_MAX} bytes, ` +
+        `in steps of ${REGION_ALIGN}, not ${logBytes}`,
     );
   if (Buffer.byteLength(parent.path) > PATH_BYTES_MAX || parent.path.includes('\0'))
     throw usage(`the root's path or URI is longer than ${PATH_BYTES_MAX} bytes`);

@@ -1,16 +1,15 @@
 /**
- * The offline verifier: goes through everything that opening relies on, and lists all that is wrong, with its
- * place, instead of stopping at the first. It changes nothing.
+ * The offline verifier: goes through everything that opening relies on, and lists all that is
+ * wrong, with its place, instead of stopping at the first. It changes nothing.
  *
- * What it cannot find: data have no checksums of their own, as on any plain disk. With `readData` it at least
- * reads every sector that the leaf has, so that the disk below gets to report what it can no longer read.
+ * What it cannot find: data have no checksums of their own, as on any plain disk. With `readData`
+ * it at least reads every sector that the leaf has, so that the disk below gets to report what it
+ * can no longer read.
  */
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import { FileMedia } from './file-media.ts';
-import { ownerOf, SUPERBLOCK_OFFSETS } from './format.ts';
-import { checkMapped, checkSuperblock, loadMap } from './load.ts';
-import { type LogScan, scanLog } from './log.ts';
+import { checkMapped, checkSuperblock, loadMap, readLog } from './load.ts';
 import type { Media } from './media.ts';
 import { SectorMap } from './sector-map.ts';
 import {
@@ -96,7 +95,9 @@ export function checkMedia(media: Media, options: CheckOptions = {}): CheckRepor
   const map = new SectorMap(superblock.sizeSectors);
   attempt(() => loadMap(media, superblock, map, damage));
   if (report.ok) attempt(() => checkMapped(media, superblock, map));
-  const scan = attempt(() => checkLog(media, superblock, map));
+  const scan = attempt(() =>
+    readLog(media, copies, superblock, (start, count) => map.setRange(start, count)),
+  );
   if (scan !== undefined) {
     report.logRecords = scan.records;
     const head = superblock.geometry.logOffset + scan.head;
@@ -122,37 +123,18 @@ function checkCopies(
   note: Note,
 ): void {
   for (const copy of copies) {
-    const place = SUPERBLOCK_OFFSETS.indexOf(copy.offset);
     if (copy.superblock === null)
       note(
         copy.offset,
         `superblock: ${copy.damage}; the other copy is used, the next write replaces it`,
       );
-    else if (copy.superblock.generation % 2 !== place)
-      damage(
-        copy.offset,
-        `superblock of generation ${copy.superblock.generation} is in the wrong place`,
-      );
     else if (copy.superblock.generation < superblock.generation - 1)
       damage(
         copy.offset,
-        `superblock: a write between its generation ${copy.superblock.generation} and ${superblock.generation} is missing`,
+        `superblock: generation ${copy.superblock.generation}; ` +
+          `a write between it and generation ${superblock.generation} is missing`,
       );
   }
-}
-
-function checkLog(media: Media, superblock: Superblock, map: SectorMap): LogScan {
-  const { logOffset, logBytes } = superblock.geometry;
-  const bytes = new Uint8Array(logBytes);
-  media.read(bytes, logOffset);
-  const source = {
-    ...superblock,
-    bytes,
-    logOffset,
-    owner: ownerOf(superblock.uuid),
-    file: media.name,
-  };
-  return scanLog(source, (start, count) => map.setRange(start, count));
 }
 
 /** Reads all sectors that the leaf has; what cannot be read is damage. */

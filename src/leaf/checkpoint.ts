@@ -1,16 +1,16 @@
 /**
- * A checkpoint's sectors: copies of every changed map page and directory sector, staged at the moment when
- * the commit cycle begins, and written later. Copies, because writes go on meanwhile and set bits whose data
- * are not durable yet.
+ * A checkpoint's sectors: copies of every changed map page and directory sector, staged at the
+ * moment when the commit cycle begins, and written later. Copies, because writes go on meanwhile
+ * and set bits whose data are not durable yet.
  *
  *     memory:  │ fresh pages │ other pages │ directory sectors │   each group sorted by index
  *                 before        after the data are durable
  *                the sync
  *
- * A *fresh* page is one that the directory on disk calls empty. Nothing refers to its map sector yet, so it
- * may be written together with the data and become durable by the same sync. Only then may a directory
- * sector call it partial. Hence the rule that opening relies on: a page that the directory calls partial has
- * a valid map sector, always.
+ * A *fresh* page is one that the directory on disk calls empty. Nothing refers to its map sector
+ * yet, so it may be written together with the data and become durable by the same sync. Only then
+ * may a directory sector call it partial. Hence the rule that opening relies on: a page that the
+ * directory calls partial has a valid map sector, always.
  */
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
@@ -26,7 +26,10 @@ export interface CheckpointTarget {
   mapOffset: number;
 }
 
-/** Sectors written in one piece, and pieces under way at the same time: others want the disk as well. */
+/**
+ * Sectors written in one piece, and pieces under way at the same time: others want the disk as
+ * well.
+ */
 const RUN_SECTORS_MAX = 512;
 const IN_FLIGHT_MAX = 8;
 

@@ -6,20 +6,21 @@
  *        │
  *        ├─ checkpoint with fresh pages ─▶ WRITE_FRESH   their map sectors (checkpoint.ts)
  *        ▼
- *      SYNC          all data written before are durable                        failed: the leaf is failed
+ *      SYNC  all data written before are durable
  *        │
  *        ├─ nothing newly mapped ─▶ end
- *        ├─ RECORD         one durable write at the head of the log ─▶ end      failed: the leaf is failed
- *        └─ WRITE_REST     map and directory sectors, in place
+ *        ├─ RECORD  one durable write at the head of the log ─▶ end
+ *        └─ WRITE_REST  map and directory sectors, in place
  *             ▼
- *           SYNC_MAP                                                            failed: the leaf is failed
+ *           SYNC_MAP
  *             ▼
- *           SUPERBLOCK     durable; the log begins anew at its start ─▶ end
+ *           SUPERBLOCK  durable; the log begins anew at its start ─▶ end
  *
- * What a cycle covers is fixed when it begins: changes that were done before. A full disk (ENOSPC) ends a
- * cycle without harm: what was to be recorded stays changed in the map, and the next cycle is a checkpoint.
- * After a failed sync the kernel may have dropped written data while their pages count as clean, so no later
- * sync can be believed: the leaf takes no more writes until it is opened again.
+ * What a cycle covers is fixed when it begins: changes that were done before. A full disk (ENOSPC)
+ * ends a cycle without harm: what was to be recorded stays changed in the map, and the next cycle
+ * is a checkpoint. After a failed sync the kernel may have dropped written data while their pages
+ * count as clean, so no later sync can be believed: the leaf takes no more writes until it is
+ * opened again.
  */
 import { assert } from '../base/assert.ts';
 import { EDQUOT, EIO, ENOSPC } from '../base/errno.ts';
@@ -52,7 +53,9 @@ const STEP = {
 export interface CommitLimits {
   /** The most extents in one record. At half of them a cycle begins by itself. */
   recordExtents: number;
-  /** A cycle begins by itself after so many written bytes, to bound what one flush has to wait for. */
+  /**
+   * A cycle begins by itself after so many written bytes, to bound what one flush has to wait for.
+   */
   unsyncedBytes: number;
 }
 
@@ -135,8 +138,8 @@ export class Commit implements IoOp {
   }
 
   /**
-   * A change is done: written, or made zero. `mapped`: the range holds sectors that were not mapped before.
-   * `bytes` of it wait in memory.
+   * A change is done: written, or made zero. `mapped`: the range holds sectors that were not mapped
+   * before. `bytes` of it wait in memory.
    */
   changed(sector: number, count: number, mapped: boolean, bytes: number): void {
     if (mapped) this.#pending.add(sector, count);
@@ -168,8 +171,9 @@ export class Commit implements IoOp {
   }
 
   /**
-   * Makes everything durable, then writes a last checkpoint, so that the next open has nothing to replay.
-   * The caller has let all operations end. A disk too full for the checkpoint is no failure: all is in the log.
+   * Makes everything durable, then writes a last checkpoint, so that the next open has nothing to
+   * replay. The caller has let all operations end. A disk too full for the checkpoint is no
+   * failure: all is in the log.
    */
   close(op: IoOp): void {
     this.flush(new FinalStep(this, op));
@@ -290,8 +294,8 @@ export class Commit implements IoOp {
   #writeSuperblock(): void {
     this.#step = STEP.SUPERBLOCK;
     const memory = this.#staging();
-    // Only once it is durable does our own superblock change: a write that failed is tried again with the
-    // same generation, at the same place, so that the other copy stays whole.
+    // Only once it is durable does our own superblock change: a write that failed is tried again
+    // with the same generation, at the same place, so that the other copy stays whole.
     const next = this.#nextSuperblock();
     encodeSuperblock(next, memory.bytes, 0);
     const position = SUPERBLOCK_OFFSETS[next.generation % 2]!;

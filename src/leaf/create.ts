@@ -1,9 +1,9 @@
 /**
  * Making a leaf: quick, whatever the device's size, and all or nothing.
  *
- * A regular file is built beside its place under a name of its own (`.ubd-UUID.new`), made durable, and then
- * linked to its name, which fails if that is taken: no existing file is ever overwritten, and the name never
- * shows a half-made leaf. A block device is written in place, superblocks last.
+ * A regular file is built beside its place under a name of its own (`.ubd-UUID.new`), made durable,
+ * and then linked to its name, which fails if that is taken: no existing file is ever overwritten,
+ * and the name never shows a half-made leaf. A block device is written in place, superblocks last.
  */
 import { closeSync, fsyncSync, linkSync, openSync, statSync, unlinkSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -72,7 +72,9 @@ function isBlockDevice(path: string): boolean {
   }
 }
 
-/** Any byte that is not zero where file systems and partition tables have theirs: somebody's data. */
+/**
+ * Any byte that is not zero where file systems and partition tables have theirs: somebody's data.
+ */
 function refuseContent(media: Media): void {
   const length = Math.min(128 * 1024, media.sizeBytes);
   const raw = new Uint8Array(length);

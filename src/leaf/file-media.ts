@@ -1,10 +1,10 @@
 /**
  * Media on files and block devices: node:fs, and the few calls that it lacks from the addon.
  *
- * One leaf, one user: a writable leaf is held with an exclusive lock (flock) on the file, a read-only one
- * with a shared lock. On a block device the open claims the device too (O_EXCL), which the kernel refuses
- * while it is mounted or part of something else. The locks go with the descriptor, so nothing is left by a
- * process that died.
+ * One leaf, one user: a writable leaf is held with an exclusive lock (flock) on the file, a
+ * read-only one with a shared lock. On a block device the open claims the device too (O_EXCL),
+ * which the kernel refuses while it is mounted or part of something else. The locks go with the
+ * descriptor, so nothing is left by a process that died.
  */
 import {
   closeSync,
@@ -77,7 +77,10 @@ export class FileMedia implements Media {
     const readOnly = options.readOnly ?? false;
     let flags = readOnly ? constants.O_RDONLY : constants.O_RDWR;
     flags |= constants.O_NONBLOCK; // a FIFO must not hold us up
-    if (options.create) flags |= constants.O_CREAT | constants.O_EXCL;
+    // On a block device O_EXCL claims it, for as long as it is open; on a file it goes with
+    // O_CREAT.
+    if (!readOnly && !options.noLock) flags |= constants.O_EXCL;
+    if (options.create) flags |= constants.O_CREAT;
     let fd: number;
     try {
       fd = openSync(path, flags, 0o600);
@@ -92,7 +95,6 @@ export class FileMedia implements Media {
         });
       const media = new FileMedia(path, fd, stat.isBlockDevice());
       if (!options.noLock) {
-        if (media.blockDevice && !readOnly) media.#claim(path);
         media.#lock(readOnly);
       }
       return media;
@@ -194,20 +196,11 @@ export class FileMedia implements Media {
       next: 'A leaf serves one device at a time: detach that one first.',
     });
   }
-
-  /** On a block device O_EXCL without O_CREAT asks whether anybody else has claimed it. */
-  #claim(path: string): void {
-    try {
-      closeSync(openSync(path, constants.O_RDONLY | constants.O_EXCL));
-    } catch (error) {
-      throw fileError(error, 'claim it (mounted, or part of another device?)', path);
-    }
-  }
 }
 
 /**
- * The process that holds a lock on the file of `fd`, as /proc/locks tells; undefined if there is none, 0 if the
- * process is outside of our PID namespace.
+ * The process that holds a lock on the file of `fd`, as /proc/locks tells; undefined if there is
+ * none, 0 if the process is outside of our PID namespace.
  */
 export function lockHolder(fd: number): number | undefined {
   const { dev, ino } = fstatSync(fd, { bigint: true });

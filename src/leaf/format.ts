@@ -1,15 +1,17 @@
 /**
- * The leaf's format, version 1: every structure and where it lies. FORMAT.md says the same in prose and
- * tables, with the rules of validity and why a crash cannot break them; a test compares the two.
+ * The leaf's format, version 1: every structure and where it lies. FORMAT.md says the same in prose
+ * and tables, with the rules of validity and why a crash cannot break them; a test compares the
+ * two.
  *
  *     0       4096    8192            directory      map              data
- *     ┌───────┬───────┬───────────────┬──────────────┬────────────────┬──────────────────────────────────┐
- *     │ super │ super │ log           │ directory    │ map            │ sector N of the device is at     │
- *     │ A     │ B     │ records, from │ 2 bits for   │ 1 bit for each │ dataOffset + 512 N               │
- *     │       │       │ the start on  │ each page    │ sector, sparse │ sparse                           │
- *     └───────┴───────┴───────────────┴──────────────┴────────────────┴──────────────────────────────────┘
+ *     ┌───────┬───────┬───────────────┬──────────────┬────────────────┬─────────────────────────┐
+ *     │ super │ super │ log           │ directory    │ map            │ sector N of the device  │
+ *     │ block │ block │ records, from │ 2 bits for   │ 1 bit for each │ is at dataOffset + 512N │
+ *     │ even  │ odd   │ the start on  │ each page    │ sector, sparse │ sparse                  │
+ *     └───────┴───────┴───────────────┴──────────────┴────────────────┴─────────────────────────┘
  *
- * All numbers are little-endian. A sector of 512 bytes is assumed to be written whole or not at all.
+ * All numbers are little-endian. A sector of 512 bytes is assumed to be written whole or
+ * not at all.
  */
 import { endianness } from 'node:os';
 import { crc32 } from 'node:zlib';
@@ -22,13 +24,18 @@ assert(endianness() === 'LE', 'the map is used in memory as it is on disk: littl
 export const MAGIC = 'UBDLEAF';
 export const FORMAT_VERSION = 1;
 
-/** Features that this code knows: none so far. What an unknown one asks of a reader: see FORMAT.md. */
+/**
+ * Features that this code knows: none so far. What an unknown one asks of a reader: see FORMAT.md.
+ */
 export const KNOWN_INCOMPATIBLE = 0;
 export const KNOWN_READ_ONLY_COMPATIBLE = 0;
 export const KNOWN_COMPATIBLE = 0;
 
 export const SUPERBLOCK_BYTES = 4096;
-/** Generation g is written to copy g mod 2: the valid copy with the higher generation is the last written. */
+/**
+ * Generation g is written to copy g mod 2: the valid copy with the higher generation is the last
+ * written.
+ */
 export const SUPERBLOCK_OFFSETS: readonly [number, number] = [0, SUPERBLOCK_BYTES];
 export const LOG_OFFSET: number = 2 * SUPERBLOCK_BYTES;
 export const LOG_BYTES_DEFAULT: number = 256 * 1024;
@@ -40,7 +47,9 @@ export const DATA_ALIGN: number = 1024 * 1024;
 /** The largest device of a leaf: page numbers have 32 bits, and offsets stay exact numbers. */
 export const LEAF_BYTES_MAX: number = 2 ** 52;
 
-/** One page of the map: the bits of 3968 sectors (1.94 MiB of the device) in one sector of the map. */
+/**
+ * One page of the map: the bits of 3968 sectors (1.94 MiB of the device) in one sector of the map.
+ */
 export const PAGE_BYTES = 496;
 export const PAGE_WORDS = 124;
 export const PAGE_SECTORS: number = PAGE_BYTES * 8;

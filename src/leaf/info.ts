@@ -1,6 +1,6 @@
 /**
- * What a leaf tells about itself, without a lock: also of one that is in use, and then as of the last time
- * that its superblock was written (who serves it knows the rest).
+ * What a leaf tells about itself, without a lock: also of one that is in use, and then as of the
+ * last time that its superblock was written (who serves it knows the rest).
  */
 import { fstatSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
@@ -84,7 +84,8 @@ export function looksLikeLeaf(path: string): boolean {
   try {
     return readSuperblockCopies(media).some(copy => copy.ours);
   } catch (error) {
-    if (error instanceof UbdError && error.code === 'unsupported') return true; // of a newer version
+    // Of a newer version.
+    if (error instanceof UbdError && error.code === 'unsupported') return true;
     throw error;
   } finally {
     media.close();

@@ -2,14 +2,16 @@
  * The leaf on the data path: takes a device's writes, and serves the sectors that it has.
  *
  * Invariants:
- *  1. A sector's bit is set when its first write is done, never before: until then the layers below serve it.
- *  2. What a flush has answered for is in the map or in the log, and its data are durable (commit.ts).
+ *  1. A sector's bit is set when its first write is done, never before: until then the layers
+ *     below serve it.
+ *  2. What a flush has answered for is in the map or in the log, and its data are durable
+ *     (commit.ts).
  *  3. A write goes where it belongs, as it is: nothing is read, copied or moved for it.
  *  4. The parent is never looked at here.
  *  5. With a shadow, what was answered also outlives the process unflushed (shadow.ts).
  *
- * Operations are pooled; steady traffic allocates nothing. Answers that need no I/O (a flush with nothing to
- * do, a refusal) come from inside the call.
+ * Operations are pooled; steady traffic allocates nothing. Answers that need no I/O (a flush with
+ * nothing to do, a refusal) come from inside the call.
  */
 import { assert } from '../base/assert.ts';
 import { EIO, EROFS } from '../base/errno.ts';
@@ -23,6 +25,10 @@ import type { Shadow } from './shadow.ts';
 
 const KIND = { WRITE: 0, ZEROES: 1, DISCARD: 2 } as const;
 type Kind = (typeof KIND)[keyof typeof KIND];
+
+/** What of a discard is punched in one call: gaps up to 64 KiB, and so many runs and gaps. */
+const DISCARD_GAP_SECTORS_MAX = 128;
+const DISCARD_RUNS_MAX = 4096;
 
 /** One change under way. */
 class LeafOp implements IoOp {
@@ -59,7 +65,8 @@ export class Leaf implements WritableLayer {
   #closed = false;
 
   /**
-   * Takes over the opened leaf's arrays. Its descriptor stays the caller's, who closes it after `close`.
+   * Takes over the opened leaf's arrays. Its descriptor stays the caller's, who closes it after
+   * `close`.
    * @param limits for tests
    * @param shadow of a device that may outlive this process
    */
@@ -114,7 +121,10 @@ export class Leaf implements WritableLayer {
     this.#io.write(this.#fd, memory, start, count * SECTOR_BYTES, position, own);
   }
 
-  /** Punches mapped and unmapped sectors alike: data of before a crash may lie under the unmapped ones. */
+  /**
+   * Punches mapped and unmapped sectors alike: data of before a crash may lie under the unmapped
+   * ones.
+   */
   writeZeroes(sector: number, count: number, keepSpace: boolean, op: IoOp): void {
     if (this.#refuses(op)) return;
     const own = this.#take(KIND.ZEROES, sector, count, op);
@@ -123,7 +133,7 @@ export class Leaf implements WritableLayer {
     else this.#io.punch(this.#fd, position, count * SECTOR_BYTES, own);
   }
 
-  /** Frees the space of the sectors that the leaf has, run by run; the others stay the parent's. */
+  /** Frees the space of the sectors that the leaf has; the others stay the parent's. */
   discard(sector: number, count: number, op: IoOp): void {
     if (this.#refuses(op)) return;
     const own = this.#take(KIND.DISCARD, sector, 0, op);
@@ -133,20 +143,32 @@ export class Leaf implements WritableLayer {
     op.done(0, 0);
   }
 
-  /** Punches the next mapped run of a discard; false if there is none. */
+  /**
+   * Punches the next mapped run of a discard; false if there is none. Runs with small gaps between
+   * them go together: one call, and the blocks that they share are freed. That is allowed inside of
+   * the discarded range: what lies under unmapped sectors means nothing, and a write on its way
+   * there is as good as discarded.
+   */
   #punchNext(own: LeafOp): boolean {
+    const { end } = own;
     let sector = own.sector + own.count;
-    if (sector >= own.end) return false;
-    let run = this.#map.run(sector, own.end);
-    if (run < 0) {
-      sector -= run;
-      if (sector >= own.end) return false;
-      run = this.#map.run(sector, own.end);
+    let count = 0;
+    for (let at = sector, runs = 0; at < end && runs < DISCARD_RUNS_MAX; runs++) {
+      const run = this.#map.run(at, end);
+      if (run > 0) {
+        if (count === 0) sector = at;
+        count = at + run - sector;
+        at += run;
+      } else {
+        if (count > 0 && -run > DISCARD_GAP_SECTORS_MAX) break;
+        at -= run;
+      }
     }
+    if (count === 0) return false;
     own.sector = sector;
-    own.count = run;
+    own.count = count;
     const position = this.#dataOffset + sector * SECTOR_BYTES;
-    this.#io.punch(this.#fd, position, run * SECTOR_BYTES, own);
+    this.#io.punch(this.#fd, position, count * SECTOR_BYTES, own);
     return true;
   }
 
@@ -156,8 +178,9 @@ export class Leaf implements WritableLayer {
   }
 
   /**
-   * Makes all durable and the leaf clean. All other operations have ended; none may follow. `op.done` gets 0,
-   * or a negative errno: then the leaf holds what its last good flush had answered for.
+   * Makes all durable and the leaf clean. All other operations have ended; none may follow.
+   * `op.done` gets 0, or a negative errno: then the leaf holds what its last good flush had
+   * answered for.
    */
   close(op: IoOp): void {
     assert(this.#inFlight === 0 && !this.#closed, 'a leaf is closed once, with nothing under way');

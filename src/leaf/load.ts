@@ -1,9 +1,9 @@
 /**
  * Opening a leaf: superblock, directory, map, log; then the map in memory is what it was.
  *
- * The work follows what was changed: of a sparse file only those parts of the directory are read that hold
- * data, and of the map only the sectors of partial pages. Everything read is checked (the rules of FORMAT.md
- * by number), and what fails is reported with its place; nothing is guessed.
+ * The work follows what was changed: of a sparse file only those parts of the directory are read
+ * that hold data, and of the map only the sectors of partial pages. Everything read is checked (the
+ * rules of FORMAT.md by number), and what fails is reported with its place; nothing is guessed.
  */
 import { corrupt, UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
@@ -20,7 +20,7 @@ import {
   SUPERBLOCK_OFFSETS,
   sectorDamage,
 } from './format.ts';
-import { scanLog } from './log.ts';
+import { type LogScan, scanLog } from './log.ts';
 import type { Media } from './media.ts';
 import type { OpenedLeaf } from './opened.ts';
 import { SectorMap } from './sector-map.ts';
@@ -29,6 +29,7 @@ import {
   encodeSuperblock,
   readSuperblockCopies,
   type Superblock,
+  type SuperblockCopy,
 } from './superblock.ts';
 
 export interface LoadOptions {
@@ -51,27 +52,21 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
       notes.push(`superblock at offset ${copy.offset}: ${copy.damage}; the other copy is used`);
   checkSuperblock(media, superblock, readOnly);
 
-  const owner = ownerOf(superblock.uuid);
   const map = new SectorMap(superblock.sizeSectors);
   loadMap(media, superblock, map, (offset, check) => {
     throw corrupt(file, offset, check);
   });
   checkMapped(media, superblock, map);
 
-  const { logOffset, logBytes } = superblock.geometry;
-  const log = new Uint8Array(logBytes);
-  media.read(log, logOffset);
-  const { sizeSectors, logStart, logEnd } = superblock;
-  const scan = scanLog(
-    { bytes: log, owner, logStart, logEnd, sizeSectors, file, logOffset },
-    (start, count) => map.setRange(start, count),
-  );
+  const scan = readLog(media, copies, superblock, (start, count) => map.setRange(start, count));
+  const { logOffset } = superblock.geometry;
+  superblock.logStart = scan.logStart;
   if (scan.torn)
     notes.push(
       `log record ${scan.nextSequence} at offset ${logOffset + scan.head} was never whole: dropped`,
     );
 
-  if (!readOnly && scan.records > 0 && logEnd !== scan.nextSequence)
+  if (!readOnly && scan.records > 0 && superblock.logEnd !== scan.nextSequence)
     rememberLog(media, superblock, scan.nextSequence);
   return {
     name: file,
@@ -85,6 +80,26 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
   };
 }
 
+/** Reads the log and goes through its records. */
+export function readLog(
+  media: Media,
+  copies: readonly SuperblockCopy[],
+  superblock: Superblock,
+  visit: (start: number, count: number) => void,
+): LogScan {
+  const { uuid, sizeSectors, logStart, logEnd } = superblock;
+  const { logOffset, logBytes } = superblock.geometry;
+  const bytes = new Uint8Array(logBytes);
+  media.read(bytes, logOffset);
+  const superblockLost = copies.some(copy => copy.superblock === null);
+  const owner = ownerOf(uuid);
+  const file = media.name;
+  return scanLog(
+    { bytes, owner, logStart, logEnd, sizeSectors, superblockLost, file, logOffset },
+    visit,
+  );
+}
+
 /** Whether we may use the leaf as it is, and the file has its full length. True, or it throws. */
 export function checkSuperblock(media: Media, superblock: Superblock, readOnly: boolean): true {
   const file = media.name;
@@ -92,7 +107,7 @@ export function checkSuperblock(media: Media, superblock: Superblock, readOnly: 
   if (unknown !== 0 && !readOnly)
     throw new UbdError(
       'unsupported',
-      `${file}: the leaf has features that this ubd cannot write (0x${(unknown >>> 0).toString(16)})`,
+      `${file}: this ubd cannot write features of the leaf (0x${(unknown >>> 0).toString(16)})`,
       { place: { file }, next: 'Attach it read-only, or use the version of ubd that made it.' },
     );
   const needed = superblock.geometry.dataOffset + superblock.sizeSectors * SECTOR_BYTES;
@@ -113,15 +128,21 @@ export function checkMapped(media: Media, superblock: Superblock, map: SectorMap
     throw corrupt(
       media.name,
       geometry.directoryOffset,
-      `the map has ${map.mapped} sectors and must have at least ${mappedSectors}: a sector of directory or map was lost`,
+      `the map has ${map.mapped} sectors and must have at least ${mappedSectors}: ` +
+        'a sector of directory or map was lost',
     );
   return true;
 }
 
-/** Takes what is wrong with a sector: throws, or notes it and lets the sector count as never written. */
+/**
+ * Takes what is wrong with a sector: throws, or notes it and lets the sector count as never
+ * written.
+ */
 export type OnDamage = (offset: number, check: string) => void;
 
-/** Reads the directory, and the map sectors of the pages that it calls partial, into an empty map. */
+/**
+ * Reads the directory, and the map sectors of the pages that it calls partial, into an empty map.
+ */
 export function loadMap(
   media: Media,
   superblock: Superblock,
@@ -226,8 +247,9 @@ class PageReader {
 }
 
 /**
- * After a crash: the superblock notes how far the log goes, so that a later loss of records is noticed.
- * If only the process died, the last record may be in the page cache alone: first of all it must be durable.
+ * After a crash: the superblock notes how far the log goes, so that a later loss of records is
+ * noticed. If only the process died, the last record may be in the page cache alone: first of all
+ * it must be durable.
  */
 function rememberLog(media: Media, superblock: Superblock, nextSequence: number): void {
   media.sync();

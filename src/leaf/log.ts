@@ -2,13 +2,14 @@
  * The modification log: which sectors became mapped since the last checkpoint.
  *
  *     logOffset                                              head
- *     ├─ record start ─┼─ record start+1 ─┼ … ┼─ record n ─┤▒▒▒ nothing, or a torn record, or older ones ▒▒▒│
+ *     ├─ record start ─┼─ record start+1 ─┼ … ┼─ record n ─┤▒ a torn record, older ones, nothing ▒│
  *
- * Records follow each other without gaps, each in whole sectors, numbered one by one. A record says: the
- * data of these sectors are in the leaf, durably; so it is written after the sync of the data, and is
- * durable itself before the flush is answered. There is never more than one record that is not durable
- * yet. So what follows the last whole record is at most one torn record, which no flush has answered for;
- * a whole record found anywhere behind it proves that durable records were lost, and is damage.
+ * Records follow each other without gaps, each in whole sectors, numbered one by one. A record
+ * says: the data of these sectors are in the leaf, durably; so it is written after the sync of the
+ * data, and is durable itself before the flush is answered. There is never more than one record
+ * that is not durable yet. So what follows the last whole record is at most one torn record, which
+ * no flush has answered for; a whole record found anywhere behind it proves that durable records
+ * were lost, and is damage.
  */
 import { crc32 } from 'node:zlib';
 import { corrupt } from '../base/errors.ts';
@@ -52,6 +53,10 @@ function recordCrc(source: Uint8Array, offset: number, length: number): number {
 }
 
 export interface LogScan {
+  /**
+   * The first record that counts: as the superblock says, or later (see LogSource.superblockLost).
+   */
+  logStart: number;
   /** Where the next record goes, in bytes from the start of the log. */
   head: number;
   /** The number of the next record. */
@@ -66,19 +71,33 @@ export interface LogSource {
   /** The whole log region. */
   bytes: Uint8Array;
   owner: Owner;
-  /** From the superblock: the first record that counts, and the one up to which all must be there. */
+  /**
+   * From the superblock: the first record that counts, and the one up to which all must be there.
+   */
   logStart: number;
   logEnd: number;
   sizeSectors: number;
+  /**
+   * The other superblock is damaged, so it may have been the newer one. Then a newer record at the
+   * log's start shows what it said: the log begins anew only when a superblock with that `logStart`
+   * is durable.
+   */
+  superblockLost: boolean;
   /** For messages. */
   file: string;
   logOffset: number;
 }
 
-/** Goes through the records that count, in order. Throws `corrupt` where durable records are missing. */
+/**
+ * Goes through the records that count, in order. Throws `corrupt` where durable records are
+ * missing.
+ */
 export function scanLog(source: LogSource, visit: (start: number, count: number) => void): LogScan {
-  const { bytes, owner, logStart, logEnd, sizeSectors, file, logOffset } = source;
+  const { bytes, owner, sizeSectors, file, logOffset } = source;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const oldest = source.superblockLost ? (sequenceAt(bytes, view, 0, owner) ?? 0) : 0;
+  const logStart = Math.max(source.logStart, oldest);
+  const logEnd = Math.max(source.logEnd, logStart);
   let head = 0;
   let sequence = logStart;
   let extents = 0;
@@ -116,6 +135,7 @@ export function scanLog(source: LogSource, visit: (start: number, count: number)
       );
   }
   return {
+    logStart,
     head,
     nextSequence: sequence,
     records: sequence - logStart,

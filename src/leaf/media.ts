@@ -1,6 +1,7 @@
 /**
- * What opening, creating and checking a leaf ask of a file: plain synchronous calls of the control plane.
- * The data path never comes here; it has `Io`. `file-media.ts` does it on files and block devices.
+ * What opening, creating and checking a leaf ask of a file: plain synchronous calls of the control
+ * plane. The data path never comes here; it has `Io`. `file-media.ts` does it on files and block
+ * devices.
  *
  * Every call is whole or throws a UbdError that names the file and the offset.
  */

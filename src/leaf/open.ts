@@ -1,8 +1,8 @@
 /**
  * Opening a leaf by its path, for use by one device: locked, checked, its map in memory.
  *
- * The OpenedLeaf can be posted to the data-plane thread (`transferList`); its descriptor goes along, and who
- * has it closes it. Where opening fails nothing stays open.
+ * The OpenedLeaf can be posted to the data-plane thread (`transferList`); its descriptor goes
+ * along, and who has it closes it. Where opening fails nothing stays open.
  */
 import { FileMedia } from './file-media.ts';
 import { type LoadOptions, loadLeaf } from './load.ts';

@@ -1,8 +1,10 @@
 /**
- * The extents that became mapped since the last commit cycle took them: what its log record will say.
+ * The extents that became mapped since the last commit cycle took them: what its log record will
+ * say.
  *
- * Only a short cut: the truth is the map. When there are more than a record can hold, the list gives up
- * (`overflowed`), and the next commit must be a checkpoint, which needs no list. So its memory is bounded.
+ * Only a short cut: the truth is the map. When there are more than a record can hold, the list
+ * gives up (`overflowed`), and the next commit must be a checkpoint, which needs no list. So its
+ * memory is bounded.
  */
 const COUNT_MAX = 2 ** 32 - 1;
 
@@ -100,7 +102,9 @@ export class PendingExtents {
 
 const GAPS = [1750, 701, 301, 132, 57, 23, 10, 4, 1] as const;
 
-/** Shell sort of two arrays by the first: in place, and quick where nearly everything is in order. */
+/**
+ * Shell sort of two arrays by the first: in place, and quick where nearly everything is in order.
+ */
 function sortPairs(starts: Float64Array, counts: Uint32Array, length: number): void {
   for (const gap of GAPS) {
     for (let i = gap; i < length; i++) {

@@ -7,12 +7,12 @@
  *
  *     slabs[s]: 32 slots of 124 words, with a count of set bits and flags for each
  *
- * Bits go from 0 to 1 only. Memory follows what was changed: an untouched device costs 8 bytes for each
- * 3.75 GiB, a page that is full or empty costs its entry alone.
+ * Bits go from 0 to 1 only. Memory follows what was changed: an untouched device costs 8 bytes for
+ * each 3.75 GiB, a page that is full or empty costs its entry alone.
  *
- * For the checkpoint the map knows which pages and directory sectors changed since they were last staged,
- * and which partial pages are *fresh*: not yet known as partial to the directory on disk (see checkpoint.ts).
- * Lookups and changes of set bits allocate nothing.
+ * For the checkpoint the map knows which pages and directory sectors changed since they were last
+ * staged, and which partial pages are *fresh*: not yet known as partial to the directory on disk
+ * (see checkpoint.ts). Lookups and changes of set bits allocate nothing.
  */
 import { assert } from '../base/assert.ts';
 import { DIRECTORY_PAGES, PAGE_BYTES, PAGE_SECTORS, PAGE_STATE, PAGE_WORDS } from './format.ts';
@@ -201,9 +201,12 @@ export class SectorMap {
     this.#dirtyPages.push(page);
   }
 
-  // ── for the checkpoint ──────────────────────────────────────────────────────────────────────────────
+  // ── for the checkpoint ───────────────────────────────────────────────────
 
-  /** The partial pages changed since they were last taken, in order. They count as unchanged from now on. */
+  /**
+   * The partial pages changed since they were last taken, in order. They count as unchanged from
+   * now on.
+   */
   takeDirtyPages(): number[] {
     const taken: number[] = [];
     for (const page of this.#dirtyPages) {
@@ -269,7 +272,7 @@ export class SectorMap {
     }
   }
 
-  // ── for opening ─────────────────────────────────────────────────────────────────────────────────────
+  // ── for opening ──────────────────────────────────────────────────────────
 
   /** A page that the directory calls full. */
   loadFull(page: number): void {
@@ -277,7 +280,10 @@ export class SectorMap {
     this.#mapped += this.pageSize(page);
   }
 
-  /** A page that the directory calls partial, with its 496 bytes of bits. False if bits lie beyond the device. */
+  /**
+   * A page that the directory calls partial, with its 496 bytes of bits. False if bits lie beyond
+   * the device.
+   */
   loadPartial(page: number, source: Uint8Array, offset: number): boolean {
     const slot = this.#takeSlot();
     this.#flags[slot >>> 5]![slot & 31] = 0;

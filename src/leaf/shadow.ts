@@ -1,11 +1,12 @@
 /**
- * The shadow of a leaf's map: what became mapped since the leaf was opened, in memory that outlives the
- * process.
+ * The shadow of a leaf's map: what became mapped since the leaf was opened, in memory that outlives
+ * the process.
  *
- * A device may outlive its server (ublk): its users notice no crash, so nothing that was answered may be
- * missing afterwards, flushed or not. The data are not: they are in the leaf's page cache. But that a sector is
- * the leaf's is known by the map alone, in this process, until the next commit. So each bit of a first write is
- * also set here, by a store into a shared mapping of a file, before the write is answered.
+ * A device may outlive its server (ublk): its users notice no crash, so nothing that was answered
+ * may be missing afterwards, flushed or not. The data are not: they are in the leaf's page cache.
+ * But that a sector is the leaf's is known by the map alone, in this process, until the next
+ * commit. So each bit of a first write is also set here, by a store into a shared mapping of a
+ * file, before the write is answered.
  *
  *     byte 0     header: state, boot, leaf
  *     byte 4096  one bit for each sector, in little-endian words; allocated piece by piece
@@ -13,10 +14,11 @@
  *     LIVE ── the leaf is closed in order ──▶ CLOSED: all that was answered is in the leaf itself
  *       └──── the process dies: the next one puts the bits into the map, and goes on with the same shadow
  *
- * A shadow stands for the page cache, and is good for nothing without it: only in the boot in which it was
- * made, for this leaf. Bits are never cleared; those of sectors that the map has are harmless. Losing the
- * shadow is like losing power: the leaf is sound, what was not flushed is gone, and a device that did not
- * notice must not go on. Whoever opens the leaf without its shadow removes it first.
+ * A shadow stands for the page cache, and is good for nothing without it: only in the boot in which
+ * it was made, for this leaf. Bits are never cleared; those of sectors that the map has are
+ * harmless. Losing the shadow is like losing power: the leaf is sound, what was not flushed is
+ * gone, and a device that did not notice must not go on. Whoever opens the leaf without its shadow
+ * removes it first.
  */
 import {
   closeSync,
@@ -52,7 +54,9 @@ const FILE_BYTES_MAX = 2 ** 32;
 
 const SEEK_DATA = 3;
 
-/** A shadow that the control plane has opened, for `LeafShadow`. Whoever has it owns the descriptor. */
+/**
+ * A shadow that the control plane has opened, for `LeafShadow`. Whoever has it owns the descriptor.
+ */
 export interface OpenedShadow {
   fd: number;
   sizeSectors: number;
@@ -122,9 +126,9 @@ export class LeafShadow implements Shadow {
 }
 
 /**
- * Opens the shadow of a leaf that was just opened, or makes a new one. With `goingOn`, the device lived on
- * while nobody served it: what a dead process had answered is put into the leaf's map; throws where it is not
- * known. Without, the device is new, and an old shadow is dropped.
+ * Opens the shadow of a leaf that was just opened, or makes a new one. With `goingOn`, the device
+ * lived on while nobody served it: what a dead process had answered is put into the leaf's map;
+ * throws where it is not known. Without, the device is new, and an old shadow is dropped.
  * @param path of the file, on tmpfs
  */
 export function openShadow(path: string, opened: OpenedLeaf, goingOn: boolean): OpenedShadow {

@@ -1,9 +1,10 @@
 /**
  * The superblock: who this leaf is, what it stands on, where everything lies, where the log begins.
  *
- * Two copies. Each write takes the next generation and goes to copy `generation mod 2`, so the copy written
- * before stays whole until the new one is durable. What the older copy says is true as well, only older:
- * its log begins earlier, and replaying more of the log than needed changes nothing.
+ * Two copies. Each write takes the next generation and goes to copy `generation mod 2`, so the copy
+ * written before stays whole until the new one is durable. What the older copy says is true as
+ * well, only older: its log begins earlier, and replaying more of the log than needed changes
+ * nothing.
  */
 import { crc32 } from 'node:zlib';
 import { corrupt, UbdError } from '../base/errors.ts';
@@ -51,7 +52,9 @@ export interface Superblock {
   geometry: Geometry;
   /** The first log record that counts; older ones are in the map. */
   logStart: number;
-  /** Records before this one were durable when the superblock was written, so they must be there. */
+  /**
+   * Records before this one were durable when the superblock was written, so they must be there.
+   */
   logEnd: number;
   /** How many sectors the map on disk has at least: as many as at the last checkpoint. */
   mappedSectors: number;
@@ -138,7 +141,9 @@ export function decodeSuperblock(raw: Uint8Array, offset: number, file: string):
     });
   }
   try {
-    copy.superblock = interpret(SUPERBLOCK.read(view, 0));
+    const superblock = interpret(SUPERBLOCK.read(view, 0));
+    if (SUPERBLOCK_OFFSETS[superblock.generation % 2] === offset) copy.superblock = superblock;
+    else copy.damage = `generation ${superblock.generation} does not belong here`;
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
     copy.damage = error.message;
@@ -146,7 +151,10 @@ export function decodeSuperblock(raw: Uint8Array, offset: number, file: string):
   return copy;
 }
 
-/** Turns fields whose CRC is right into a superblock; a RangeError says which of them makes no sense. */
+/**
+ * Turns fields whose CRC is right into a superblock; a RangeError says which of them makes no
+ * sense.
+ */
 function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
   const { sizeSectors, logOffset, logBytes, directoryOffset, directoryBytes } = fields;
   const { mapOffset, mapBytes, dataOffset } = fields;
@@ -209,7 +217,10 @@ export function readSuperblockCopies(media: Media): [SuperblockCopy, SuperblockC
   return [read(SUPERBLOCK_OFFSETS[0]), read(SUPERBLOCK_OFFSETS[1])];
 }
 
-/** The superblock that counts. Throws where there is none: not a leaf, or one that is damaged beyond use. */
+/**
+ * The superblock that counts. Throws where there is none: not a leaf, or one that is damaged beyond
+ * use.
+ */
 export function chooseSuperblock(
   copies: readonly [SuperblockCopy, SuperblockCopy],
   file: string,
@@ -223,11 +234,12 @@ export function chooseSuperblock(
   const valid = a.superblock ?? b.superblock;
   if (valid !== null) return valid;
   const damaged = a.ours ? a : b.ours ? b : null;
+  const other = damaged === a ? b : a;
   if (damaged !== null)
     throw corrupt(
       file,
       damaged.offset,
-      `superblock: ${damaged.damage}; the other copy, at offset ${damaged === a ? b.offset : a.offset}: ${(damaged === a ? b : a).damage}`,
+      `superblock: ${damaged.damage}; the other copy, at offset ${other.offset}: ${other.damage}`,
       'Restore the file from a backup: without a superblock nothing in it can be trusted.',
     );
   throw new UbdError('not-a-leaf', `${file} is not a leaf: no superblock at its start`, {

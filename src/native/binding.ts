@@ -1,9 +1,10 @@
 /**
- * The addon's surface, typed by hand. Everything in it is a thin, guarded call: a wrong argument throws
- * (TypeError, RangeError), a refusal by the kernel comes back as a negative errno. No policy lives there.
+ * The addon's surface, typed by hand. Everything in it is a thin, guarded call: a wrong argument
+ * throws (TypeError, RangeError), a refusal by the kernel comes back as a negative errno. No policy
+ * lives there.
  *
- * "Mapped memory" is memory from `mapMemory`. Calls that take an address check that the whole range lies in
- * one such mapping.
+ * "Mapped memory" is memory from `mapMemory`. Calls that take an address check that the whole range
+ * lies in one such mapping.
  */
 import { createRequire } from 'node:module';
 
@@ -19,7 +20,10 @@ export interface RingMaps {
   features: number;
   sqEntries: number;
   cqEntries: number;
-  /** The rings as the kernel maps them; the offsets say where head, tail, mask, array, cqes lie, in bytes. */
+  /**
+   * The rings as the kernel maps them; the offsets say where head, tail, mask, array, cqes lie, in
+   * bytes.
+   */
   rings: ArrayBuffer;
   sqes: ArrayBuffer;
   offsets: {
@@ -41,29 +45,31 @@ export interface Native {
   /** Anonymous memory, zeroed, page-aligned. Throws ENOMEM as an Error with code. */
   mapMemory(lengthBytes: number): MappedMemory;
   /**
-   * What a character device offers to be mapped, shared with it and for reading only, or -errno: a store into
-   * `buffer` ends the process. Keeps the device open until it is unmapped.
+   * What a character device offers to be mapped, shared with it and for reading only, or -errno: a
+   * store into `buffer` ends the process. Keeps the device open until it is unmapped.
    */
   mapDevice(fd: number, lengthBytes: number, position: number): MappedMemory | number;
   /**
-   * Part of a regular file as memory that outlives the process, or -errno. Touching what the file no longer
-   * has, or what its file system has no room for, ends the process: the caller keeps it as long as it was, and
-   * allocates (`fallocate`) what it is about to touch.
+   * Part of a regular file as memory that outlives the process, or -errno. Touching what the file
+   * no longer has, or what its file system has no room for, ends the process: the caller keeps it
+   * as long as it was, and allocates (`fallocate`) what it is about to touch.
    */
   mapFile(fd: number, lengthBytes: number, position: number): MappedMemory | number;
   /** Unmaps it and detaches its ArrayBuffer: later use in TypeScript throws, it does not crash. */
   unmapMemory(address: number): void;
 
   /**
-   * Throws an Error with code where the kernel refuses. `cqEntries` 0 leaves the size to the kernel. The ring
-   * belongs to the calling thread. Both buffers are detached when it is closed or the thread ends.
+   * Throws an Error with code where the kernel refuses. `cqEntries` 0 leaves the size to the
+   * kernel. The ring belongs to the calling thread. Both buffers are detached when it is closed or
+   * the thread ends.
    */
   ringSetup(entries: number, flags: number, cqEntries: number): RingMaps;
   /** io_uring_enter without signal mask or timeout. Submitted count or -errno. */
   ringEnter(fd: number, toSubmit: number, minComplete: number, flags: number): number;
   /**
-   * io_uring_register; `argument` is read and written by the kernel, or null. Throws for opcodes that the
-   * addon does not know and where `argument` is too short or holds addresses outside of mapped memory.
+   * io_uring_register; `argument` is read and written by the kernel, or null. Throws for opcodes
+   * that the addon does not know and where `argument` is too short or holds addresses outside of
+   * mapped memory.
    */
   ringRegister(fd: number, opcode: number, argument: Uint8Array | null, count: number): number;
   /** Cancels all that is under way, waits for it, and closes. */
@@ -81,15 +87,16 @@ export interface Native {
    *     32      i32   out: bytes moved, or -errno
    *     36      i32   zero
    *
-   * A record that is out of bounds gets -EFAULT or -EINVAL and the rest still run. EINTR is retried.
+   * A record that is out of bounds gets -EFAULT or -EINVAL and the rest still run. EINTR is
+   * retried.
    */
   runCalls(calls: ArrayBuffer, count: number): void;
 
   /** A blocking, close-on-exec eventfd, or -errno. */
   eventfd(initial: number): number;
   /**
-   * 0 or -errno. For descriptors that another thread opened or the addon made: Node's own close warns about
-   * those in a worker. Rings are refused.
+   * 0 or -errno. For descriptors that another thread opened or the addon made: Node's own close
+   * warns about those in a worker. Rings are refused.
    */
   close(fd: number): number;
   /** 0 or -errno (-EAGAIN when LOCK_NB meets a holder). */
@@ -98,13 +105,19 @@ export interface Native {
   lseek(fd: number, position: number, whence: number): number;
   fallocate(fd: number, mode: number, position: number, length: number): number;
   /**
-   * 0 or more, or -errno. `argument`: an integer from -4095 to 65535 (never a valid address), passed as it
-   * is, or a buffer of up to 1 MiB that the call reads and writes, at least as long as the request encodes.
+   * 0 or more, or -errno. `argument`: an integer from -4095 to 65535 (never a valid address),
+   * passed as it is, or a buffer of up to 1 MiB that the call reads and writes, at least as long as
+   * the request encodes.
    */
   ioctl(fd: number, request: number, argument: Uint8Array | number): number;
-  /** The same on a pool thread: for ioctls that wait for I/O of a device that we serve ourselves. */
+  /**
+   * The same on a pool thread: for ioctls that wait for I/O of a device that we serve ourselves.
+   */
   ioctlAsync(fd: number, request: number, argument: Uint8Array | number): Promise<number>;
-  /** The mount calls of Linux 5.2: they make a file system without a place in the tree. fd or -errno. */
+  /**
+   * The mount calls of Linux 5.2: they make a file system without a place in the tree. fd or
+   * -errno.
+   */
   fsopen(name: string, flags: number): number;
   fsconfig(
     fd: number,
@@ -122,7 +135,10 @@ export interface Native {
 
 const require = createRequire(import.meta.url);
 
-/** From dist/src/native/ up to the package, where node-gyp builds. UBD_ADDON names another build of it. */
+/**
+ * From dist/src/native/ up to the package, where node-gyp builds. UBD_ADDON: the path of another
+ * build.
+ */
 const path = process.env.UBD_ADDON ?? '../../../build/Release/ubd.node';
 
 export const native: Native = require(path) as Native;

@@ -10,6 +10,9 @@
 /** Far below where the kernel begins to slow writers down (a tenth of free memory), also for many devices. */
 export const DIRTY_BYTES_MAX: number = 64 * 1024 * 1024;
 
+/** The kernel's own limit (fs.nr_open) as it is shipped. What lies above it is not counted. */
+const FD_MAX = 1024 * 1024;
+
 export class DirtyBytes {
   /** By file descriptor. */
   #bytes = new Float64Array(256);
@@ -19,7 +22,7 @@ export class DirtyBytes {
   }
 
   add(fd: number, bytes: number): void {
-    if (fd < 0) return; // the kernel will answer EBADF
+    if (fd < 0 || fd >= FD_MAX) return; // the kernel will answer EBADF
     if (fd >= this.#bytes.length) this.#grow(fd);
     this.#bytes[fd] = this.#bytes[fd]! + bytes;
   }
@@ -31,7 +34,7 @@ export class DirtyBytes {
   }
 
   #grow(fd: number): void {
-    const larger = new Float64Array(fd * 2);
+    const larger = new Float64Array(Math.min(fd * 2, FD_MAX));
     larger.set(this.#bytes);
     this.#bytes = larger;
   }

@@ -118,6 +118,7 @@ export class Ring {
    * fill in the rest before anything else is prepared. If the queue is full, what is in it is submitted first.
    */
   prepare(opcode: number, fd: number, op: IoOp): number {
+    assert(this.#open, 'the ring is closed');
     if (this.#unsubmitted === this.#sqEntries) this.#makeRoom();
     if (this.#freeCount === 0) this.#growTable();
     const slot = this.#free[--this.#freeCount]!;
@@ -206,7 +207,6 @@ export class Ring {
 
   /** The queue is full in the middle of a turn: submits without waiting. */
   #makeRoom(): void {
-    assert(this.#open, 'the ring is closed');
     for (let tries = 0; tries < SUBMIT_TRIES_MAX; tries++) {
       // Without GETEVENTS no completions are posted in the midst of giving out others; but if the kernel
       // lacks memory, then ending some requests is what frees it.

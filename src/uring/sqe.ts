@@ -13,14 +13,14 @@
  *     11    44      file_index / splice_fd_in
  *     12-15 48      addr3 and padding; of URING_CMD: what the command carries (in large SQEs up to word 31)
  *
- * 64-bit fields are written as two halves: a BigInt would be an allocation. `ring.prepare` has cleared all
- * words and set opcode, fd and user_data; the setters here set one field each.
+ * 64-bit fields are written as two halves: a BigInt would be an allocation. `ring.prepare` has
+ * cleared all words and set opcode, fd and user_data; the setters here set one field each.
  */
 import { endianness } from 'node:os';
 import { assert } from '../base/assert.ts';
 
-// The halves, and the bytes of word 0, are laid out for little-endian machines: all that Node supports on
-// Linux but s390x.
+// The halves, and the bytes of word 0, are laid out for little-endian machines: all that Node
+// supports on Linux but s390x.
 assert(endianness() === 'LE', 'ubd runs on little-endian machines only');
 
 export const SQE_WORDS = 16;

@@ -1,8 +1,18 @@
 /**
- * Goal: the command line says what is wrong, with the right exit status, where there is no device to work
- * on. Method: the real program, with directories of its own; no daemon is started.
+ * Goal: the command line says what is wrong, with the right exit status, where there is no device
+ * to work on. Method: the real program, with directories of its own; no daemon is started.
  */
-import { chmodSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import t from 'tap';
@@ -10,6 +20,8 @@ import { missing } from '../support/requires.ts';
 import { type RunResult, tryRun } from '../support/run.ts';
 import { CLI } from '../support/sandbox.ts';
 
+/** For the whole file: starting programs is slow where others keep the machine busy. */
+t.setTimeout(300_000);
 const needsRoot = await missing('root');
 const needsSetpriv = await missing('root', 'setpriv');
 
@@ -120,7 +132,6 @@ t.test('a dead socket counts as no daemon', { skip: needsRoot }, async t => {
   // Bound and never listened on any more: what kill -9 leaves.
   const server = createServer();
   await new Promise<void>(resolve => server.listen(`${dir}/real`, resolve));
-  const { renameSync } = await import('node:fs');
   renameSync(`${dir}/real`, `${dir}/run/ubd.sock`);
   await new Promise(resolve => server.close(resolve));
   t.match(await ubd('status'), { status: 1, stderr: /not running/ });
@@ -171,3 +182,29 @@ t.test('a reader that goes away is no error', { skip: needsRoot }, async t => {
   const line = `"${process.execPath}" "${CLI}" attach --help | true; exit "\${PIPESTATUS[0]}"`;
   t.match(await tryRun('bash', ['-c', line], { env }), { status: 0, stderr: '' });
 });
+
+t.test(
+  '`ubd list` loads little: no addon, no yargs, no node:http',
+  { skip: needsRoot },
+  async t => {
+    const { dir } = shell(t.teardown);
+    const coverage = `${dir}/coverage`;
+    const env = {
+      ...process.env,
+      UBD_STATE_DIR: `${dir}/s`,
+      UBD_RUNTIME_DIR: `${dir}/r`,
+      NODE_V8_COVERAGE: coverage,
+    };
+    t.match(await tryRun(process.execPath, [CLI, 'list'], { env }), { status: 0 });
+    const report = JSON.parse(readFileSync(`${coverage}/${readdirSync(coverage)[0]}`, 'utf8'));
+    const loaded = (report.result as { url: string }[])
+      .map(({ url }) => url.replace(/.*\/dist\/src\//, ''))
+      .filter(url => !url.startsWith('node:'));
+    t.ok(loaded.includes('cli/commands/list.js'));
+    t.same(
+      loaded.filter(url => /yargs|daemon|native|leaf|image|launch/.test(url)),
+      [],
+    );
+    t.ok(loaded.length <= 14, `${loaded.length} files: ${loaded.join(', ')}`);
+  },
+);

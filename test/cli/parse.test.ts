@@ -1,6 +1,7 @@
 /**
- * Goal: one table, two readers that agree: the fast path (parse.ts) and yargs (help.ts). Method: the same
- * valid lines through both; wrong lines are refused by both, and the fast path names what is wrong.
+ * Goal: one table, two readers that agree: the fast path (parse.ts) and yargs (help.ts). Method:
+ * the same valid lines through both; wrong lines are refused by both, and the fast path names what
+ * is wrong.
  */
 import t from 'tap';
 import type { Arguments, Command } from '../../src/cli/command.ts';

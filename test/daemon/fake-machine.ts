@@ -1,6 +1,6 @@
 /**
- * A machine without a kernel: roots and leaves are small text files, nodes are files in a directory.
- * It counts what is open, and fails at the step that it is told to.
+ * A machine without a kernel: roots and leaves are small text files, nodes are files in a
+ * directory. It counts what is open, and fails at the step that it is told to.
  */
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -157,7 +157,16 @@ function readLeaf(path: string): LeafFile {
 
 function leafInfo(path: string): Omit<LeafInfo, 'kind' | 'device'> {
   const { sizeBytes, root } = readLeaf(path);
-  return { path, size: sizeBytes, root, changed: 0, allocated: 0, clean: true };
+  return {
+    path,
+    uuid: '',
+    size: sizeBytes,
+    root,
+    changed: 0,
+    allocated: 0,
+    clean: true,
+    inUseBy: null,
+  };
 }
 
 function checkReport(path: string): CheckReport {
@@ -196,7 +205,10 @@ export function bench(teardown: (fn: () => void) => void): Bench {
   teardown(() => log.close());
   const make = (): { machine: FakeMachine; registry: Registry } => {
     const machine = new FakeMachine(dev);
-    return { machine, registry: new Registry({ paths, machine, log, linkDirectory: dev }) };
+    return {
+      machine,
+      registry: new Registry({ paths, machine, log, owner: 'bench', linkDirectory: dev }),
+    };
   };
   return { paths, ...make(), dev, root, again: make };
 }

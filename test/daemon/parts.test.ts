@@ -1,6 +1,6 @@
 /**
- * Goal: the small parts keep their promises: records appear whole, links are never another's, the log
- * stays small, and a lock has one holder. Method: each on a directory of its own.
+ * Goal: the small parts keep their promises: records appear whole, links are never another's, the
+ * log stays small, and a lock has one holder. Method: each on a directory of its own.
  */
 import {
   existsSync,
@@ -8,6 +8,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -94,7 +95,7 @@ t.test('a damaged record is named with what is wrong, and the others are read', 
 
 t.test('link numbers are the lowest that nobody has', async t => {
   const dev = directory(t.teardown);
-  const links = new Links(dev);
+  const links = new Links('me', dev);
   symlinkSync('/dev/x', `${dev}/ubd1`);
   t.same([links.reserve(), links.reserve(), links.reserve(7), links.reserve(7)], [0, 2, 7, 3]);
   links.release(2);
@@ -104,6 +105,29 @@ t.test('link numbers are the lowest that nobody has', async t => {
   t.equal(links.parse('ubd12'), 12);
   for (const text of ['/dev/loop1', 'ubd', 'ubd1p1', `${dev}/ubd1x`, 'xubd1'])
     t.equal(links.parse(text), undefined, text);
+});
+
+t.test('a parked link keeps its name and points nowhere', async t => {
+  const dev = directory(t.teardown);
+  const [mine, others] = [new Links('me', dev), new Links('other', dev)];
+  mine.make(mine.reserve(), '/dev/x');
+  symlinkSync('/dev/xp1', `${dev}/ubd0p1`);
+  mine.park(0, '/dev/not-x');
+  t.equal(readlinkSync(`${dev}/ubd0`), '/dev/x', 'not the node that we made it for');
+  mine.park(0, '/dev/x');
+  t.notOk(existsSync(`${dev}/ubd0`));
+  t.same(readdirSync(dev), ['ubd0'], 'its partitions are gone');
+  t.equal(others.reserve(0), 1, 'nobody else gets it');
+  t.equal(others.make(0, '/dev/y'), false);
+  others.remove(0, '/dev/x');
+  t.same(readdirSync(dev), ['ubd0']);
+  const next = new Links('me', dev); // the next daemon of the same state directory
+  t.equal(next.reserve(0), 0);
+  t.ok(next.make(0, '/dev/z'));
+  t.equal(readlinkSync(`${dev}/ubd0`), '/dev/z');
+  next.park(0, '/dev/z');
+  next.remove(0, '/dev/z');
+  t.same(readdirSync(dev), []);
 });
 
 t.test('the log keeps two files, and one line for each event', async t => {

@@ -1,6 +1,7 @@
 /**
  * Goal: whatever fails, and wherever, the registry leaves nothing behind and says what happened.
- * Method: a machine without a kernel that fails at a chosen step; the directories are looked at afterwards.
+ * Method: a machine without a kernel that fails at a chosen step; the directories are looked at
+ * afterwards.
  */
 import {
   existsSync,

@@ -1,6 +1,7 @@
 /**
- * Goal: whatever comes in over the socket, the answer is an error that says what is wrong, and the daemon
- * goes on. Method: a real server over a machine without a kernel; junk is written to its socket as it is.
+ * Goal: whatever comes in over the socket, the answer is an error that says what is wrong, and the
+ * daemon goes on. Method: a real server over a machine without a kernel; junk is written to its
+ * socket as it is.
  */
 import { mkdirSync, statSync, writeFileSync } from 'node:fs';
 import { createConnection } from 'node:net';
@@ -132,7 +133,7 @@ t.test('every wrong field is refused by its name, and nothing is attached', asyn
     [{ root, sizeBytes: 2 ** 53 }, /body\.sizeBytes/],
     [{ root, ephemeral: 'yes' }, /body\.ephemeral: true or false/],
     [{ root, readOnly: 1 }, /body\.readOnly/],
-    [{ root, transport: 'ublk' }, /body\.transport: one of auto, loop/],
+    [{ root, transport: 'floppy' }, /body\.transport: one of auto, ublk, loop/],
     [[{ root }, { root, name: 5 }], /body\[1\]\.name/],
     [[[]], /body\[0\]: an object/],
     [Array.from({ length: BATCH_MAX + 1 }, () => ({ root })), /at most 1000/],

@@ -1,8 +1,9 @@
 /**
- * Goal: over a root with content, the union reads exactly as a plain disk would, at 512-byte granularity, with
- * many requests in flight, few parts, failing layers, and over closes and opens.
- * Method: (1) random requests that do not overlap while in flight, held against a plain Buffer, byte by byte;
- * (2) overlapping ones, held against the versions that each sector may show (sector-model.ts).
+ * Goal: over a root with content, the union reads exactly as a plain disk would, at 512-byte
+ * granularity, with many requests in flight, few parts, failing layers, and over closes and opens.
+ * Method: (1) random requests that do not overlap while in flight, held against a plain Buffer,
+ * byte by byte; (2) overlapping ones, held against the versions that each sector may show
+ * (sector-model.ts).
  */
 import t from 'tap';
 import { EIO, ENOSPC, EROFS } from '../../src/base/errno.ts';
@@ -164,7 +165,10 @@ class Mirror {
         if (this.mapped[i] === 1) this.expected.fill(0, i * SECTOR, (i + 1) * SECTOR);
   }
 
-  /** After a failed change: nothing was newly mapped; mapped sectors hold old or new data, and stay so. */
+  /**
+   * After a failed change: nothing was newly mapped; mapped sectors hold old or new data, and stay
+   * so.
+   */
   #accept(request: Request, leaf: Leaf): void {
     const file = this.disk.file(this.leafFd);
     const { dataOffset } = planGeometry(this.sizeSectors);

@@ -140,5 +140,6 @@ t.test('the digest is that of sha256sum, with holes and without', async t => {
   );
   truncateSync(full, 2 ** 20);
   await t.rejects(digestRoot(fullRoot), { code: 'bad-root', message: /sooner than told/ });
-  await t.rejects(digestRoot(root, { signal: AbortSignal.abort() }), { name: 'AbortError' });
+  const aborted = await digestRoot(root, { signal: AbortSignal.abort() }).catch(({ name }) => name);
+  t.equal(aborted, 'AbortError');
 });

@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { DEVICES, missing } from '../support/requires.ts';
-import { run, until } from '../support/run.ts';
+import { run } from '../support/run.ts';
 
 t.setTimeout(900_000); // for what hangs
 
@@ -65,15 +65,13 @@ t.test('Ctrl-C leaves nothing behind', { skip }, async t => {
         said += chunk;
       });
       await reached;
+      t.match(said, stage, 'it came so far');
+      if (demo.exitCode !== null) return;
       process.kill(-demo.pid!, 'SIGINT');
       t.equal(await ended, 130, `it says that it was interrupted: ${said.slice(-1000)}`);
-      await until('its processes have ended', () => processes(`TMPDIR=${dir}`).length === 0).catch(
-        () => t.same(processes(`TMPDIR=${dir}`), [], 'no process is left'),
-      );
+      t.same(processes(`TMPDIR=${dir}`), [], 'no process is left');
       t.same(readdirSync(dir), [], 'no file is left');
       t.notMatch(readFileSync('/proc/self/mountinfo', 'utf8'), dir, 'no mount is left');
-      const loops = await run('losetup', ['--list', '--noheadings', '--output', 'BACK-FILE']);
-      t.notMatch(loops, /\/ubd:(web|git|db):/, 'no loop device of its nodes is left');
     });
   }
 });

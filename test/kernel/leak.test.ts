@@ -1,8 +1,9 @@
 /**
  * Goal: a daemon that attaches and detaches all day stays as it was: descriptors, memory, mounts,
- * loops. Method: many rounds, in batches, over one daemon; descriptors and mounts must be exactly
- * as before, and memory must have stopped growing after the first rounds, which fill pools and
- * caches.
+ * loops.
+ * Method: many rounds, in batches, over one daemon. Descriptors and mounts must be exactly as
+ * before. Memory may fill pools and caches in the first half; the second half must add no more than
+ * 64 KiB a round.
  */
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
@@ -16,7 +17,10 @@ t.setTimeout(900_000); // for what hangs
 
 const ROUNDS = QUICK ? 100 : 1000;
 const BATCH = 20;
-const GROWTH_MAX = 24 * MIB;
+const GROWTH_MAX = 32 * MIB;
+
+/** Mounts in the tree of the kind that the daemon makes; others come and go with other programs. */
+const OUR_MOUNTS = / - fuse[.\w]* ubd /g;
 
 interface Usage {
   /** What descriptors lead to, sorted; sockets and pipes without their numbers. */
@@ -35,7 +39,7 @@ function usage(pid: number): Usage {
   const status = readFileSync(`/proc/${pid}/status`, 'utf8');
   return {
     descriptors: descriptors.sort(),
-    mounts: readFileSync(`/proc/${pid}/mountinfo`, 'utf8').split('\n').length,
+    mounts: readFileSync(`/proc/${pid}/mountinfo`, 'utf8').match(OUR_MOUNTS)?.length ?? 0,
     rssBytes: Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]) * 1024,
   };
 }
@@ -71,7 +75,7 @@ t.test(`${ROUNDS} rounds of attach and detach leave nothing behind`, { skip }, a
   };
 
   const batches = ROUNDS / BATCH;
-  const warm = Math.max(2, Math.floor(batches / 4));
+  const warm = Math.floor(batches / 2);
   let before: Usage | undefined;
   const trend: number[] = [];
   for (let number = 0; number < batches; number++) {

@@ -1,7 +1,7 @@
 /**
- * Goal: a ublk device outlives its server: no I/O error, nothing lost that was answered; and a server that
- * dies half-way leaves nothing that cannot be cleared.
- * Method: SIGKILL at odd moments under fio verify and under a mounted file system, a new server each time.
+ * Goal: a ublk device outlives its server: no I/O error, nothing lost that was answered; and a
+ * server that dies half-way leaves nothing that cannot be cleared. Method: SIGKILL at odd moments
+ * under fio verify and under a mounted file system, a new server each time.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';

@@ -1,7 +1,7 @@
 /**
  * Goal: a ublk device is a disk, in every way in which the kernel hands its data over.
- * Method: the real data plane and leaf under real file systems, fio and random operations by O_DIRECT,
- * on this kernel if it has ublk, else in a guest.
+ * Method: the real data plane and leaf under real file systems, fio and random operations by
+ * O_DIRECT, on this kernel if it has ublk, else in a guest.
  */
 import { constants, existsSync, readdirSync, readFileSync } from 'node:fs';
 import { type FileHandle, mkdtemp, open, rm, writeFile } from 'node:fs/promises';
@@ -220,7 +220,9 @@ async function erase(device: FileHandle, request: number, from: number, to: numb
   if (result < 0) throw new Error(`ioctl ${request} at ${from}: ${result}`);
 }
 
-/** Random reads, writes, discards and zeroings under way together, on ranges that do not overlap. */
+/**
+ * Random reads, writes, discards and zeroings under way together, on ranges that do not overlap.
+ */
 async function runModel(t: Test, node: string, seed: number): Promise<void> {
   const random = new Random(seed);
   const model = Buffer.alloc(MODEL_SECTORS * SECTOR);
@@ -250,7 +252,8 @@ async function runModel(t: Test, node: string, seed: number): Promise<void> {
         model.fill(0, from, to);
         written.fill(1, first, end);
       } else if (kind < 58) {
-        // Sectors that the leaf has read as zeroes afterwards, where whole granules of them are discarded.
+        // Sectors that the leaf has read as zeroes afterwards, where whole granules of them are
+        // discarded.
         const [inner, outer] = [Math.ceil(from / 4096) * 4096, Math.floor(to / 4096) * 4096];
         if (inner < outer && written.subarray(first, end).every(Boolean)) {
           await erase(device, BLKDISCARD, inner, outer);

@@ -1,8 +1,9 @@
 /**
- * Goal: a crash at any point keeps promise 1: what a flush has answered for is there, every sector holds a
- * version that was written to it, and the leaf always opens again.
- * Method: thousands of seeded lives of a device on a simulated disk that keeps, drops or tears by sector what
- * was not synced; each life has several crashes, also while opening, committing and closing.
+ * Goal: a crash at any point keeps promise 1: what a flush has answered for is there, every sector
+ * holds a version that was written to it, and the leaf always opens again.
+ * Method: thousands of seeded lives of a device on a simulated disk that keeps, drops or tears by
+ * sector what was not synced; each life has several crashes, also while opening, committing and
+ * closing.
  *
  *     UBD_SEEDS=100000 node dist/test/leaf/crash.test.js      many more lives
  *     UBD_SEED=17 node dist/test/leaf/crash.test.js           one life again

@@ -1,4 +1,7 @@
-/** Goal: FORMAT.md and the code say the same. Method: its tables are read and compared with the layouts. */
+/**
+ * Goal: FORMAT.md and the code say the same. Method: its tables are read and compared with the
+ * layouts.
+ */
 import { readFileSync } from 'node:fs';
 import t from 'tap';
 import {

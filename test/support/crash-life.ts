@@ -1,4 +1,7 @@
-/** The life of one simulated device under a seed: work, crashes and closes in turn, checked after each. */
+/**
+ * The life of one simulated device under a seed: work, crashes and closes in turn, checked after
+ * each.
+ */
 import { type Lie, LyingIo } from './lying-io.ts';
 import { World } from './sim-world.ts';
 
@@ -26,7 +29,8 @@ export function live(options: LifeOptions): World {
     let kind = random.pick(['power', 'power', 'kill'] as const);
     if (random.chance(0.15)) world.drain();
     if (random.chance(0.3)) world.close(random.chance(0.5) ? random.between(0, 12) : undefined);
-    // After a failed sync the page cache shows what the disk will never have: only a power loss is honest.
+    // After a failed sync the page cache shows what the disk will never have: only a power loss is
+    // honest.
     if (world.leaf.failure !== 0) kind = 'power';
     world.crash(kind);
     const powerLost = world.open();
@@ -40,7 +44,8 @@ export function liveOrTell(options: LifeOptions): World {
   try {
     return live(options);
   } catch (error) {
-    const how = `UBD_SEED=${options.seed}${options.faults ? ' UBD_FAULTS=1' : ''} node dist/test/leaf/crash.test.js`;
+    const faults = options.faults ? ' UBD_FAULTS=1' : '';
+    const how = `UBD_SEED=${options.seed}${faults} node dist/test/leaf/crash.test.js`;
     throw new Error(`seed ${options.seed}: ${(error as Error).message}\n  again: ${how}`, {
       cause: error,
     });

@@ -3,10 +3,10 @@
  *
  *     device-model.js DEVICE ROOT INDEX PROCESSES SEED OPERATIONS MODEL
  *
- * Sector N belongs to process N mod PROCESSES: whoever writes, writes between the others' sectors. (With one
- * process all sectors are its own, and it writes long runs.) Everything goes through O_DIRECT. The content that
- * it expects at the end goes to the file MODEL: 512 bytes for each sector, those of others left zero.
- * Exit status 1 and a message where the device differs.
+ * Sector N belongs to process N mod PROCESSES: whoever writes, writes between the others' sectors.
+ * (With one process all sectors are its own, and it writes long runs.) Everything goes through
+ * O_DIRECT. The content that it expects at the end goes to the file MODEL: 512 bytes for each
+ * sector, those of others left zero. Exit status 1 and a message where the device differs.
  */
 import {
   constants,

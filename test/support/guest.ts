@@ -1,5 +1,6 @@
 /**
- * Tests of what this machine's kernel does not have run in a guest that has it: the same file, again.
+ * Tests of what this machine's kernel does not have run in a guest that has it: the same file,
+ * again.
  *
  *     test file on the host ── no /dev/ublk-control ──▶ UBD_UML/run node FILE ──▶ its tests, in the guest
  *
@@ -20,8 +21,8 @@ export interface GuestNeeds {
 }
 
 /**
- * True where the tests of the calling file are to run. Else they have run in a guest, and are reported as
- * one test; or cannot run at all, and are skipped with the reason.
+ * True where the tests of the calling file are to run. Else they have run in a guest, and are
+ * reported as one test; or cannot run at all, and are skipped with the reason.
  * @param url import.meta.url of the test file
  */
 export async function here(url: string, needs: GuestNeeds): Promise<boolean> {

@@ -20,7 +20,10 @@ import { mountFuse } from '../../src/transport/fuse/mount.ts';
 const closeAsync = promisify(close);
 const execFileAsync = promisify(execFile);
 
-/** Runs a program; throws with what it said where it fails. Not blocking: the device may be served by us. */
+/**
+ * Runs a program; throws with what it said where it fails. Not blocking: the device may be served
+ * by us.
+ */
 export async function run(program: string, args: string[]): Promise<string> {
   return (await execFileAsync(program, args)).stdout;
 }

@@ -1,6 +1,7 @@
 /**
- * Simulated I/O that breaks one of the rules that the leaf relies on: the proof that the crash tests can
- * fail. Each lie shows the disk what it would see if the commit cycle left out or misplaced a step.
+ * Simulated I/O that breaks one of the rules that the leaf relies on: the proof that the crash
+ * tests can fail. Each lie shows the disk what it would see if the commit cycle left out or
+ * misplaced a step.
  */
 import {
   DIRECTORY_PAGES,
@@ -86,7 +87,10 @@ export class LyingIo extends SimIo {
     return super.carryOut(sim);
   }
 
-  /** Whether a change begins with a map sector of a page that the durable directory calls empty; once. */
+  /**
+   * Whether a change begins with a map sector of a page that the durable directory calls empty;
+   * once.
+   */
   #isFresh(file: SimFile, change: Change): boolean {
     const { directoryOffset, mapOffset, dataOffset } = this.#geometry;
     if (change.position < mapOffset || change.position >= dataOffset) return false;

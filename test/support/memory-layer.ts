@@ -1,4 +1,7 @@
-/** A writable layer in memory that answers at once: for transports, which are tested without a store. */
+/**
+ * A writable layer in memory that answers at once: for transports, which are tested without a
+ * store.
+ */
 import type { WritableLayer } from '../../src/store/store.ts';
 import type { IoOp, Memory } from '../../src/uring/io.ts';
 

@@ -1,4 +1,7 @@
-/** A process that ends in one of several ways with a data plane that nobody stopped: `plane-exit.js WAY`. */
+/**
+ * A process that ends in one of several ways with a data plane that nobody stopped: `plane-exit.js
+ * WAY`.
+ */
 import { DataPlane } from '../../src/daemon/plane-client.ts';
 
 await DataPlane.start();

@@ -1,12 +1,14 @@
 /**
- * What each sector of a device may hold: the promise of a disk with a volatile write cache, as a model.
+ * What each sector of a device may hold: the promise of a disk with a volatile write cache, as a
+ * model.
  *
- * A *version* is what one write put into a sector; the sector's content names version and sector, so that
- * misplaced, mixed or invented content is noticed. For each sector two lists are kept: the versions that a
- * read may see now, and those that may be there after a crash.
+ * A *version* is what one write put into a sector; the sector's content names version and sector,
+ * so that misplaced, mixed or invented content is noticed. For each sector two lists are kept: the
+ * versions that a read may see now, and those that may be there after a crash.
  *
- *     a version v is over when another version w exists with  v.done < w.submit  and, for a read, w.done
- *     before the read began; for a crash, w durable: done before the start of a flush that succeeded, or FUA
+ *     a version v is over when another version w exists with  v.done < w.submit  and, for a read,
+ *     w.done before the read began; for a crash, w durable: done before the start of a flush that
+ *     succeeded, or FUA
  */
 const WORDS = 128;
 
@@ -19,7 +21,10 @@ export interface Version {
   submit: number;
   /** Infinity: under way. */
   done: number;
-  /** Whether it ends older versions: a write that failed does not, nor a discard of what may be unmapped. */
+  /**
+   * Whether it ends older versions: a write that failed does not, nor a discard of what may be
+   * unmapped.
+   */
   supersedes: boolean;
   /** Durable by itself. */
   durable: boolean;
@@ -98,7 +103,10 @@ export class SectorModel {
     if (state.lasting.length > 16) state.lasting = this.#lasting(state);
   }
 
-  /** Whether the leaf surely has the sector (or it is zero anyway): what can be seen was written, and is done. */
+  /**
+   * Whether the leaf surely has the sector (or it is zero anyway): what can be seen was written,
+   * and is done.
+   */
   #isMapped(state: SectorState): boolean {
     return this.#visible(state, this.now).every(
       v => v.supersedes && v.done < this.now && v.version !== PARENT,
@@ -157,7 +165,9 @@ export class SectorModel {
     state.lasting = [base];
   }
 
-  /** After the process was killed: what was found is what reads see; a later power loss may undo it. */
+  /**
+   * After the process was killed: what was found is what reads see; a later power loss may undo it.
+   */
   settleVisible(sector: number, found: number): void {
     const state = this.#state(sector);
     const others = this.#lasting(state).map(v => ({

@@ -1,13 +1,14 @@
 /**
- * A simulated disk under simulated files: what is written is visible at once and durable only after a sync.
+ * A simulated disk under simulated files: what is written is visible at once and durable only after
+ * a sync.
  *
  *     write, punch ──▶ cache (what reads see) ──sync──▶ durable (what a crash leaves)
  *                        └─ unsynced: list of changes, in order
  *
- * `powerLoss` takes each unsynced change, and each that is under way, by itself: it is kept, dropped, or torn
- * by sectors (each sector kept or dropped). So of several changes to a sector any may be the one that lasts,
- * and nothing is known of the order. `kill` is the end of a process only: the cache survives, what is under
- * way happens or does not.
+ * `powerLoss` takes each unsynced change, and each that is under way, by itself: it is kept,
+ * dropped, or torn by sectors (each sector kept or dropped). So of several changes to a sector any
+ * may be the one that lasts, and nothing is known of the order. `kill` is the end of a process
+ * only: the cache survives, what is under way happens or does not.
  */
 import type { Random } from './random.ts';
 
@@ -54,7 +55,9 @@ export class SparseBytes {
     }
   }
 
-  /** Start of the first chunk at or after `position` that holds anything; `end` if there is none. */
+  /**
+   * Start of the first chunk at or after `position` that holds anything; `end` if there is none.
+   */
   nextData(position: number, end: number): number {
     let found = end;
     for (const number of this.#chunks.keys())
@@ -154,7 +157,10 @@ export class SimFile {
     });
   }
 
-  /** A sync that fails: the kernel has tried, dropped what it could not write, and will not try again. */
+  /**
+   * A sync that fails: the kernel has tried, dropped what it could not write, and will not try
+   * again.
+   */
   failSync(mark: number, random: Random): void {
     this.unsynced = this.unsynced.filter(change => {
       if (change.number! >= mark || random.chance(0.5)) return true;

@@ -1,6 +1,6 @@
 /**
- * `Io` on the simulated disk. Operations are carried out one by one, in random order, by `step`; a sync makes
- * durable exactly what was done before it started. Faults are injected by rules.
+ * `Io` on the simulated disk. Operations are carried out one by one, in random order, by `step`; a
+ * sync makes durable exactly what was done before it started. Faults are injected by rules.
  */
 import { EIO, ENODATA, ENOSPC } from '../../src/base/errno.ts';
 import type { Io, IoOp, Memory } from '../../src/uring/io.ts';

@@ -1,6 +1,7 @@
 /**
- * A whole device on the simulated disk: engine, leaf, and a root with content; random requests, several at a
- * time; crashes of all kinds; and the model that says after each of them whether a promise was broken.
+ * A whole device on the simulated disk: engine, leaf, and a root with content; random requests,
+ * several at a time; crashes of all kinds; and the model that says after each of them whether a
+ * promise was broken.
  *
  * Everything follows from the seed. A broken promise throws, with the sector and what was expected.
  */
@@ -92,7 +93,7 @@ export class World {
     writeLeaf(media, plan, true);
   }
 
-  // ── a device's life ─────────────────────────────────────────────────────────────────────────────────
+  // ── a device's life ──────────────────────────────────────────────────────
 
   /** Opens the leaf and builds the device; true if the power failed on the way. */
   open(): boolean {
@@ -197,7 +198,7 @@ export class World {
     this.records += this.leaf.counters.records;
   }
 
-  // ── requests ────────────────────────────────────────────────────────────────────────────────────────
+  // ── requests ─────────────────────────────────────────────────────────────
 
   #issue(slot: Slot): void {
     const { random, model } = this;
@@ -291,7 +292,7 @@ export class World {
     }
   }
 
-  // ── after a crash ───────────────────────────────────────────────────────────────────────────────────
+  // ── after a crash ────────────────────────────────────────────────────────
 
   /** Reads all that was ever touched, through the device, and holds it against the model. */
   verify(after: 'power' | 'kill' | 'close'): void {

@@ -51,7 +51,9 @@ export function readMap(architecture: string): Map<string, number> {
   return rows;
 }
 
-/** The files that may turn from the command into the daemon: `ubd serve`, and work without a daemon. */
+/**
+ * The files that may turn from the command into the daemon: `ubd serve`, and work without a daemon.
+ */
 const INTO_DAEMON = ['src/cli/commands/serve.ts', 'src/cli/offline.ts'];
 
 export const layering: Check = files => {
@@ -147,6 +149,19 @@ export const documents: Check = files => {
     }
   }
   return complaints;
+};
+
+const TOP_LEVEL = new Set([
+  ...['.ci', '.github', 'docs', 'examples', 'man', 'native', 'scripts', 'src', 'test'],
+  ...['.gitignore', '.npmrc', '.npmignore', '.editorconfig', 'LICENSE', 'binding.gyp'],
+  ...['README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'CONTRIBUTING.md', 'SECURITY.md'],
+  ...['biome.json', 'package.json', 'package-lock.json', 'tsconfig.json'],
+]);
+
+/** What a program dropped where it ran does not become part of the project. */
+export const topLevel: Check = files => {
+  const top = new Set([...files.keys()].map(path => path.split('/')[0]!));
+  return [...top].filter(name => !TOP_LEVEL.has(name)).map(name => `${name}: does not belong here`);
 };
 
 function isCode(path: string): boolean {

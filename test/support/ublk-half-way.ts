@@ -1,6 +1,6 @@
 /**
- * Stops half-way, for tests that kill it there:  node dist/test/support/ublk-half-way.js OWNER made|opened|starting
- * Prints the id of its device when it is there.
+ * Stops half-way, for tests that kill it there:  node dist/test/support/ublk-half-way.js OWNER
+ * made|opened|starting Prints the id of its device when it is there.
  */
 import { UblkDevice } from '../../src/transport/ublk/device.ts';
 import { openUblk } from '../../src/transport/ublk/probe.ts';

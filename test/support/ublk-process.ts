@@ -1,4 +1,7 @@
-/** A ublk server as another process (ublk-server.ts), which a test talks to, kills, and starts again. */
+/**
+ * A ublk server as another process (ublk-server.ts), which a test talks to, kills, and starts
+ * again.
+ */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface, type Interface } from 'node:readline';
 import { fileURLToPath } from 'node:url';

@@ -3,9 +3,9 @@
  *
  *     node dist/test/support/ublk-server.js '{"leaf":"/x","sizeBytes":1073741824,…}'
  *
- * For each device of its argument it takes over the one with this name, or makes one; prints a line of JSON
- * with the node; and serves until a line comes in (`stop`, `stop force`, `leave`, `stats`), which it answers
- * with a line of JSON.
+ * For each device of its argument it takes over the one with this name, or makes one; prints a line
+ * of JSON with the node; and serves until a line comes in (`stop`, `stop force`, `leave`, `stats`),
+ * which it answers with a line of JSON.
  */
 import { existsSync } from 'node:fs';
 import { createInterface } from 'node:readline';

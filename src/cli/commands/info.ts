@@ -33,7 +33,9 @@ async function look(args: Arguments, text: string): Promise<Info> {
   const isPath = text.includes('/');
   const target = isPath ? resolve(text) : text;
   try {
-    return await withDaemon(args, 'for devices', async client => {
+    // A file is looked at where it is: no daemon is started for it.
+    const start = isPath && !target.startsWith('/dev/') ? 'never' : 'for devices';
+    return await withDaemon(args, start, async client => {
       try {
         return await client.info(target);
       } catch (error) {
@@ -74,17 +76,23 @@ function rootFacts(root: RootInfo): Facts {
 }
 
 function leafFacts(leaf: LeafInfo): Facts {
-  return [
+  const { changed, allocated, clean, device, inUseBy, root } = leaf;
+  const user = device ?? (inUseBy === null ? 'nobody' : `process ${inUseBy || 'unknown'}`);
+  const lines: Facts = [
     ['leaf', leaf.path],
-    ['device', leaf.device ?? 'not attached'],
+    ['uuid', leaf.uuid],
+    ['used by', user],
     ['size', bytes(leaf.size)],
-    ['changed', bytes(leaf.changed)],
-    ['takes on disk', bytes(leaf.allocated)],
-    ['closed in order', leaf.clean ? 'yes' : leaf.device ? 'in use' : 'no: its log is replayed'],
-    ['root', leaf.root.path],
-    ['root size', bytes(leaf.root.identity.sizeBytes)],
-    ['root fingerprint', leaf.root.identity.fingerprint],
   ];
+  if (changed !== null) lines.push(['changed', bytes(changed)]);
+  if (allocated !== null) lines.push(['takes on disk', bytes(allocated)]);
+  if (clean !== null) lines.push(['closed in order', clean ? 'yes' : 'no: its log is replayed']);
+  lines.push(
+    ['root', root.path],
+    ['root size', bytes(root.identity.sizeBytes)],
+    ['root fingerprint', root.identity.fingerprint],
+  );
+  return lines;
 }
 
 function deviceFacts(device: DeviceInfo): Facts {

@@ -1,16 +1,18 @@
 /**
- * Commands to /dev/ublk-control: sent through a ring of its own, on the main thread, which never waits.
+ * Commands to /dev/ublk-control: sent through a ring of its own, on the main thread, which never
+ * waits.
  *
  *     send() ──▶ slot of memory ──▶ { command + LINK_TIMEOUT } ──▶ a thread of the kernel works on it
  *       promise ◀── result ◀── looked for: first on every round of the event loop, then by a timer
  *
- * A command may take its time (START_DEV waits for the server, STOP_DEV for I/O), and on some kernels it
- * never ends. So each has two deadlines: at the first the kernel is told to give it up, which interrupts
- * most waits; some time later we give up ourselves. Its memory is the kernel's until it really ends.
+ * A command may take its time (START_DEV waits for the server, STOP_DEV for I/O), and on some
+ * kernels it never ends. So each has two deadlines: at the first the kernel is told to give it up,
+ * which interrupts most waits; some time later we give up ourselves. Its memory is the kernel's
+ * until it really ends.
  *
- * Why looking, and no wait on a descriptor: commands are a handful in a device's life, and looking is a load
- * from shared memory. A read on an eventfd would occupy a thread of libuv's pool for as long as a command
- * hangs, and hold up the end of the process.
+ * Why looking, and no wait on a descriptor: commands are a handful in a device's life, and looking
+ * is a load from shared memory. A read on an eventfd would occupy a thread of libuv's pool for as
+ * long as a command hangs, and hold up the end of the process.
  */
 import { closeSync, constants, openSync } from 'node:fs';
 import { ECANCELED, EINTR } from '../../base/errno.ts';
@@ -31,7 +33,9 @@ import {
 
 export const CONTROL_PATH = '/dev/ublk-control';
 
-/** Commands under way at a time: far more than are ever sent, so that they run out only if all hang. */
+/**
+ * Commands under way at a time: far more than are ever sent, so that they run out only if all hang.
+ */
 const SLOTS = 64;
 /** A slot: the buffer of the command, and behind it the time after which the kernel gives it up. */
 const SLOT_BYTES = 256;
@@ -44,7 +48,9 @@ const TIMEOUT_MS = 10_000;
 /** What the kernel gets on top to give a command up. */
 const GIVE_UP_MS = 2000;
 
-/** How long to look on every round of the event loop, and the first and longest pause afterwards. */
+/**
+ * How long to look on every round of the event loop, and the first and longest pause afterwards.
+ */
 const EAGER_MS = 1;
 const PAUSE_MS_MIN = 1;
 const PAUSE_MS_MAX = 16;
@@ -131,8 +137,8 @@ export class UblkControl {
   }
 
   /**
-   * Ends it. Commands under way are given up by the kernel if they can be; call it when none is, or at the
-   * end of the process.
+   * Ends it. Commands under way are given up by the kernel if they can be; call it when none is, or
+   * at the end of the process.
    */
   close(): void {
     if (!this.#open) return;
@@ -210,7 +216,10 @@ export class UblkControl {
     reject?.(late(command!));
   }
 
-  /** Submits what is prepared, gives out what has ended, and comes back while commands are under way. */
+  /**
+   * Submits what is prepared, gives out what has ended, and comes back while commands are under
+   * way.
+   */
   #look(): void {
     if (!this.#open) return;
     try {

@@ -11,9 +11,10 @@
  *     stop and remove work in every state; the data plane serves the device until stop has returned, and
  *     closes its channel before remove.
  *
- * While nobody serves a device, what is asked of it waits in the kernel, and what was under way is asked again
- * (USER_RECOVERY_REISSUE): doing a request twice is harmless here, see engine/union.ts. A helper that is killed
- * between two steps leaves a device that bears our marks; `marks.ts` finds it, `remove` takes it away.
+ * While nobody serves a device, what is asked of it waits in the kernel, and what was under way is
+ * asked again (USER_RECOVERY_REISSUE): doing a request twice is harmless here, see engine/union.ts.
+ * A helper that is killed between two steps leaves a device that bears our marks; `marks.ts` finds
+ * it, `remove` takes it away.
  */
 import { close, constants, fsync, open } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -55,7 +56,10 @@ const fsyncAsync = promisify(fsync);
 /** Requests that a queue holds at a time. */
 const DEPTH = 128;
 const DATA_SECTORS = DATA_BYTES / 512;
-/** A discard changes the leaf's map only, so it may be large; yet it should not hold up others for long. */
+/**
+ * A discard changes the leaf's map only, so it may be large; yet it should not hold up others for
+ * long.
+ */
 const ERASE_SECTORS_MAX = (1024 * 1024 * 1024) / 512;
 
 /** Starting waits for the first fetches and, before Linux 7, reads the partition table. */
@@ -68,7 +72,9 @@ const BURY_MS = 15_000;
 const CLOSE_MS = 5000;
 const PAUSE_MS = 20;
 
-/** What kernels answer to a command they do not know; the last is ENOTSUPP, which has no name here. */
+/**
+ * What kernels answer to a command they do not know; the last is ENOTSUPP, which has no name here.
+ */
 const UNKNOWN: ReadonlySet<number> = new Set([-EOPNOTSUPP, -EINVAL, -524]);
 
 export interface UblkDeviceOptions {
@@ -125,7 +131,9 @@ export class UblkDevice {
     return this.#state;
   }
 
-  /** Makes a device. It is nobody's until a channel is opened, and has no node until it is started. */
+  /**
+   * Makes a device. It is nobody's until a channel is opened, and has no node until it is started.
+   */
   static async create(ublk: Ublk, options: UblkDeviceOptions): Promise<UblkDevice> {
     const info = await addDevice(ublk, options);
     const device = new UblkDevice(ublk, info, options, 'made');
@@ -140,7 +148,10 @@ export class UblkDevice {
     }
   }
 
-  /** Takes a device over whose server died, or let go of it. Waits until the kernel has buried that one. */
+  /**
+   * Takes a device over whose server died, or let go of it. Waits until the kernel has buried that
+   * one.
+   */
   static async adopt(ublk: Ublk, info: DeviceInfo): Promise<UblkDevice> {
     const { control } = ublk;
     const what = `taking over /dev/ublkb${info.id}`;
@@ -167,7 +178,8 @@ export class UblkDevice {
     const path = `/dev/ublkc${this.id}`;
     let fd = -1;
     let errno = 0;
-    // The node may be late, and the kernel ends an earlier server some time after its descriptor is closed.
+    // The node may be late, and the kernel ends an earlier server some time after its descriptor is
+    // closed.
     await until(BURY_MS, async () => {
       try {
         fd = await openAsync(path, constants.O_RDWR);
@@ -193,8 +205,8 @@ export class UblkDevice {
   }
 
   /**
-   * Takes the block device away; the data plane serves until then. Not forced, a device in use is left as it
-   * was, with code `busy`. Forced, its users get I/O errors from now on.
+   * Takes the block device away; the data plane serves until then. Not forced, a device in use is
+   * left as it was, with code `busy`. Forced, its users get I/O errors from now on.
    */
   async stop({ force }: { force: boolean }): Promise<void> {
     if (this.#state === 'stopped' || this.#state === 'gone') return;
@@ -212,8 +224,8 @@ export class UblkDevice {
   }
 
   /**
-   * Removes the device; its channel must be closed, or will be soon: the kernel does not wait for it here.
-   * Idempotent.
+   * Removes the device; its channel must be closed, or will be soon: the kernel does not wait for
+   * it here. Idempotent.
    */
   async remove(): Promise<void> {
     if (this.#state === 'gone') return;
@@ -232,8 +244,9 @@ export class UblkDevice {
   }
 
   /**
-   * Ends the service without ending the device: all fetches come back, and what is asked from now on waits for
-   * the next server. False where the kernel cannot do that; then only the end of the process does.
+   * Ends the service without ending the device: all fetches come back, and what is asked from now
+   * on waits for the next server. False where the kernel cannot do that; then only the end of the
+   * process does.
    */
   async quiesce(): Promise<boolean> {
     if (!hasFeature(this.#features, 'QUIESCE')) return false;

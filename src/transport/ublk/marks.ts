@@ -1,5 +1,6 @@
 /**
- * Which ublk devices are ours: the kernel keeps 64 bits for whoever makes a device, and two marks stand there.
+ * Which ublk devices are ours: the kernel keeps 64 bits for whoever makes a device, and two marks
+ * stand there.
  *
  *     owner   one state directory, whose lock its daemon holds: so several daemons on a host never touch each
  *             other's devices, and a device with our mark has no other master

@@ -1,8 +1,8 @@
 /**
  * Whether ublk can be used here; where not, why, and what to do about it.
  *
- * A module that is loaded answers with its features. What a device really got is read back when it is made
- * (device.ts): some kernels take a feature's bit and clear it without a word.
+ * A module that is loaded answers with its features. What a device really got is read back when it
+ * is made (device.ts): some kernels take a feature's bit and clear it without a word.
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';

@@ -144,8 +144,8 @@ export class UblkQueue {
   }
 
   /**
-   * Gives back what it has mapped. `fetching`: the kernel has fetches of ours still; then memory into which
-   * it may copy stays until the thread ends.
+   * Gives back what it has mapped. `fetching`: the kernel has fetches of ours still; then memory
+   * into which it may copy stays until the thread ends.
    */
   close(fetching: boolean): void {
     this.#descriptors = new Uint32Array(0);
@@ -177,7 +177,8 @@ export class UblkQueue {
     }
   }
 
-  // ── In ───────────────────────────────────────────────────────────────────────────────────────────────
+  // ── In
+  // ───────────────────────────────────────────────────────────────────────────────────────────────
 
   #arrived(tag: Tag): void {
     this.#events.taken();
@@ -249,7 +250,8 @@ export class UblkQueue {
     this.#device.submit(tag.request);
   }
 
-  // ── Out ──────────────────────────────────────────────────────────────────────────────────────────────
+  // ── Out
+  // ──────────────────────────────────────────────────────────────────────────────────────────────
 
   /** For Tag: the engine is done. */
   served(tag: Tag): void {

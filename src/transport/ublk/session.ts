@@ -4,9 +4,10 @@
  *     serving ── the kernel takes all fetches back (the device is stopped, quiesced or deleted) ──▶ ended
  *        └────── stop() ──▶ leaving ── every request answered ──▶ ended ──▶ onEnd(null or the reason)
  *
- * Only the kernel can end a fetch. So a device that is taken down is stopped by the control plane first, while
- * it is served here. `stop` alone leaves it: what is in hand is answered, what comes afterwards is not, and
- * waits in the kernel for the next server, which gets it once this thread's ring is gone.
+ * Only the kernel can end a fetch. So a device that is taken down is stopped by the control plane
+ * first, while it is served here. `stop` alone leaves it: what is in hand is answered, what comes
+ * afterwards is not, and waits in the kernel for the next server, which gets it once this thread's
+ * ring is gone.
  */
 
 import { assert } from '../../base/assert.ts';
@@ -63,7 +64,8 @@ export class UblkSession implements QueueEvents {
     this.#settle();
   }
 
-  // ── For UblkQueue ────────────────────────────────────────────────────────────────────────────────────
+  // ── For UblkQueue
+  // ────────────────────────────────────────────────────────────────────────────────────
 
   taken(): void {
     this.#held++;

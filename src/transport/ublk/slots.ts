@@ -1,6 +1,7 @@
 /**
- * The memory of ublk requests: slots, shared by all devices of a data-plane thread, so that a device without
- * traffic has none. A request that finds no slot waits in line, over all devices in the order of arrival.
+ * The memory of ublk requests: slots, shared by all devices of a data-plane thread, so that a
+ * device without traffic has none. A request that finds no slot waits in line, over all devices in
+ * the order of arrival.
  *
  * The last slot given back is the first to be taken: what is touched stays small, and warm.
  */
@@ -30,7 +31,10 @@ export class UblkSlots {
     for (let i = 0; i < count; i++) this.#free[i] = (count - 1 - i) * DATA_BYTES;
   }
 
-  /** Byte offset of a slot in the memory; -1 if there is none: `tag.slotTaken` is called when there is. */
+  /**
+   * Byte offset of a slot in the memory; -1 if there is none: `tag.slotTaken` is called when there
+   * is.
+   */
   take(tag: Tag): number {
     if (this.#freeCount > 0) return this.#free[--this.#freeCount]!;
     tag.nextInLine = null;

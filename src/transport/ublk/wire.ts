@@ -1,6 +1,6 @@
 /**
- * The wire format of ublk: numbers and structures of <linux/ublk_cmd.h>, as of Linux 6.5, and what later
- * kernels added to it.
+ * The wire format of ublk: numbers and structures of <linux/ublk_cmd.h>, as of Linux 6.5, and what
+ * later kernels added to it.
  *
  *     /dev/ublk-control   commands of 32 bytes in large SQEs: make, start, stop, delete, recover devices
  *     /dev/ublkcN         the server's side of device N: commands of 16 bytes (fetch, commit), an array of
@@ -9,7 +9,8 @@
  */
 import { bytes, i32, layout, u8, u16, u32, u64 } from '../../base/layout.ts';
 
-// ── Numbers of commands: as ioctls of type 'u' ──────────────────────────────────────────────────────────
+// ── Numbers of commands: as ioctls of type 'u'
+// ──────────────────────────────────────────────────────────
 
 const IOC_TYPE = 0x75;
 const CONTROL_BYTES = 32;
@@ -36,7 +37,9 @@ const CHANGING = {
 };
 type ControlName = keyof typeof ASKING | keyof typeof CHANGING;
 
-/** UBLK_U_CMD_*. Newer than 6.5: DEL_DEV_ASYNC (6.9), and those that have a feature of their own. */
+/**
+ * UBLK_U_CMD_*. Newer than 6.5: DEL_DEV_ASYNC (6.9), and those that have a feature of their own.
+ */
 export const CONTROL: Readonly<Record<ControlName, number>> = Object.fromEntries([
   ...Object.entries(ASKING).map(([name, n]) => [name, ioc('read', n, CONTROL_BYTES)]),
   ...Object.entries(CHANGING).map(([name, n]) => [name, ioc('read and write', n, CONTROL_BYTES)]),
@@ -51,7 +54,8 @@ export const IO: Readonly<Record<'FETCH' | 'COMMIT_AND_FETCH', number>> = {
 /** Results of a fetch: a request is there, or the kernel takes the fetch back (-ENODEV). */
 export const RESULT_OK = 0;
 
-// ── Features: what the kernel offers (GET_FEATURES), a device asks for, and was given (ADD_DEV) ─────────
+// ── Features: what the kernel offers (GET_FEATURES), a device asks for, and was given (ADD_DEV)
+// ─────────
 
 /** UBLK_F_*: numbers of bits, all below 53. */
 export const FEATURE = {
@@ -82,7 +86,8 @@ export function sumFeatures(names: Iterable<FeatureName>): number {
 
 export const FEATURES_BYTES = 8;
 
-// ── Structures of control commands ──────────────────────────────────────────────────────────────────────
+// ── Structures of control commands
+// ──────────────────────────────────────────────────────────────────────
 
 /** UBLK_S_DEV_* */
 export const DEVICE_STATE = { DEAD: 0, LIVE: 1, QUIESCED: 2, FAIL_IO: 3 } as const;
@@ -152,7 +157,10 @@ export interface DeviceParams {
   maxWriteZeroesSectors: number;
 }
 
-/** struct ublk_params, up to and with `discard`. The kernel takes and gives as much of it as `length` says. */
+/**
+ * struct ublk_params, up to and with `discard`. The kernel takes and gives as much of it as
+ * `length` says.
+ */
 const PARAMS = layout('ublk_params', {
   length: u32,
   types: u32,
@@ -201,7 +209,8 @@ export function decodeParams(buffer: Uint8Array): DeviceParams {
   return { ...params, readOnly: (attributes & ATTRIBUTE.READ_ONLY) !== 0 };
 }
 
-// ── The data path, in words: nothing is decoded into objects there ──────────────────────────────────────
+// ── The data path, in words: nothing is decoded into objects there
+// ──────────────────────────────────────
 
 /** struct ublksrv_io_desc: one per tag, written by the kernel. */
 export const DESCRIPTOR_BYTES = 24;
@@ -220,7 +229,10 @@ export const UBLK_OP = { READ: 0, WRITE: 1, FLUSH: 2, DISCARD: 3, WRITE_ZEROES: 
 /** UBLK_IO_F_* */
 export const UBLK_FLAG = { FUA: 0x2000, NOUNMAP: 0x8000 } as const;
 
-/** UBLK_MAX_QUEUE_DEPTH: the descriptors of queue N are mapped N times the array of such a queue onwards. */
+/**
+ * UBLK_MAX_QUEUE_DEPTH: the descriptors of queue N are mapped N times the array of such a queue
+ * onwards.
+ */
 export const DEPTH_MAX = 4096;
 export const DESCRIPTORS_STRIDE: number = DEPTH_MAX * DESCRIPTOR_BYTES;
 

@@ -1,0 +1,109 @@
+/**
+ * Roots and leaves that are open as files: each is the only owner of its descriptor, until a
+ * transport hands that to the data plane.
+ */
+import { closeSync } from 'node:fs';
+import { UbdError } from '../base/errors.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
+import type { RootIdentity } from '../client/api.ts';
+import { identify } from '../image/identity.ts';
+import { type OpenRoot, openRoot } from '../image/raw-image.ts';
+import type { OpenedLeaf } from '../leaf/open.ts';
+import type { LeafParent } from '../leaf/superblock.ts';
+import type { LeafHandle, RootHandle } from './machine.ts';
+
+/** A descriptor with one owner at a time. */
+class Descriptor {
+  #fd: number;
+
+  constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  get fd(): number {
+    return this.#fd;
+  }
+
+  /** Hands it to another owner, who closes it. */
+  release(): number {
+    const fd = this.#fd;
+    this.#fd = -1;
+    return fd;
+  }
+
+  close(): void {
+    if (this.#fd >= 0) closeSync(this.release());
+  }
+}
+
+export class FileRoot implements RootHandle {
+  readonly path: string;
+  readonly type: RootHandle['type'];
+  readonly sizeBytes: number;
+  readonly identity: RootIdentity;
+  readonly image: OpenRoot;
+  readonly descriptor: Descriptor;
+
+  constructor(opened: OpenRoot, identity: RootIdentity) {
+    this.image = opened;
+    this.path = opened.path;
+    this.type = opened.kind;
+    this.sizeBytes = opened.sizeBytes;
+    this.identity = identity;
+    this.descriptor = new Descriptor(opened.fd);
+  }
+
+  close(): void {
+    this.descriptor.close();
+  }
+}
+
+export class FileLeaf implements LeafHandle {
+  readonly path: string;
+  readonly sizeBytes: number;
+  readonly root: { path: string; identity: RootIdentity };
+  readonly notes: readonly string[];
+  readonly opened: OpenedLeaf;
+  readonly descriptor: Descriptor;
+
+  constructor(opened: OpenedLeaf) {
+    const { superblock } = opened;
+    this.path = opened.name;
+    this.sizeBytes = superblock.sizeSectors * SECTOR_BYTES;
+    this.root = rootOf(opened.name, superblock.parent);
+    this.notes = opened.notes;
+    this.opened = opened;
+    this.descriptor = new Descriptor(opened.fd);
+  }
+
+  close(): void {
+    this.descriptor.close();
+  }
+}
+
+/** Opens a root and finds out what it is known by. */
+export async function openIdentified(path: string): Promise<FileRoot> {
+  const opened = await openRoot(path);
+  try {
+    return new FileRoot(opened, await identify(opened));
+  } catch (error) {
+    closeSync(opened.fd);
+    throw error;
+  }
+}
+
+/** The root that a leaf says it stands on. */
+export function rootOf(leaf: string, parent: LeafParent): { path: string; identity: RootIdentity } {
+  if (parent.kind !== 'root')
+    throw new UbdError('unsupported', `${leaf} stands on ${parent.kind}, not on a root`, {
+      place: { file: leaf },
+      next: 'it was made by a later version of ubd: use that one',
+    });
+  return {
+    path: parent.path,
+    identity: {
+      sizeBytes: parent.sizeBytes,
+      fingerprint: Buffer.from(parent.fingerprint).toString('hex'),
+    },
+  };
+}
