@@ -52,7 +52,10 @@ int64_t Register(int fd, uint32_t opcode, void* argument, uint32_t count) {
 Mapping MapRing(int fd, size_t length, off_t offset) {
   void* address =
       mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, offset);
-  return address == MAP_FAILED ? Mapping() : Mapping(address, RoundUpToPage(length));
+  if (address == MAP_FAILED) return Mapping();
+  // A ring is of no use to a child process, which would keep its pages until it becomes another program.
+  madvise(address, length, MADV_DONTFORK);
+  return Mapping(address, RoundUpToPage(length));
 }
 
 // Whether `argument` is long enough for what the kernel reads and writes for `opcode`, and whether the

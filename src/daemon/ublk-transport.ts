@@ -4,6 +4,7 @@
  *
  *     attach   device made, or the one of a dead daemon taken over ─▶ shadow of the leaf ─▶ data plane ─▶ started
  *     detach   stopped, while it is served ─▶ leaf made durable and closed ─▶ device removed
+ *              in use and forced: made durable, and looked at until its last user is gone
  *     leave    quiesced ─▶ leaf made durable and closed; the device waits for the next daemon
  *
  * A device that lives on is recognised by the marks of this state directory and of its name.
@@ -21,11 +22,18 @@ import { handOver, type Plane } from './hand-over.ts';
 import type { Transport, TransportDevice } from './machine.ts';
 import type { FileLeaf } from './opened-files.ts';
 
+/** How often a device that goes with its last user is looked at. */
+const LAST_USER_MS = 500;
+
 interface Attached {
   device: UblkDevice;
   name: string;
   /** Being taken away: the end of its service is expected. */
   ending: boolean;
+}
+
+function isBusy(error: unknown): boolean {
+  return error instanceof UbdError && error.code === 'busy';
 }
 
 export interface UblkTransportOptions {
@@ -105,14 +113,26 @@ export class UblkTransport implements Transport {
   async detach(id: number, { force }: { force: boolean }): Promise<'gone' | 'later'> {
     const attached = this.#attached.get(id);
     if (!attached) return 'gone';
-    const { device, name } = attached;
+    const { device } = attached;
     attached.ending = true;
     try {
-      await device.stop({ force });
+      // By force no user loses anything: it goes with the last of them.
+      await device.stop(force ? { force: false, patienceMs: 0 } : { force: false });
     } catch (error) {
-      attached.ending = false;
-      throw error;
+      if (!force || !isBusy(error)) {
+        attached.ending = false;
+        throw error;
+      }
+      await this.#plane.flush(id);
+      this.#awaitLastUser(id, attached);
+      return 'later';
     }
+    await this.#end(id, attached);
+    return 'gone';
+  }
+
+  /** The device is stopped: its leaf is made durable and closed, and nothing is left. */
+  async #end(id: number, { device, name }: Attached): Promise<void> {
     this.#attached.delete(id);
     try {
       await this.#plane.close(id);
@@ -120,7 +140,22 @@ export class UblkTransport implements Transport {
       await device.remove();
       removeShadow(this.#shadowPath(name));
     }
-    return 'gone';
+  }
+
+  #awaitLastUser(id: number, attached: Attached): void {
+    const look = async (): Promise<void> => {
+      if (!this.#attached.has(id)) return; // left meanwhile
+      try {
+        await attached.device.stop({ force: false, patienceMs: 0 });
+      } catch (error) {
+        if (isBusy(error)) return this.#awaitLastUser(id, attached);
+        throw error;
+      }
+      await this.#end(id, attached);
+      this.#onGone(id, 'its last user is gone');
+    };
+    const report = (error: Error): void => this.#onGone(id, error.message);
+    setTimeout(() => void look().catch(report), LAST_USER_MS).unref();
   }
 
   async leave(id: number): Promise<void> {

@@ -135,7 +135,7 @@ t.test('one command makes a disk, and the daemon that it needs', { skip }, async
     name: 'web',
     root,
     leaf: `${dir}/state/leaves/web.leaf`,
-    transport: 'loop',
+    transport: /^(ublk|loop)$/,
     size: ROOT_BYTES,
     changed: 512,
     state: 'attached',

@@ -90,6 +90,11 @@ export interface UblkDeviceOptions {
   data?: 'user copy' | 'copy';
 }
 
+export interface StopOptions {
+  force: boolean;
+  patienceMs?: number;
+}
+
 type State = 'made' | 'recovering' | 'live' | 'stopped' | 'gone';
 
 export class UblkDevice {
@@ -207,12 +212,13 @@ export class UblkDevice {
   /**
    * Takes the block device away; the data plane serves until then. Not forced, a device in use is
    * left as it was, with code `busy`. Forced, its users get I/O errors from now on.
+   * @param options.patienceMs for those who have it open for a moment
    */
-  async stop({ force }: { force: boolean }): Promise<void> {
+  async stop({ force, patienceMs = CLOSE_MS }: StopOptions): Promise<void> {
     if (this.#state === 'stopped' || this.#state === 'gone') return;
     if (this.#state === 'live') {
       if (!force && hasFeature(this.#features, 'SAFE_STOP_DEV')) {
-        await this.#tryStop();
+        await this.#tryStop(patienceMs);
         this.#state = 'stopped';
         return;
       }
@@ -279,11 +285,11 @@ export class UblkDevice {
   }
 
   /** Stops it if nobody has it open: the kernel looks and acts in one. */
-  async #tryStop(): Promise<void> {
+  async #tryStop(patienceMs: number): Promise<void> {
     const what = `stopping ${this.node}`;
     const command = { code: CONTROL.TRY_STOP_DEV, what, device: this.id, timeoutMs: STOP_MS };
     let result = 0;
-    await until(CLOSE_MS, async () => {
+    await until(patienceMs, async () => {
       result = await this.#control.send(command);
       return result !== -EBUSY;
     });
