@@ -4,6 +4,7 @@
       "target_name": "ubd",
       "sources": [
         "native/addon.cc",
+        "native/apart.cc",
         "native/calls.cc",
         "native/memory.cc",
         "native/ring.cc",

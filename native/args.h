@@ -1,7 +1,8 @@
 // Checked arguments of one call from TypeScript.
 //
-// The first wrong argument throws (TypeError or RangeError, naming function and argument); from then on
-// everything reads as zero, so a function reads all its arguments and then asks once: `if (!args.ok())`.
+// The first wrong argument throws (TypeError or RangeError, naming function and argument); from
+// then on everything reads as zero, so a function reads all its arguments and then asks once: `if
+// (!args.ok())`.
 #pragma once
 
 #include <napi.h>
@@ -68,8 +69,8 @@ class Args {
     bool isTypedArray = false;
     napi_is_typedarray(info_.Env(), info_[index], &isTypedArray);
     if (!isTypedArray ||
-        napi_get_typedarray_info(info_.Env(), info_[index], &type, &length, &data, nullptr, nullptr) !=
-            napi_ok ||
+        napi_get_typedarray_info(info_.Env(), info_[index], &type, &length, &data, nullptr,
+                                 nullptr) != napi_ok ||
         type != napi_uint8_array) {
       WrongType(name, "a Uint8Array");
       return {};

@@ -72,7 +72,8 @@ int32_t Run(const MemoryRegistry& memory, const Call& call) {
   } else {
     if (!IsWhole(call.length, 0, kTransferMax)) return -EINVAL;
     if (!memory.Contains(call.address, call.length)) return -EFAULT;
-    // SAFETY: the whole range lies in one mapping of this thread, which nobody else can unmap meanwhile.
+    // SAFETY: the whole range lies in one mapping of this thread, which nobody else can unmap
+    // meanwhile.
     address = reinterpret_cast<void*>(static_cast<uintptr_t>(call.address));
     length = static_cast<size_t>(call.length);
   }
@@ -101,8 +102,9 @@ Napi::Value RunCalls(const Napi::CallbackInfo& info) {
     args.OutOfRange("count", "at most the number of whole records in the buffer");
     return env.Undefined();
   }
-  // SAFETY: `count` records lie in the buffer, which nothing can detach or shrink before we return. A call
-  // may write into the records themselves (they can be mapped memory): each is copied before it is checked.
+  // SAFETY: `count` records lie in the buffer, which nothing can detach or shrink before we return.
+  // A call may write into the records themselves (they can be mapped memory): each is copied before
+  // it is checked.
   Call* calls = static_cast<Call*>(data);
   const MemoryRegistry& memory = Environment::Of(info).memory;
   for (uint32_t i = 0; i < count; i++) {

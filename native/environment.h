@@ -1,5 +1,5 @@
-// What the addon holds for one environment: the main thread, or one worker. There is no other state, so any
-// number of threads may load the addon; each releases its own when it ends.
+// What the addon holds for one environment: the main thread, or one worker. There is no other
+// state, so any number of threads may load the addon; each releases its own when it ends.
 #pragma once
 
 #include <napi.h>
@@ -10,7 +10,8 @@
 namespace ubd {
 
 struct Environment {
-  // `rings` is declared last: rings go first, so that the kernel is done with the memory before it goes.
+  // `rings` is declared last: rings go first, so that the kernel is done with the memory before it
+  // goes.
   MemoryRegistry memory;
   Rings rings;
 

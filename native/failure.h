@@ -1,5 +1,5 @@
-// How a refusal of the kernel reaches TypeScript: a negative errno as result, or an Error with `code`,
-// `errno` and `syscall`, as Node's own errors have.
+// How a refusal of the kernel reaches TypeScript: a negative errno as result, or an Error with
+// `code`, `errno` and `syscall`, as Node's own errors have.
 #pragma once
 
 #include <napi.h>
@@ -10,7 +10,8 @@
 
 namespace ubd {
 
-// Result of a system call: what it returned, or -errno. Call it before anything else can change errno.
+// Result of a system call: what it returned, or -errno. Call it before anything else can change
+// errno.
 inline int64_t ResultOrErrno(int64_t returned) { return returned < 0 ? -errno : returned; }
 
 inline Napi::Value ToNumber(Napi::Env env, int64_t value) {

@@ -1,8 +1,8 @@
 // Mapped memory: page-aligned, anonymous, outside of the JavaScript heap, for I/O.
 //
-// The registry knows every mapping of one environment (thread), so that an address that comes back from
-// TypeScript can be checked. An environment's memory is its own: another thread's addresses are refused,
-// since that thread may end at any moment.
+// The registry knows every mapping of one environment (thread), so that an address that comes back
+// from TypeScript can be checked. An environment's memory is its own: another thread's addresses
+// are refused, since that thread may end at any moment.
 #pragma once
 
 #include <napi.h>
@@ -33,8 +33,8 @@ class MemoryRegistry {
   // Takes the region that starts at `address` out; false if none does.
   bool Take(double address, Region* region);
 
-  // An operation of a ring could not be brought to an end and may still write: from now on nothing is
-  // unmapped any more, since the kernel would write into whatever is mapped there next.
+  // An operation of a ring could not be brought to an end and may still write: from now on nothing
+  // is unmapped any more, since the kernel would write into whatever is mapped there next.
   void KeepForever() { keep_ = true; }
   bool keep() const { return keep_; }
 

@@ -34,14 +34,15 @@ class Mapping {
   Mapping() = default;
   Mapping(void* address, size_t length) : address_(address), length_(length) {}
   Mapping(Mapping&& other) noexcept
-      : address_(std::exchange(other.address_, nullptr)), length_(std::exchange(other.length_, 0)) {}
+      : address_(std::exchange(other.address_, nullptr)),
+        length_(std::exchange(other.length_, 0)) {}
   Mapping& operator=(Mapping&& other) noexcept {
     std::swap(address_, other.address_);
     std::swap(length_, other.length_);
     return *this;
   }
-  // SAFETY: address_ and length_ came from one mmap and are forgotten when moved from, so nothing is
-  // unmapped twice; whoever hands out the address detaches it first.
+  // SAFETY: address_ and length_ came from one mmap and are forgotten when moved from, so nothing
+  // is unmapped twice; whoever hands out the address detaches it first.
   ~Mapping() {
     if (address_ != nullptr) munmap(address_, length_);
   }

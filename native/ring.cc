@@ -21,9 +21,9 @@ namespace {
 constexpr uint32_t kEntriesMax = 32768;    // IORING_MAX_ENTRIES
 constexpr uint32_t kCqEntriesMax = 65536;  // IORING_MAX_CQ_ENTRIES
 
-// The set-up flags for which sizes and places of the rings are known here. Refused are those with larger
-// completions (CQE32), with addresses or descriptors of the caller (NO_MMAP, ATTACH_WQ, REGISTERED_FD_ONLY),
-// without index array (NO_SQARRAY), and polling ones, which we have no use for.
+// The set-up flags for which sizes and places of the rings are known here. Refused are those with
+// larger completions (CQE32), with addresses or descriptors of the caller (NO_MMAP, ATTACH_WQ,
+// REGISTERED_FD_ONLY), without index array (NO_SQARRAY), and polling ones, which we have no use for.
 constexpr uint32_t kSetupFlags = IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL |
                                  IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
                                  IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
@@ -53,13 +53,14 @@ Mapping MapRing(int fd, size_t length, off_t offset) {
   void* address =
       mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, offset);
   if (address == MAP_FAILED) return Mapping();
-  // A ring is of no use to a child process, which would keep its pages until it becomes another program.
+  // A ring is of no use to a child process, which would keep its pages until it becomes another
+  // program.
   madvise(address, length, MADV_DONTFORK);
   return Mapping(address, RoundUpToPage(length));
 }
 
-// Whether `argument` is long enough for what the kernel reads and writes for `opcode`, and whether the
-// addresses in it lie in mapped memory. False for every opcode that is not listed.
+// Whether `argument` is long enough for what the kernel reads and writes for `opcode`, and whether
+// the addresses in it lie in mapped memory. False for every opcode that is not listed.
 bool ArgumentFits(uint32_t opcode, std::span<const uint8_t> argument, uint32_t count,
                   const MemoryRegistry& memory) {
   const auto holds = [&](size_t header, size_t each) {
@@ -172,7 +173,8 @@ Napi::Value RingRegister(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   if (environment.rings.Find(fd) == nullptr) return ToNumber(env, -EBADF);
-  // SAFETY: the kernel reads and writes no more than ArgumentFits checked, and keeps no pointer to it.
+  // SAFETY: the kernel reads and writes no more than ArgumentFits checked, and keeps no pointer to
+  // it.
   return ToNumber(env, Register(fd, opcode, argument.empty() ? nullptr : argument.data(), count));
 }
 
@@ -264,8 +266,8 @@ bool Ring::Consume(uint64_t mark) {
   const uint32_t tail = *Word(params_.cq_off.tail);
   std::atomic_thread_fence(std::memory_order_acquire);
   uint32_t head = *Word(params_.cq_off.head);
-  // SAFETY: masked by our own copy of the size, whatever TypeScript wrote into the ring; and no more rounds
-  // than there are entries.
+  // SAFETY: masked by our own copy of the size, whatever TypeScript wrote into the ring; and no
+  // more rounds than there are entries.
   const uint32_t mask = params_.cq_entries - 1;
   const auto* cqes = reinterpret_cast<const io_uring_cqe*>(rings_.data() + params_.cq_off.cqes);
   for (uint32_t i = 0; head != tail && i < params_.cq_entries; i++, head++)
@@ -291,8 +293,8 @@ bool Ring::ComeToRest() {
   constexpr uint64_t kMark = ~uint64_t{0};
   if (!LooksSane()) return false;
 
-  // Submissions that the kernel has not seen are dropped: one NOP takes their place that waits for all
-  // before it (IOSQE_IO_DRAIN). Its completion says that nothing is under way any more.
+  // Submissions that the kernel has not seen are dropped: one NOP takes their place that waits for
+  // all before it (IOSQE_IO_DRAIN). Its completion says that nothing is under way any more.
   const uint32_t head = *Word(params_.sq_off.head);
   const uint32_t index = head & (params_.sq_entries - 1);
   io_uring_sqe nop = {};
@@ -310,9 +312,9 @@ bool Ring::ComeToRest() {
   cancel.timeout.tv_sec = 1;
   Register(fd(), IORING_REGISTER_SYNC_CANCEL, &cancel, 1);
 
-  // Nearly always one of the first rounds, which do not sleep, is the last. The wait is ours, not the
-  // kernel's: should the counters be wrong after all, a wait for completions in there would never end, not
-  // even by SIGKILL (seen on 6.18).
+  // Nearly always one of the first rounds, which do not sleep, is the last. The wait is ours, not
+  // the kernel's: should the counters be wrong after all, a wait for completions in there would
+  // never end, not even by SIGKILL (seen on 6.18).
   bool submitted = false;
   for (int64_t waited = 0; waited <= kRestMillisecondsMax; waited++) {
     const int64_t result =

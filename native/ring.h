@@ -1,11 +1,14 @@
-// io_uring: setup, enter, register, close. Raw system calls and the kernel's own header; no library.
+// io_uring: setup, enter, register, close. Raw system calls and the kernel's own header; no
+// library.
 //
-// The rings are mapped and handed to TypeScript as ArrayBuffers: it writes submissions and reads completions
-// itself. So what is guarded here is the calls, not the submissions: an SQE is a pointer for the kernel, and
-// a wrong address in one is as dangerous as in C. src/uring takes addresses from mapped memory only.
+// The rings are mapped and handed to TypeScript as ArrayBuffers: it writes submissions and reads
+// completions itself. So what is guarded here is the calls, not the submissions: an SQE is a
+// pointer for the kernel, and a wrong address in one is as dangerous as in C. src/uring takes
+// addresses from mapped memory only.
 //
-// A ring that goes away first comes to rest (everything under way is cancelled and waited for), because
-// requests outlive the descriptor: the kernel would go on writing to memory that is about to be unmapped.
+// A ring that goes away first comes to rest (everything under way is cancelled and waited for),
+// because requests outlive the descriptor: the kernel would go on writing to memory that is about
+// to be unmapped.
 #pragma once
 
 #include <linux/io_uring.h>
@@ -32,7 +35,8 @@ class Ring {
   // Wraps the maps in ArrayBuffers; `result` is the RingMaps of src/native/binding.ts.
   void Expose(Napi::Env env, Napi::Object result);
 
-  // Whether sizes and counters in the maps can be right. Waiting with wrong ones hangs in the kernel.
+  // Whether sizes and counters in the maps can be right. Waiting with wrong ones hangs in the
+  // kernel.
   bool LooksSane() const;
 
   // Cancels all that is under way and waits for it. False if something would not end in time.
@@ -42,9 +46,9 @@ class Ring {
   void Detach();
 
  private:
-  // Distance of submissions: they are twice as large where commands carry more than 16 bytes (SQE128).
+  // Distance of submissions: twice as large where commands carry more than 16 bytes (SQE128).
   size_t SqeBytes() const {
-    return (params_.flags & IORING_SETUP_SQE128) != 0 ? 2 * sizeof(io_uring_sqe) : sizeof(io_uring_sqe);
+    return sizeof(io_uring_sqe) * ((params_.flags & IORING_SETUP_SQE128) != 0 ? 2 : 1);
   }
   volatile uint32_t* Word(uint32_t offset) const;
   bool Consume(uint64_t mark);

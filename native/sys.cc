@@ -1,24 +1,19 @@
 #include "sys.h"
 
 #include <fcntl.h>
-#include <linux/ioctl.h>
 #include <linux/mount.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
-#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cstring>
-#include <memory>
-
 #include "args.h"
 #include "environment.h"
 #include "failure.h"
+#include "ioctl-argument.h"
 
 namespace ubd {
 
@@ -85,79 +80,6 @@ Napi::Value Fallocate(const Napi::CallbackInfo& info) {
   return ToNumber(env, result);
 }
 
-// The argument of an ioctl, of which the kernel alone knows how much it reads and writes.
-//
-// Most requests encode the size of their structure (_IOC_SIZE), and the buffer must have that size. Older
-// ones (LOOP_SET_STATUS64 and its kin) encode nothing, and some go beyond what they encode (FIEMAP's extents).
-// So the kernel never works on the JavaScript buffer but on a copy in pages of its own, with at least 16 KiB
-// (the largest size that a request can encode) and a guard page behind it: whatever it writes too far is cut
-// off, or ends in EFAULT; it never lands in memory of ours. What this cannot guard is a structure that holds
-// pointers itself (SG_IO): no such request is used here.
-class IoctlArgument {
- public:
-  static constexpr size_t kScratchMin = size_t{1} << _IOC_SIZEBITS;
-  // Nothing is ever mapped below this address (vm.mmap_min_addr), and the highest ones belong to the kernel:
-  // a number in between these limits is an integer even for a request that takes a pointer, which then
-  // answers EFAULT.
-  static constexpr double kIntegerMax = 65535;
-  static constexpr double kIntegerMin = -4095;
-  static constexpr size_t kBytesMax = size_t{1} << 20;
-
-  // Reads argument `index`; false with an exception pending, or an errno in `error`.
-  bool Read(Args* args, size_t index, uint32_t request) {
-    const uint32_t encoded = _IOC_DIR(request) != _IOC_NONE ? _IOC_SIZE(request) : 0;
-    if (args->IsNumber(index)) {
-      integer_ = static_cast<int64_t>(args->Whole(index, "argument", kIntegerMin, kIntegerMax));
-      if (encoded > 0) args->WrongType("argument", "a Uint8Array for this request");
-      return args->ok();
-    }
-    const std::span<uint8_t> bytes = args->Bytes(index, "argument");
-    if (!args->ok()) return false;
-    if (bytes.size() < encoded || bytes.size() > kBytesMax) {
-      args->OutOfRange("argument", "from " + std::to_string(encoded) + " bytes to 1 MiB long");
-      return false;
-    }
-    length_ = bytes.size();
-    isBuffer_ = true;
-    const size_t usable = RoundUpToPage(std::max(length_, kScratchMin));
-    void* address = mmap(nullptr, usable + PageSize(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (address == MAP_FAILED) return NoMemory(args);
-    scratch_ = Mapping(address, usable + PageSize());
-    if (mprotect(address, usable, PROT_READ | PROT_WRITE) != 0) return NoMemory(args);
-    if (length_ > 0) memcpy(scratch_.data(), bytes.data(), length_);
-    return true;
-  }
-
-  int64_t Run(int fd, uint32_t request) const {
-    int64_t result = 0;
-    do {
-      // SAFETY: see above; the scratch pages live as long as this object.
-      result = ResultOrErrno(isBuffer_ ? ioctl(fd, request, scratch_.data())
-                                       : ioctl(fd, request, static_cast<unsigned long>(integer_)));
-    } while (result == -EINTR);
-    return result;
-  }
-
-  // Gives what the kernel wrote back to the caller's buffer, which may have become shorter meanwhile.
-  void WriteBack(std::span<uint8_t> bytes) const {
-    const size_t length = std::min(bytes.size(), length_);
-    if (length > 0) memcpy(bytes.data(), scratch_.data(), length);
-  }
-
-  bool isBuffer() const { return isBuffer_; }
-
- private:
-  bool NoMemory(Args* args) {
-    args->OutOfRange("argument", "short enough for the memory that is left");
-    return false;
-  }
-
-  bool isBuffer_ = false;
-  int64_t integer_ = 0;
-  size_t length_ = 0;
-  Mapping scratch_;
-};
-
 Napi::Value Ioctl(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "ioctl");
@@ -169,63 +91,6 @@ Napi::Value Ioctl(const Napi::CallbackInfo& info) {
   const int64_t result = argument.Run(fd, request);
   if (argument.isBuffer()) argument.WriteBack(args.Bytes(2, "argument"));
   return ToNumber(env, result);
-}
-
-// One ioctl on a thread of libuv's pool. Node lets it end before it takes the environment down, and runs
-// Complete even then, when no JavaScript may run any more: so every status there may be a refusal, and is
-// ignored. (Napi::AsyncWorker would abort the process.)
-struct IoctlWork {
-  napi_async_work work = nullptr;
-  napi_deferred deferred = nullptr;
-  int fd = -1;
-  uint32_t request = 0;
-  IoctlArgument argument;
-  Napi::ObjectReference buffer;
-  int64_t result = 0;
-
-  static void Execute(napi_env, void* data) {
-    auto* self = static_cast<IoctlWork*>(data);
-    self->result = self->argument.Run(self->fd, self->request);
-  }
-
-  static void Complete(napi_env env, napi_status, void* data) {
-    const std::unique_ptr<IoctlWork> self(static_cast<IoctlWork*>(data));
-    if (self->argument.isBuffer()) {
-      // SAFETY: the buffer may have been detached or shrunk since: its place and length are asked anew.
-      void* bytes = nullptr;
-      size_t length = 0;
-      if (napi_get_typedarray_info(env, self->buffer.Value(), nullptr, &length, &bytes, nullptr,
-                                   nullptr) == napi_ok &&
-          bytes != nullptr)
-        self->argument.WriteBack({static_cast<uint8_t*>(bytes), length});
-    }
-    napi_value result = nullptr;
-    if (napi_create_double(env, static_cast<double>(self->result), &result) == napi_ok)
-      napi_resolve_deferred(env, self->deferred, result);
-    napi_delete_async_work(env, self->work);
-  }
-};
-
-Napi::Value IoctlAsync(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  Args args(info, "ioctlAsync");
-  auto work = std::make_unique<IoctlWork>();
-  work->fd = args.Fd(0);
-  work->request = args.Uint32(1, "request");
-  if (!args.ok() || !work->argument.Read(&args, 2, work->request)) return env.Undefined();
-  if (work->argument.isBuffer()) work->buffer = Napi::Persistent(info[2].As<Napi::Object>());
-
-  napi_value promise = nullptr;
-  if (napi_create_promise(env, &work->deferred, &promise) != napi_ok ||
-      napi_create_async_work(env, nullptr, Napi::String::New(env, "ubd:ioctl"), IoctlWork::Execute,
-                             IoctlWork::Complete, work.get(), &work->work) != napi_ok ||
-      napi_queue_async_work(env, work->work) != napi_ok) {
-    if (work->work != nullptr) napi_delete_async_work(env, work->work);
-    ThrowErrno(env, EAGAIN, "ioctl");
-    return env.Undefined();
-  }
-  work.release();  // Complete deletes it
-  return Napi::Value(env, promise);
 }
 
 Napi::Value Fsopen(const Napi::CallbackInfo& info) {
@@ -321,7 +186,6 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("lseek", Napi::Function::New<Lseek>(env, "lseek", environment));
   exports.Set("fallocate", Napi::Function::New<Fallocate>(env, "fallocate", environment));
   exports.Set("ioctl", Napi::Function::New<Ioctl>(env, "ioctl", environment));
-  exports.Set("ioctlAsync", Napi::Function::New<IoctlAsync>(env, "ioctlAsync", environment));
   exports.Set("fsopen", Napi::Function::New<Fsopen>(env, "fsopen", environment));
   exports.Set("fsconfig", Napi::Function::New<Fsconfig>(env, "fsconfig", environment));
   exports.Set("fsmount", Napi::Function::New<Fsmount>(env, "fsmount", environment));

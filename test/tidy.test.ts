@@ -107,7 +107,10 @@ const CASES: Case[] = [
   {
     check: columns,
     claim: 'no line is longer than 100 columns',
-    good: { 'src/base/a.ts': `// ${'é'.repeat(97)}`, 'README.md': 'x'.repeat(300) },
+    good: {
+      'src/base/a.ts': `// ${'é'.repeat(97)}\n  next: '${'x'.repeat(100)}',`,
+      'README.md': 'x'.repeat(300),
+    },
     bad: [{ 'src/base/a.ts': `// ${'x'.repeat(98)}` }, { 'scripts/a': `# ${'x'.repeat(99)}` }],
   },
   {

@@ -1,6 +1,7 @@
 /**
- * Error numbers of Linux, by name. On the data path a result is a negative number, as in the kernel.
- * The values come from the running system (`os.constants`), since they differ between architectures.
+ * Error numbers of Linux, by name. On the data path a result is a negative number, as in the
+ * kernel. The values come from the running system (`os.constants`), since they differ between
+ * architectures.
  */
 import { constants } from 'node:os';
 

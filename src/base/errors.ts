@@ -1,8 +1,10 @@
 /**
- * The failures of the control plane. (The data path does not throw: its results are -errno numbers.)
+ * The failures of the control plane. (The data path does not throw: its results are -errno
+ * numbers.)
  *
- * An error says what was tried, on which device, file and offset, and what to do next. `code` is stable:
- * scripts and the HTTP interface rely on it. Broken invariants are not errors of this kind: see assert.ts.
+ * An error says what was tried, on which device, file and offset, and what to do next. `code` is
+ * stable: scripts and the HTTP interface rely on it. Broken invariants are not errors of this kind:
+ * see assert.ts.
  */
 
 export type ErrorCode =

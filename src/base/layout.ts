@@ -1,5 +1,6 @@
 /**
- * Structures of bytes, declared once: offsets, size, reader and writer all come from the declaration.
+ * Structures of bytes, declared once: offsets, size, reader and writer all come from the
+ * declaration.
  *
  *     const HEADER = layout('header', { magic: ascii(8), length: u32, crc: u32, position: u64 });
  *     HEADER.size           24
@@ -141,7 +142,8 @@ export function zero(size: number): Field<boolean> {
   );
 }
 
-// biome-ignore lint/suspicious/noExplicitAny: the value type of each field is kept by the mapped types below
+// biome-ignore lint/suspicious/noExplicitAny: the value type of each field is kept by the mapped
+// types below
 type Fields = Record<string, Field<any>>;
 type Values<F extends Fields> = { [K in keyof F]: F[K] extends Field<infer T> ? T : never };
 

@@ -1,8 +1,8 @@
 /**
  * Units of size. The only place where sectors, blocks and bytes are turned into each other.
  *
- * All quantities are plain numbers: exact up to 2^53 bytes (8 PiB), far beyond any device we accept.
- * Bit operations would cut them to 32 bits, so conversions multiply and divide.
+ * All quantities are plain numbers: exact up to 2^53 bytes (8 PiB), far beyond any device we
+ * accept. Bit operations would cut them to 32 bits, so conversions multiply and divide.
  */
 
 /** A sector: the smallest unit the kernel's block layer addresses, whatever the device says. */
@@ -31,8 +31,8 @@ export function alignUp(value: number, unit: number): number {
 const SUFFIXES = ['', 'K', 'M', 'G', 'T', 'P'] as const;
 
 /**
- * Parses a size as people write it: `4096`, `64K`, `10G`, `1.5T`, also `10GiB`; binary multiples only.
- * Returns bytes, or undefined where the text is no size.
+ * Parses a size as people write it: `4096`, `64K`, `10G`, `1.5T`, also `10GiB`; binary multiples
+ * only. Returns bytes, or undefined where the text is no size.
  */
 export function parseSize(text: string): number | undefined {
   const match = /^(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?$/i.exec(text.trim());

@@ -17,9 +17,6 @@ import type { Plan } from './plan.ts';
 import type { DeviceRecord, RecordStore } from './record.ts';
 import { Undo } from './undo.ts';
 
-const OPEN_ROOT = 'open the root';
-const OPEN_LEAF = 'open the leaf';
-
 /** What the steps work with. */
 export interface Workshop {
   readonly paths: Paths;
@@ -31,19 +28,22 @@ export interface Workshop {
   checkGoingOn(): void;
 }
 
-/** @param comeback the record of a device that comes back after a restart */
+/**
+ * @param comeback the record of a device that comes back after a restart
+ * @returns bytes that the leaf holds
+ */
 export async function bringUp(
   shop: Workshop,
   entry: Entry,
   plan: Plan,
   transport: Transport,
   comeback?: DeviceRecord,
-): Promise<void> {
+): Promise<number> {
   const undo = new Undo();
   try {
     shop.checkGoingOn();
     const root = await shop.images.openRoot(plan.rootPath);
-    undo.add(OPEN_ROOT, () => root.close());
+    undo.add('open the root', () => root.close());
     if (comeback) compareIdentity(entry.name, plan, root, comeback.root.identity);
     const leaf = await prepareLeaf(shop, plan, root, undo);
     entry.root = root.path;
@@ -57,8 +57,6 @@ export async function bringUp(
     const { id, name, sizeBytes, readOnly } = entry;
     const { node } = await transport.attach({ id, name, sizeBytes, readOnly, root, leaf });
     // Root and leaf are the transport's from here on, and go with the node.
-    undo.drop(OPEN_ROOT);
-    undo.drop(OPEN_LEAF);
     undo.add('make the node', async () => {
       await transport.detach(id, { force: true });
     });
@@ -66,8 +64,8 @@ export async function bringUp(
 
     shop.checkGoingOn();
     await publish(shop, entry, transport, node, undo, comeback);
-    shop.checkGoingOn();
     entry.state = 'attached';
+    return leaf?.changedBytes ?? 0;
   } catch (error) {
     entry.node = null;
     entry.link = null;
@@ -120,7 +118,7 @@ async function prepareLeaf(
     undo.add('make the leaf', () => shop.images.removeLeaf(path));
   }
   const leaf = await shop.images.openLeaf(path);
-  undo.add(OPEN_LEAF, () => leaf.close());
+  undo.add('open the leaf', () => leaf.close());
   for (const note of leaf.notes) shop.log.warning(`${path}: ${note}`);
   compareIdentity(path, plan, root, leaf.root.identity);
   if (plan.sizeBytes !== undefined && plan.sizeBytes !== leaf.sizeBytes)

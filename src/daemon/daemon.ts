@@ -50,8 +50,9 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
       registry.gone(id, reason).catch((error: Error) => log.error(error.message));
     },
     onDeath: error => {
+      // Nothing can be taken down in order: what waits for an answer would wait for ever.
       log.error(`the data plane died: ${error.stack ?? error.message}`);
-      ending.end(1);
+      process.kill(process.pid, 'SIGKILL');
     },
   });
   const registry = new Registry({ paths, machine, log, owner });
@@ -90,7 +91,7 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
   log.info(`ubd ${version} serves ${paths.socket} (pid ${process.pid})`);
 
   const restored = registry
-    .restore(stateLock.leftByDead)
+    .restore()
     .then(() => {
       if (state === 'starting') state = 'running';
       ready();

@@ -2,7 +2,8 @@
  * The data-plane thread: a Worker that owns the ring, the memory and all devices, and serves their
  * requests.
  *
- *     start ──▶ { turn of the ring: completions, requests, replies ──▶ calls of the main thread, if woken } ──▶ stop
+ *     start ──▶ { turn of the ring: completions, requests, replies
+ *                   ──▶ calls of the main thread, if woken } ──▶ stop
  *
  * It blocks in io_uring_enter, so it has no event loop: no timer, no promise, no message event.
  * Calls are taken with `receiveMessageOnPort` when the eventfd wakes it; answers and events are
@@ -92,7 +93,8 @@ class DataPlane {
         if (this.#woken) this.#takeCalls();
       }
     } finally {
-      this.#ring.close(); // ends what is under way, so that the descriptors are the last to hold their files
+      // ends what is under way, so that the descriptors are the last to hold their files
+      this.#ring.close();
       for (const device of this.#devices.values()) closeDescriptors(device.spec);
       this.#wake.close();
       this.#io.close();

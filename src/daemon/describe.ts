@@ -51,11 +51,19 @@ export async function describe(
       type: root.type,
       size: root.sizeBytes,
       identity: root.identity,
-      devices: entries.filter(candidate => candidate.root === path).map(({ name }) => name),
+      devices: await namesOnRoot(path, entries),
     } satisfies RootInfo;
   } finally {
     root.close();
   }
+}
+
+/** Devices whose root is this file, by whatever path. */
+async function namesOnRoot(path: string, entries: readonly Entry[]): Promise<string[]> {
+  const names: string[] = [];
+  for (const { root, name } of entries)
+    if (root === path || (await realpath(root).catch(() => '')) === path) names.push(name);
+  return names;
 }
 
 /** Of a leaf in use its device knows more than its file. */

@@ -54,19 +54,21 @@ export function newEntry(id: number, name: string, attachedAt: string): Entry {
   };
 }
 
-/** A device on record that is not usable. */
-export function failedEntry(id: number, record: DeviceRecord, error: UbdError): Entry {
-  return {
-    ...newEntry(id, record.name, record.attachedAt),
-    state: 'failed',
-    root: record.root.path,
-    identity: record.root.identity,
-    leaf: record.leaf,
-    readOnly: record.readOnly,
-    sizeBytes: record.sizeBytes,
-    link: record.link,
-    error,
-  };
+/** What its record says, before it is brought back. */
+export function fillFrom(entry: Entry, record: DeviceRecord): void {
+  entry.root = record.root.path;
+  entry.identity = record.root.identity;
+  entry.leaf = record.leaf;
+  entry.readOnly = record.readOnly;
+  entry.sizeBytes = record.sizeBytes;
+}
+
+/** It has no node any more, or never had one, and stays on record. */
+export function fail(entry: Entry, error: UbdError): void {
+  entry.state = 'failed';
+  entry.node = null;
+  entry.link = null;
+  entry.error = error;
 }
 
 export function toRecord(

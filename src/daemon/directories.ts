@@ -2,16 +2,14 @@
  * The daemon's directories and its locks.
  *
  * Both directories are root's alone (0700): that guards the socket. A lock is held by an open
- * descriptor (flock), so it ends with the process, however that ends; the file's content is only
- * told to people, and to the next daemon: a text of this boot means that its writer died without
- * taking down its devices.
+ * descriptor (flock), so it ends with the process, however that ends; the file's content only tells
+ * people who holds it.
  */
 import { randomBytes } from 'node:crypto';
 import {
   chmodSync,
   closeSync,
   constants,
-  fsyncSync,
   ftruncateSync,
   lstatSync,
   mkdirSync,
@@ -70,12 +68,9 @@ export class LockedError extends UbdError {}
 
 export class Lock {
   readonly #fd: number;
-  /** The last holder died in this boot, without an orderly end: what it left lies about. */
-  readonly leftByDead: boolean;
 
-  private constructor(fd: number, leftByDead: boolean) {
+  private constructor(fd: number) {
     this.#fd = fd;
-    this.leftByDead = leftByDead;
   }
 
   /** Takes the lock, or throws LockedError at once. */
@@ -83,33 +78,26 @@ export class Lock {
     const { O_RDWR, O_CREAT, O_NOFOLLOW } = constants;
     const fd = openSync(file, O_RDWR | O_CREAT | O_NOFOLLOW, 0o600);
     const result = native.flock(fd, LOCK_EX | LOCK_NB);
-    const before = readFileSync(file, 'utf8');
     if (result < 0) {
+      const holder = readFileSync(file, 'utf8').trim();
       closeSync(fd);
       if (result !== -EAGAIN)
         throw new UbdError('io', `cannot lock ${file}: ${errnoName(result)}`, { place: { file } });
-      const [, pid = '?', socket = '?'] = before.trim().split('\n');
+      const [pid = '?', socket = '?'] = holder.split('\n');
       throw new LockedError('busy', `another daemon is running (pid ${pid}, socket ${socket})`, {
         place: { file },
         next: 'use it, or give this one directories of its own (UBD_STATE_DIR, UBD_RUNTIME_DIR)',
       });
     }
-    const boot = bootId();
     ftruncateSync(fd);
-    writeSync(fd, `${boot}\n${process.pid}\n${paths.socket}\n`, 0);
-    fsyncSync(fd);
-    return new Lock(fd, before.startsWith(boot));
+    writeSync(fd, `${process.pid}\n${paths.socket}\n`, 0);
+    return new Lock(fd);
   }
 
-  /** After an orderly end: nothing is left for the next one to clear. */
   release(): void {
     ftruncateSync(this.#fd);
     closeSync(this.#fd);
   }
-}
-
-function bootId(): string {
-  return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
 }
 
 /**

@@ -1,6 +1,6 @@
 /**
- * I/O errors on their way to the log: one per device and second, with the count of those left out between.
- * A dying disk gives thousands of them, each the same to its reader.
+ * I/O errors on their way to the log: one per device and second, with the count of those left out
+ * between. A dying disk gives thousands of them, each the same to its reader.
  */
 
 import { sectorsToBytes } from '../base/units.ts';

@@ -4,8 +4,9 @@
  *
  * N is taken with symlink(2), which fails where the name exists: so several daemons share /dev
  * without knowing of each other. A link is removed only while it points to the node that we made it
- * for. While a device is away for a moment its link is parked: it keeps the name and points nowhere.
- * All calls are synchronous, so that nothing happens between the look at a link and its change.
+ * for. While a device is away for a moment its link is parked: it keeps the name and points
+ * nowhere. All calls are synchronous, so that nothing happens between the look at a link and its
+ * change.
  */
 import { lstatSync, readdirSync, readlinkSync, renameSync, symlinkSync, unlinkSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
@@ -76,6 +77,11 @@ export class Links {
     this.#taken.add(number);
     this.#removePartitions(number, node);
     if (readLink(this.path(number)) === node) this.#replace(number, this.#nowhere);
+  }
+
+  /** Removes a parked link; the number stays ours until `release`. */
+  unpark(number: number): void {
+    unlinkIf(this.path(number), this.#nowhere);
   }
 
   #isParked(number: number): boolean {

@@ -2,16 +2,15 @@
  * The loop transport, put together: a private FUSE mount, the data plane that serves its one file,
  * and a loop device over that file.
  *
- *     attach   mount ─▶ data plane serves it ─▶ file opened ─▶ loop bound ─▶ file and mount closed
+ *     attach   mount ─▶ data plane serves its file ─▶ loop bound to the file ─▶ mount closed
  *     detach   loop unbound (its cache written back) ─▶ leaf made durable and closed
  *
  * The loop device alone keeps the mount alive: when it lets go, the kernel ends the connection, and
  * the data plane says 'lost'. For a device that was detached in use this is the moment when it is
  * gone.
  */
-import { accessSync, close, constants } from 'node:fs';
+import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
-import { promisify } from 'node:util';
 import {
   clearStaleLoops,
   configureLoop,
@@ -24,14 +23,14 @@ import { mountFuse } from '../transport/fuse/mount.ts';
 import { handOver, type Plane } from './hand-over.ts';
 import type { Transport, TransportDevice } from './machine.ts';
 
-const closeAsync = promisify(close);
-
 interface Attached {
   loop: LoopDevice;
   /** Detached while in use: it ends with its last user. */
   ending: boolean;
   /** Being detached: the end of its connection is expected. */
   detaching: boolean;
+  /** The connection has ended. */
+  lost: boolean;
 }
 
 const KERNEL_MIN = [6, 1] as const;
@@ -75,17 +74,12 @@ export class LoopTransport implements Transport {
     try {
       await this.#plane.open(handOver(device, { kind: 'fuse', fd: mount.fuseFd }));
       served = true;
-      const fileFd = await mount.openFile(fileName);
-      try {
-        const loop = await configureLoop(fileFd, {
-          readOnly: readOnly || device.leaf === null,
-          fileName,
-        });
-        this.#attached.set(id, { loop, ending: false, detaching: false });
-        return { node: loop.path };
-      } finally {
-        await closeAsync(fileFd);
-      }
+      const loop = await configureLoop(mount.mountFd, {
+        readOnly: readOnly || device.leaf === null,
+        fileName,
+      });
+      this.#attached.set(id, { loop, ending: false, detaching: false, lost: false });
+      return { node: loop.path };
     } catch (error) {
       if (served) await this.#plane.close(id);
       throw error;
@@ -105,7 +99,8 @@ export class LoopTransport implements Transport {
       attached.detaching = false;
       throw error;
     }
-    if (!gone) {
+    // It may have gone just now, while we looked.
+    if (!gone && !attached.lost) {
       attached.ending = true;
       await this.#plane.flush(id);
       return 'later';
@@ -118,7 +113,9 @@ export class LoopTransport implements Transport {
   /** The kernel ended the connection of a device. */
   lost(id: number, reason: string): void {
     const attached = this.#attached.get(id);
-    if (!attached || (attached.detaching && !attached.ending)) return;
+    if (!attached) return;
+    attached.lost = true;
+    if (attached.detaching && !attached.ending) return; // `detach` sees to it
     this.#attached.delete(id);
     this.#plane.close(id).then(
       () => this.#onGone(id, reason),
@@ -134,6 +131,16 @@ export class LoopTransport implements Transport {
     const number = Number(/^\/dev\/loop(\d+)$/.exec(node)?.[1] ?? Number.NaN);
     if (Number.isNaN(number)) return [];
     return loopHolders(number).map(({ kind, what }) => `${kind} ${what}`.trim());
+  }
+
+  isForeign(node: string): boolean {
+    const name = node.slice(node.lastIndexOf('/') + 1);
+    try {
+      const file = readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trimEnd();
+      return !file.endsWith(`:${this.#owner}`);
+    } catch {
+      return false; // bound to nothing: a link to it leads nowhere, whoever made it
+    }
   }
 
   async clearStale(): Promise<string[]> {

@@ -25,6 +25,8 @@ export interface LeafHandle {
   /** Of the device. */
   readonly sizeBytes: number;
   readonly root: { path: string; identity: RootIdentity };
+  /** Bytes that it holds. */
+  readonly changedBytes: number;
   readonly notes: readonly string[];
   /** Lets go of it unused: nothing is written. Idempotent, and as with roots. */
   close(): void;
@@ -90,6 +92,8 @@ export interface Transport {
    * Mount points, swap, drivers on top of the node; empty if it is free, or only open somewhere.
    */
   users(node: string): Promise<string[]>;
+  /** Is the node in other hands now? Then a link that leads to it is not ours either. */
+  isForeign(node: string): boolean;
   /**
    * Clears what a dead daemon of this state directory left; to be called before the first attach.
    * Returns the nodes that were its.

@@ -62,6 +62,7 @@ export class FileLeaf implements LeafHandle {
   readonly path: string;
   readonly sizeBytes: number;
   readonly root: { path: string; identity: RootIdentity };
+  readonly changedBytes: number;
   readonly notes: readonly string[];
   readonly opened: OpenedLeaf;
   readonly descriptor: Descriptor;
@@ -71,6 +72,7 @@ export class FileLeaf implements LeafHandle {
     this.path = opened.name;
     this.sizeBytes = superblock.sizeSectors * SECTOR_BYTES;
     this.root = rootOf(opened.name, superblock.parent);
+    this.changedBytes = opened.map.mapped * SECTOR_BYTES;
     this.notes = opened.notes;
     this.opened = opened;
     this.descriptor = new Descriptor(opened.fd);

@@ -1,8 +1,9 @@
 /**
  * The main thread's end of the data plane: calls as promises, events as events.
  *
- * A worker that waits in its ring can be neither told nor terminated but by its eventfd. So it is woken for
- * every call, and on every way out of the process; `process.exit` would wait for it for ever.
+ * A worker that waits in its ring can be neither told nor terminated but by its eventfd. So it is
+ * woken for every call, and on every way out of the process; `process.exit` would wait for it for
+ * ever.
  */
 import { EventEmitter } from 'node:events';
 import {

@@ -1,10 +1,11 @@
 /**
  * One device in the data plane: the engine between its transport's session and its stores.
  *
- *     serving ── session ends (asked, or lost) ──▶ cut off ── leaf closed, descriptors closed ──▶ closed
+ *     serving ── session ends (asked, or lost) ──▶ cut off
+ *             ── leaf closed, descriptors closed ──▶ closed
  *
- * Owns all descriptors of its DeviceSpec. Runs on the data-plane thread: no promise, no timer; what takes
- * time ends in a callback from the ring's turn.
+ * Owns all descriptors of its DeviceSpec. Runs on the data-plane thread: no promise, no timer; what
+ * takes time ends in a callback from the ring's turn.
  */
 import { errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
@@ -61,11 +62,12 @@ function descriptors(spec: DeviceSpec): number[] {
 }
 
 /**
- * Closes all that a device has: at its end, when it could not be opened, and when its thread dies, so that its
- * users get errors and do not hang.
+ * Closes all that a device has: at its end, when it could not be opened, and when its thread dies,
+ * so that its users get errors and do not hang.
  */
 export function closeDescriptors(spec: DeviceSpec): void {
-  // The kernel may hold the file a little longer, for an operation that it has just ended; not the lock.
+  // The kernel may hold the file a little longer, for an operation that it has just ended; not the
+  // lock.
   if (spec.leaf !== null) native.flock(spec.leaf.fd, LOCK_UN);
   for (const fd of descriptors(spec)) native.close(fd);
 }
@@ -156,8 +158,8 @@ export class PlaneDevice {
       done: result => {
         this.#shadow?.close(result >= 0);
         closeDescriptors(this.spec);
-        // Once round through the kernel's own thread: what it still held of the files, as the claim on a
-        // block device, goes before the answer that they are free.
+        // Once round through the kernel's own thread: what it still held of the files, as the claim
+        // on a block device, goes before the answer that they are free.
         const word = ring.prepare(OPCODE.NOP, -1, {
           done: () => done(this.#failure('close', result)),
         });

@@ -1,12 +1,11 @@
 /**
- * The devices of this daemon: names, leaves and numbers are given out here, each to one device at a
- * time.
+ * The control plane: attaches, detaches and lists devices, and takes them all down at the end.
  *
- * All of it runs on the main thread. A device is in the map from its reservation to its end, so
- * that a name or leaf that is being attached or detached is already, or still, taken.
+ * All of it runs on the main thread. The steps are attach.ts, takedown.ts and restore.ts; who has
+ * which name, leaf and number is entries.ts.
  */
 import { type FSWatcher, watch } from 'node:fs';
-import { readdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import type {
   AttachResult,
@@ -19,19 +18,18 @@ import type {
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
 import { bringUp, type Workshop } from './attach.ts';
-import { type Entry, failedEntry, newEntry, toDevice } from './device.ts';
+import { concurrently } from './concurrently.ts';
+import { type Entry, fail, toDevice } from './device.ts';
+import { Entries } from './entries.ts';
 import { Links } from './links.ts';
 import type { Log } from './log.ts';
 import type { Machine, Transport } from './machine.ts';
-import { chooseName, makePlan, type Plan, refuseContradictions } from './plan.ts';
+import { makePlan, refuseContradictions } from './plan.ts';
 import type { DeviceStats } from './plane-protocol.ts';
-import { type DeviceRecord, RecordStore } from './record.ts';
+import { RecordStore } from './record.ts';
+import { restore } from './restore.ts';
+import { isUsable, takeDown } from './takedown.ts';
 
-/**
- * Devices brought up or taken down at once: enough to overlap their syncs, few enough for a small
- * host.
- */
-const CONCURRENT = 8;
 /** The data plane may be busy; a list must not wait for it for long. */
 const STATS_MS_MAX = 1000;
 
@@ -46,22 +44,22 @@ export interface RegistryOptions {
 }
 
 export class Registry {
-  readonly #entries = new Map<string, Entry>();
+  readonly #entries: Entries;
   readonly #machine: Machine;
   readonly #shop: Workshop;
   /** Attaches and detaches under way; `stop` waits for them. */
   readonly #underWay = new Set<Promise<unknown>>();
-  #nextId = 1;
-  #lastMs = 0;
   #stopping = false;
   #watcher: FSWatcher | null = null;
 
   constructor({ paths, machine, log, owner, linkDirectory }: RegistryOptions) {
+    const links = new Links(owner, linkDirectory);
     this.#machine = machine;
+    this.#entries = new Entries(links);
     this.#shop = {
       paths,
       images: machine.images,
-      links: new Links(owner, linkDirectory),
+      links,
       records: new RecordStore(paths.devices),
       log,
       checkGoingOn: () => this.#checkGoingOn(),
@@ -75,7 +73,7 @@ export class Registry {
   }
 
   async attachAll(specs: readonly AttachSpec[]): Promise<AttachResult[]> {
-    return mapConcurrently(specs, async spec => {
+    return concurrently(specs, async spec => {
       try {
         return { device: await this.attach(spec) };
       } catch (error) {
@@ -88,48 +86,20 @@ export class Registry {
     this.#checkGoingOn();
     refuseContradictions(spec);
     const transport = await this.#chooseTransport(spec.transport ?? 'auto');
-    const entry = await this.#reserve(spec);
     const { paths, images, log } = this.#shop;
+    const entry = await this.#entries.reserve(spec, paths);
+    let changed: number;
     try {
       const plan = await makePlan(spec, entry.name, paths, images);
-      this.#reserveLeaf(entry, plan);
-      await bringUp(this.#shop, entry, plan, transport);
+      this.#entries.reserveLeaf(entry, plan);
+      changed = await bringUp(this.#shop, entry, plan, transport);
     } catch (error) {
-      this.#entries.delete(entry.name);
+      this.#entries.remove(entry);
       log.warning(`attach ${entry.name}: ${(error as Error).message}`);
       throw error;
     }
     log.info(`${entry.name}: attached as ${this.#linkPath(entry)} (${entry.node})`);
-    return toDevice(entry, this.#link, 0);
-  }
-
-  async #reserve(spec: AttachSpec): Promise<Entry> {
-    const isTaken = (name: string): boolean => this.#entries.has(name);
-    // A chosen name may be taken by another attach while we look at the disk: then another one is
-    // chosen.
-    let name = spec.name;
-    if (name !== undefined && isTaken(name))
-      throw new UbdError('exists', `the name ${name} is taken`, {
-        place: { device: name },
-        next: `choose another name, or detach it first: ubd detach ${name}`,
-      });
-    while (name === undefined || isTaken(name))
-      name = await chooseName(spec, this.#shop.paths, isTaken);
-    const entry = newEntry(this.#nextId++, name, this.#now());
-    entry.root = spec.root ?? '';
-    this.#entries.set(name, entry);
-    return entry;
-  }
-
-  #reserveLeaf(entry: Entry, plan: Plan): void {
-    if (plan.leaf === null) return;
-    for (const other of this.#entries.values())
-      if (other.leaf?.path === plan.leaf.path)
-        throw new UbdError('busy', `the leaf ${plan.leaf.path} is in use by device ${other.name}`, {
-          place: { file: plan.leaf.path, device: other.name },
-          next: `detach it first: ubd detach ${other.name}; one leaf is one device`,
-        });
-    entry.leaf = { path: plan.leaf.path, ephemeral: plan.leaf.ephemeral };
+    return this.show(entry, changed);
   }
 
   async #chooseTransport(choice: TransportChoice): Promise<Transport> {
@@ -148,12 +118,12 @@ export class Registry {
   // ---- detach
 
   detach(target: string, options: { force: boolean }): Promise<Detached> {
-    return this.#track(this.#detach(this.find(target), options.force));
+    return this.#track(this.#detach(this.#entries.find(target), options.force));
   }
 
   async detachAll(options: { force: boolean }): Promise<DetachResult[]> {
-    const names = [...this.#entries.keys()];
-    return mapConcurrently(names, async name => {
+    const names = this.entries.map(({ name }) => name);
+    return concurrently(names, async name => {
       try {
         return { name, detached: await this.detach(name, options) };
       } catch (error) {
@@ -174,20 +144,21 @@ export class Registry {
       log.info(`${entry.name}: taken off the list (it had failed)`);
       return { name: entry.name, leaf: kept };
     }
-    if (entry.state !== 'attached')
+    if (entry.state !== 'attached' || !isUsable(entry))
       throw new UbdError('busy', `${entry.name} is ${entry.state} already`, {
         place: { device: entry.name },
       });
     entry.state = 'detaching';
     let result: 'gone' | 'later';
     try {
-      result = await this.#takeDown(entry, force);
+      result = await takeDown(links, entry, force);
     } catch (thrown) {
       const error = asUbdError(thrown);
       if (error.code === 'busy') entry.state = 'attached';
-      else this.#fail(entry, error);
+      else fail(entry, error);
       throw error;
     }
+    (entry as Entry).link = null;
     await records.remove(entry.name);
     if (result === 'gone') await this.#end(entry);
     const how = result === 'gone' ? 'detached' : 'detached by force; it goes with its last user';
@@ -195,56 +166,16 @@ export class Registry {
     return { name: entry.name, leaf: kept };
   }
 
-  /** Link and node away, the leaf durable. If it throws `busy`, the device is as it was. */
-  async #takeDown(entry: Entry, force: boolean): Promise<'gone' | 'later'> {
-    const { id, node, link, transport } = entry as Entry & {
-      node: string;
-      link: number;
-      transport: Transport;
-    };
-    const { links } = this.#shop;
-    if (!force) await this.#refuseUsers(entry, node, transport);
-    links.park(link, node);
-    let result: 'gone' | 'later';
-    try {
-      result = await transport.detach(id, { force });
-    } catch (error) {
-      if (asUbdError(error).code === 'busy') {
-        // Somebody was faster than our look at the users: the link comes back.
-        links.make(link, node);
-        entry.partitions = links.updatePartitions(link, node);
-      } else links.remove(link, node);
-      throw error;
-    }
-    links.remove(link, node);
-    return result;
-  }
-
-  async #refuseUsers(entry: Entry, node: string, transport: Transport): Promise<void> {
-    const users = await transport.users(node);
-    if (users.length === 0) return;
-    throw new UbdError(
-      'busy',
-      `${entry.name} (${this.#linkPath(entry)}) is in use: ${users.join(', ')}`,
-      {
-        place: { device: this.#linkPath(entry) },
-        next: 'unmount it first, or detach with --force: it goes away with its last user',
-      },
-    );
-  }
-
   async #end(entry: Entry): Promise<void> {
     if (entry.leaf?.ephemeral) await rm(entry.leaf.path, { force: true });
-    this.#entries.delete(entry.name);
+    this.#entries.remove(entry);
   }
 
   // ---- looking
 
   async list(): Promise<Device[]> {
     const changed = new Map((await this.stats()).map(stats => [stats.id, stats.changedBytes]));
-    return [...this.#entries.values()].map(entry =>
-      toDevice(entry, this.#link, changed.get(entry.id) ?? null),
-    );
+    return this.entries.map(entry => this.show(entry, changed.get(entry.id) ?? null));
   }
 
   /** The counters of the data plane; none if it does not answer soon. */
@@ -270,30 +201,15 @@ export class Registry {
   }
 
   get entries(): readonly Entry[] {
-    return [...this.#entries.values()];
-  }
-
-  /** The device of a name, a link or a node. */
-  find(target: string): Entry {
-    const entry = this.tryFind(target);
-    if (entry) return entry;
-    throw new UbdError('not-found', `there is no device ${target}`, {
-      place: { device: target },
-      next: '`ubd list` shows the devices',
-    });
+    return this.#entries.all;
   }
 
   tryFind(target: string): Entry | undefined {
-    const named = this.#entries.get(target);
-    if (named) return named;
-    const link = this.#shop.links.parse(target);
-    for (const entry of this.#entries.values())
-      if ((link !== undefined && entry.link === link) || entry.node === target) return entry;
-    return undefined;
+    return this.#entries.tryFind(target);
   }
 
   show(entry: Entry, changed: number | null): Device {
-    return toDevice(entry, this.#link, changed);
+    return toDevice(entry, link => this.#shop.links.path(link), changed);
   }
 
   /**
@@ -312,88 +228,27 @@ export class Registry {
     );
   }
 
-  readonly #link = (link: number): string => this.#shop.links.path(link);
-
   #linkPath(entry: Entry): string {
-    return entry.link === null ? entry.name : this.#link(entry.link);
+    return entry.link === null ? entry.name : this.#shop.links.path(entry.link);
   }
 
   // ---- life
 
-  /**
-   * Brings back what is on record. A device that cannot come back stays listed with its reason, and
-   * does not stop the others.
-   * @param linksAreOurs a dead daemon left its links: those that point to the node of their record
-   * are parked until the device is back
-   */
-  async restore(linksAreOurs: boolean): Promise<void> {
-    const { records, links, log, paths } = this.#shop;
-    const { records: found, bad } = await records.readAll();
-    const kept = new Set([...found, ...bad].map(({ name }) => name));
-    const stale = (
-      await Promise.all(this.#machine.transports.map(transport => transport.clearStale(kept)))
-    ).flat();
-    if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
-    if (linksAreOurs) for (const record of found) links.park(record.link, record.node);
-    for (const { name, file, error } of bad) {
-      log.error(`${file}: ${error.message}`);
-      const entry = newEntry(this.#nextId++, name, this.#now());
-      this.#entries.set(name, Object.assign(entry, { state: 'failed', error }));
-    }
-    await this.#removeOrphans(paths.ephemeral, found, bad.length > 0);
-    // All names are taken before the first device is up.
-    const entries = found.map(record => {
-      const entry = newEntry(this.#nextId++, record.name, record.attachedAt);
-      entry.leaf = record.leaf;
-      this.#entries.set(record.name, entry);
-      links.hold(record.link);
-      return { entry, record };
-    });
-    await mapConcurrently(entries, ({ entry, record }) =>
-      this.#track(this.#comeBack(entry, record)),
+  /** Brings back what is on record. */
+  async restore(): Promise<void> {
+    await this.#track(
+      restore({
+        shop: this.#shop,
+        entries: this.#entries,
+        transports: this.#machine.transports,
+        choose: name => this.#chooseTransport(name),
+      }),
     );
-  }
-
-  async #comeBack(entry: Entry, record: DeviceRecord): Promise<void> {
-    const plan: Plan = {
-      rootPath: record.root.path,
-      leaf: record.leaf && { ...record.leaf, isNew: false },
-      readOnly: record.readOnly,
-      sizeBytes: record.leaf ? undefined : record.sizeBytes,
-    };
-    const { log, links } = this.#shop;
-    try {
-      const transport = await this.#chooseTransport(record.transport);
-      await bringUp(this.#shop, entry, plan, transport, record);
-      log.info(`${entry.name}: back as ${this.#linkPath(entry)} (${entry.node})`);
-    } catch (thrown) {
-      const error = asUbdError(thrown);
-      links.remove(record.link, record.node);
-      links.hold(record.link); // for the next try
-      this.#entries.set(entry.name, failedEntry(entry.id, record, error));
-      log.error(`${entry.name}: could not be brought back: ${error.message}`);
-    }
-  }
-
-  /** Ephemeral leaves that no record names: left by a crash between two steps. */
-  async #removeOrphans(
-    directory: string,
-    records: readonly DeviceRecord[],
-    someUnreadable: boolean,
-  ): Promise<void> {
-    if (someUnreadable) return; // one of them may be named by a record that could not be read
-    const named = new Set(records.map(record => record.leaf?.path));
-    for (const file of await readdir(directory)) {
-      const path = `${directory}/${file}`;
-      if (named.has(path)) continue;
-      await rm(path, { force: true });
-      this.#shop.log.info(`removed ${path}: an ephemeral leaf of no device`);
-    }
   }
 
   /** A device went away: as asked, with its last user; or because the kernel ended it. */
   async gone(id: number, reason: string): Promise<void> {
-    const entry = this.entries.find(candidate => candidate.id === id);
+    const entry = this.#entries.byId(id);
     if (!entry || this.#stopping) return;
     const { log, links } = this.#shop;
     if (entry.state === 'detaching') {
@@ -403,21 +258,13 @@ export class Registry {
     }
     log.error(`${entry.name}: lost: ${reason}`);
     if (entry.link !== null && entry.node !== null) links.remove(entry.link, entry.node);
-    this.#fail(
+    fail(
       entry,
       new UbdError('io', `${entry.name}: ${reason}`, {
         place: { device: entry.name },
         next: `attach it again: ubd detach ${entry.name}, then ubd attach`,
       }),
     );
-  }
-
-  /** It has no node any more, and stays on record. */
-  #fail(entry: Entry, error: UbdError): void {
-    entry.state = 'failed';
-    entry.node = null;
-    entry.link = null;
-    entry.error = error;
   }
 
   /**
@@ -428,13 +275,13 @@ export class Registry {
     this.#stopping = true;
     this.#watcher?.close();
     await Promise.allSettled(this.#underWay);
-    await mapConcurrently(this.entries, entry => this.#stopOne(entry));
+    await concurrently(this.entries, entry => this.#stopOne(entry));
   }
 
   async #stopOne(entry: Entry): Promise<void> {
     const { links, log } = this.#shop;
+    if (!isUsable(entry)) return;
     const { node, link, transport } = entry;
-    if (node === null || link === null || transport === null) return;
     try {
       const users = await transport.users(node);
       links.remove(link, node);
@@ -452,12 +299,6 @@ export class Registry {
     }
   }
 
-  /** The time, later than any time before. */
-  #now(): string {
-    this.#lastMs = Math.max(Date.now(), this.#lastMs + 1);
-    return new Date(this.#lastMs).toISOString();
-  }
-
   #checkGoingOn(): void {
     if (this.#stopping)
       throw new UbdError('daemon', 'the daemon is stopping', {
@@ -473,21 +314,4 @@ export class Registry {
     work.then(forget, forget);
     return work;
   }
-}
-
-/** Runs `work` on every item, a few at a time; results in the order of the items. */
-async function mapConcurrently<T, R>(
-  items: readonly T[],
-  work: (item: T) => Promise<R>,
-): Promise<R[]> {
-  const results = new Array<R>(items.length);
-  let next = 0;
-  const worker = async (): Promise<void> => {
-    while (next < items.length) {
-      const index = next++;
-      results[index] = await work(items[index]!);
-    }
-  };
-  await Promise.all(Array.from({ length: Math.min(CONCURRENT, items.length) }, worker));
-  return results;
 }

@@ -2,14 +2,15 @@
  * The ublk transport, put together: a device of the kernel's ublk driver, served by the data plane,
  * which outlives this process.
  *
- *     attach   device made, or the one of a dead daemon taken over ─▶ shadow of the leaf ─▶ data plane ─▶ started
+ *     attach   device made, or the one of a dead daemon taken over ─▶ shadow of the leaf
+ *              ─▶ data plane ─▶ started
  *     detach   stopped, while it is served ─▶ leaf made durable and closed ─▶ device removed
  *              in use and forced: made durable, and looked at until its last user is gone
  *     leave    quiesced ─▶ leaf made durable and closed; the device waits for the next daemon
  *
  * A device that lives on is recognised by the marks of this state directory and of its name.
  */
-import { closeSync, mkdirSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync } from 'node:fs';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
 import { type OpenedShadow, openShadow, removeShadow } from '../leaf/shadow.ts';
@@ -53,6 +54,8 @@ export class UblkTransport implements Transport {
   readonly #onGone: UblkTransportOptions['onGone'];
   readonly #attached = new Map<number, Attached>();
   #ublk: Promise<Ublk> | null = null;
+  /** Of devices that a dead daemon left, and that come back. */
+  readonly #keptNodes = new Set<string>();
 
   constructor({ plane, owner, shadows, onGone }: UblkTransportOptions) {
     this.#plane = plane;
@@ -192,6 +195,10 @@ export class UblkTransport implements Transport {
     return holders(node.slice('/dev/'.length)).map(({ kind, what }) => `${kind} ${what}`.trim());
   }
 
+  isForeign(node: string): boolean {
+    return /^\/dev\/ublkb\d+$/.test(node) && existsSync(node) && !this.#keptNodes.has(node);
+  }
+
   async clearStale(kept: ReadonlySet<string>): Promise<string[]> {
     if ((await this.missing()) !== null) return [];
     const { control } = await this.#open();
@@ -199,7 +206,10 @@ export class UblkTransport implements Transport {
     const cleared: string[] = [];
     for (const { id, state, nameMark } of await listOwned(control, this.#owner)) {
       // One that was never started has no users, and nothing to take over.
-      if (state !== DEVICE_STATE.DEAD && keptMarks.has(nameMark)) continue;
+      if (state !== DEVICE_STATE.DEAD && keptMarks.has(nameMark)) {
+        this.#keptNodes.add(`/dev/ublkb${id}`);
+        continue;
+      }
       await removeDevice(control, id);
       cleared.push(`/dev/ublkb${id}`);
     }

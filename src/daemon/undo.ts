@@ -6,12 +6,6 @@ export class Undo {
     this.#steps.push({ what, back });
   }
 
-  /** Forgets the step of this name: somebody else takes care of it from now on. */
-  drop(what: string): void {
-    const index = this.#steps.findIndex(step => step.what === what);
-    if (index >= 0) this.#steps.splice(index, 1);
-  }
-
   /**
    * Takes everything back, whatever fails on the way; `report` hears of what could not be undone.
    */

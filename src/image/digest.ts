@@ -1,8 +1,9 @@
 /**
- * The full SHA-256 of a root, as `sha256sum` prints it. Holes are not read: their zeroes come from memory.
+ * The full SHA-256 of a root, as `sha256sum` prints it. Holes are not read: their zeroes come from
+ * memory.
  *
- * For `ubd check --root`. It reads with the page cache's readahead, a step at a time, so the thread that runs
- * it goes on with its other work in between.
+ * For `ubd check --root`. It reads with the page cache's readahead, a step at a time, so the thread
+ * that runs it goes on with its other work in between.
  */
 import { createHash } from 'node:crypto';
 import { ENXIO } from '../base/errno.ts';
@@ -10,7 +11,8 @@ import { native } from '../native/binding.ts';
 import { type OpenRoot, readRoot } from './raw-image.ts';
 
 const STEP_BYTES = 1 << 20;
-/** lseek(2): the next position with data; the next position that is a hole. */
+/** lseek(2): the end; the next position with data; the next position that is a hole. */
+const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 
@@ -23,7 +25,11 @@ export interface DigestOptions {
 /** The data extent at or after `position`; all the rest where the store cannot tell holes. */
 function nextData(root: OpenRoot, position: number): { start: number; end: number } {
   const start = native.lseek(root.fd, position, SEEK_DATA);
-  if (start === -ENXIO) return { start: root.sizeBytes, end: root.sizeBytes };
+  if (start === -ENXIO) {
+    // A hole up to the end, unless the end has come nearer: then the read there says so.
+    const isShorter = native.lseek(root.fd, 0, SEEK_END) < root.sizeBytes;
+    return { start: isShorter ? position : root.sizeBytes, end: root.sizeBytes };
+  }
   if (start < 0) return { start: position, end: root.sizeBytes };
   const end = native.lseek(root.fd, start, SEEK_HOLE);
   return { start, end: end < 0 ? root.sizeBytes : Math.min(end, root.sizeBytes) };

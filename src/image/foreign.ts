@@ -1,6 +1,6 @@
 /**
- * Files that people hand over as a root by mistake: each is told by its first bytes, and each has its remedy.
- * A raw image has no magic of its own, so this is a list of what it is not.
+ * Files that people hand over as a root by mistake: each is told by its first bytes, and each has
+ * its remedy. A raw image has no magic of its own, so this is a list of what it is not.
  */
 
 interface Foreign {
@@ -49,7 +49,9 @@ const FOREIGN: readonly Foreign[] = [
 /** Bytes of the head that `foreignFormat` looks at. */
 export const FOREIGN_HEAD_BYTES = 512;
 
-/** What a file with this head is, if it is known not to be a raw image; with what to do about it. */
+/**
+ * What a file with this head is, if it is known not to be a raw image; with what to do about it.
+ */
 export function foreignFormat(
   head: Uint8Array,
   path: string,

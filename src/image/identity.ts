@@ -1,25 +1,27 @@
 /**
- * The identity of a root: its size and a fingerprint of its content. A leaf remembers the identity of the
- * root that it was made on, and is refused on any other.
+ * The identity of a root: its size and a fingerprint of its content. A leaf remembers the identity
+ * of the root that it was made on, and is refused on any other.
  *
  * The fingerprint reads less than 2 MiB, whatever the size of the root. It is the SHA-256 of
  *
- *     "ubd root fingerprint 1\n", the size (u64, little-endian), and then, for each region in this order,
- *     its position and length (u64 each) and its bytes
+ *     "ubd root fingerprint 1\n", the size (u64, little-endian), and then, for each region in this
+ *     order, its position and length (u64 each) and its bytes
  *
  *     head        the first 128 KiB
  *     tail        the last 64 KiB
- *     partitions  the first 128 KiB of each partition that a GPT or MBR in the head names, in its order
+ *     partitions  the first 128 KiB of each partition that a GPT or MBR in the head names, in
+ *                 its order
  *     samples     64 blocks of 4 KiB, one in each 64th of the root (`samplePosition`)
  *
  * A region that reaches beyond the end is cut there; a root of up to 1 MiB is one region, whole.
  *
- * What it catches for certain: another size; a file system that was made anew, mounted writable, checked or
- * grown, on the whole root or in a partition (head and partitions hold the superblocks of ext2/3/4, XFS and
- * Btrfs, which change their time stamps and counters with each of these); another partition table; any other
- * image of other origin. What it catches only by chance: a change of other blocks behind the back of the file
- * system (dd, debugfs, an image patched with a hex editor, rotten media), with the probability that one of
- * the samples meets it. `ubd check --root` compares every byte.
+ * What it catches for certain: another size; a file system that was made anew, mounted writable,
+ * checked or grown, on the whole root or in a partition (head and partitions hold the superblocks
+ * of ext2/3/4, XFS and Btrfs, which change their time stamps and counters with each of these);
+ * another partition table; any other image of other origin. What it catches only by chance: a
+ * change of other blocks behind the back of the file system (dd, debugfs, an image patched with a
+ * hex editor, rotten media), with the probability that one of the samples meets it. `ubd check
+ * --root` compares every byte.
  */
 import { createHash } from 'node:crypto';
 import { fstat } from 'node:fs';
@@ -50,8 +52,9 @@ export function sameIdentity(a: RootIdentity, b: RootIdentity): boolean {
 }
 
 /**
- * Byte position of a sample: a block in the `index`-th 64th of the root, at a share of it that looks random
- * (a golden-ratio sequence), so that the samples do not fall in step with the file system's own grid.
+ * Byte position of a sample: a block in the `index`-th 64th of the root, at a share of it that
+ * looks random (a golden-ratio sequence), so that the samples do not fall in step with the file
+ * system's own grid.
  */
 export function samplePosition(sizeBytes: number, index: number): number {
   const blocks = Math.floor(sizeBytes / BLOCK_BYTES);
@@ -100,12 +103,15 @@ export async function computeIdentity(root: OpenRoot): Promise<RootIdentity> {
   return { sizeBytes, fingerprint: hash.digest('hex') };
 }
 
-/** By everything that the kernel changes when a file is written. Block devices have nothing of the kind. */
+/**
+ * By everything that the kernel changes when a file is written. Block devices have nothing of the
+ * kind.
+ */
 const known = new LRUCache<string, RootIdentity>({ max: 1024 });
 
 /**
- * The identity of an open root, from memory where the file is the same and was not touched since: many
- * devices over one root read it once.
+ * The identity of an open root, from memory where the file is the same and was not touched since:
+ * many devices over one root read it once.
  */
 export async function identify(root: OpenRoot): Promise<RootIdentity> {
   if (root.kind !== 'file') return computeIdentity(root);

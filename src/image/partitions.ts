@@ -1,6 +1,7 @@
 /**
- * Where partitions start, as far as the first 128 KiB of a root tell: GPT at sector 1, else the four entries
- * of an MBR. For the fingerprint alone, so anything odd is left out instead of refused.
+ * Where partitions start, as far as the first 128 KiB of a root tell: GPT at sector 1, else the
+ * four entries of an MBR. For the fingerprint alone, so anything odd is left out instead of
+ * refused.
  */
 import { layout, u32, u64, zero } from '../base/layout.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
@@ -10,7 +11,10 @@ const GPT_MAGIC = 'EFI PART';
 /** The fields of the GPT header that matter here (UEFI 2.10, table 5.5), from byte 72 on. */
 const GPT_TABLE = layout('gpt header, from 72', { entriesLba: u64, count: u32, entryBytes: u32 });
 const GPT_TABLE_AT = SECTOR_BYTES + 72;
-/** Bytes of a GPT entry before its first sector: type and own GUID. A type of zero is an unused entry. */
+/**
+ * Bytes of a GPT entry before its first sector: type and own GUID. A type of zero is an unused
+ * entry.
+ */
 const GPT_GUID = zero(16);
 const GPT_START_AT = 32;
 
@@ -19,7 +23,10 @@ const MBR_ENTRY_BYTES = 16;
 const MBR_SIGNATURE = 0xaa55;
 const MBR_PROTECTIVE = 0xee;
 
-/** Byte positions of the partitions, in the order of the table; those outside of the root are left out. */
+/**
+ * Byte positions of the partitions, in the order of the table; those outside of the root are left
+ * out.
+ */
 export function partitionStarts(head: Buffer, sizeBytes: number): number[] {
   const sectors = gptStarts(head) ?? mbrStarts(head);
   return sectors

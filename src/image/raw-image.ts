@@ -1,8 +1,9 @@
 /**
- * A root: a raw image in a regular file or on a block device. It is opened for reading only, and never written.
+ * A root: a raw image in a regular file or on a block device. It is opened for reading only, and
+ * never written.
  *
- * `openRoot` belongs to the control plane: it refuses with a clear error whatever cannot serve as a root.
- * `RootLayer` belongs to the data plane: the layer that has every sector below its size.
+ * `openRoot` belongs to the control plane: it refuses with a clear error whatever cannot serve as a
+ * root. `RootLayer` belongs to the data plane: the layer that has every sector below its size.
  */
 import { close, constants, fstat, open, read, type Stats, stat } from 'node:fs';
 import { promisify } from 'node:util';

@@ -5,7 +5,7 @@
  * and then linked to its name, which fails if that is taken: no existing file is ever overwritten,
  * and the name never shows a half-made leaf. A block device is written in place, superblocks last.
  */
-import { closeSync, fsyncSync, linkSync, openSync, statSync, unlinkSync } from 'node:fs';
+import { closeSync, fsyncSync, linkSync, openSync, renameSync, rmSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { type LeafWishes, planLeaf, writeLeaf } from './blank.ts';
@@ -46,13 +46,9 @@ function createFile(path: string, superblock: Superblock, durable: boolean): voi
   const media = FileMedia.open(temporary, { create: true });
   try {
     writeLeaf(media, superblock, durable);
-    try {
-      linkSync(temporary, path);
-    } catch (error) {
-      throw fileError(error, 'create it', path);
-    }
+    giveName(temporary, path);
   } finally {
-    unlinkSync(temporary);
+    rmSync(temporary, { force: true });
     media.close();
   }
   if (!durable) return;
@@ -61,6 +57,29 @@ function createFile(path: string, superblock: Superblock, durable: boolean): voi
     fsyncSync(fd);
   } finally {
     closeSync(fd);
+  }
+}
+
+/** Errors of file systems that have no hard links. */
+const NO_LINKS = ['EPERM', 'EOPNOTSUPP', 'ENOTSUP', 'ENOSYS', 'EMLINK'];
+
+/** Gives the finished file its name, unless that is taken. (`link` is another one in tests.) */
+export function giveName(temporary: string, path: string, link: typeof linkSync = linkSync): void {
+  try {
+    link(temporary, path);
+    return;
+  } catch (error) {
+    if (!NO_LINKS.includes((error as NodeJS.ErrnoException).code ?? ''))
+      throw fileError(error, 'create it', path);
+  }
+  let taken = false;
+  try {
+    closeSync(openSync(path, 'wx'));
+    taken = true;
+    renameSync(temporary, path); // over what has just taken the name
+  } catch (error) {
+    if (taken) rmSync(path, { force: true });
+    throw fileError(error, 'create it', path);
   }
 }
 

@@ -102,15 +102,16 @@ export function scanLog(source: LogSource, visit: (start: number, count: number)
   let sequence = logStart;
   let extents = 0;
   while (sequenceAt(bytes, view, head, owner) === sequence) {
-    const count = view.getUint32(head + RECORD.at.extents, true);
-    for (let i = 0; i < count; i++) {
+    const length = view.getUint32(head + RECORD.at.extents, true);
+    for (let i = 0; i < length; i++) {
       const at = head + RECORD.size + i * EXTENT.size;
-      const extent = EXTENT.read(view, at);
-      if (extent.count === 0 || extent.start + extent.count > sizeSectors)
+      const start = view.getUint32(at, true) + view.getUint32(at + 4, true) * 2 ** 32;
+      const count = view.getUint32(at + EXTENT.at.count, true);
+      if (count === 0 || start + count > sizeSectors)
         throw corrupt(file, logOffset + at, `log record ${sequence}: an extent beyond the device`);
-      visit(extent.start, extent.count);
+      visit(start, count);
     }
-    extents += count;
+    extents += length;
     head += view.getUint32(head + RECORD.at.sectors, true) * SECTOR_BYTES;
     sequence++;
   }

@@ -111,13 +111,11 @@ export interface Native {
    */
   ioctl(fd: number, request: number, argument: Uint8Array | number): number;
   /**
-   * The same on a pool thread: for ioctls that wait for I/O of a device that we serve ourselves.
+   * Opens and ioctls in a child process that keeps one of our descriptors: see apart.ts, which puts the
+   * steps into this form. Each is either `path, flags` or `on, request, argument, put`; 16 at most.
    */
-  ioctlAsync(fd: number, request: number, argument: Uint8Array | number): Promise<number>;
-  /**
-   * The mount calls of Linux 5.2: they make a file system without a place in the tree. fd or
-   * -errno.
-   */
+  apart(keep: number, ...steps: (string | number | Uint8Array)[]): Promise<number[]>;
+  /** The mount calls of Linux 5.2: they make a file system without a place in the tree. fd or -errno. */
   fsopen(name: string, flags: number): number;
   fsconfig(
     fd: number,

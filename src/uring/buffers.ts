@@ -1,8 +1,10 @@
 /**
- * Provided buffers: a ring of buffers that the kernel takes one from when data are there, not before.
+ * Provided buffers: a ring of buffers that the kernel takes one from when data are there, not
+ * before.
  *
- * One piece of mapped memory: first the buffer ring itself, a page or more, then `count` buffers of `stride`
- * bytes. A completion with IORING_CQE_F_BUFFER says which buffer it used; `provide` gives it back.
+ * One piece of mapped memory: first the buffer ring itself, a page or more, then `count` buffers of
+ * `stride` bytes. A completion with IORING_CQE_F_BUFFER says which buffer it used; `provide` gives
+ * it back.
  *
  *     tail ──▶ [ address, length, number ] × count        (struct io_uring_buf_ring)
  *              [ buffer 0 ][ buffer 1 ] …
@@ -21,7 +23,9 @@ const UNREGISTER_PBUF_RING = 23;
 const REGISTRATION_BYTES = 40;
 const PAGE_BYTES = 4096;
 
-/** struct io_uring_buf: address, length, number; the ring's tail stands in the first one's padding. */
+/**
+ * struct io_uring_buf: address, length, number; the ring's tail stands in the first one's padding.
+ */
 const ENTRY_BYTES = 16;
 const ENTRY_WORDS = ENTRY_BYTES / 4;
 const TAIL_AT = 14 / 2;
@@ -33,7 +37,10 @@ export interface BufferRingOptions {
   count: number;
   /** Bytes of each; a multiple of 8 keeps headers aligned, of 4096 makes buffers page-aligned. */
   stride: number;
-  /** Bytes at the start of each that the kernel leaves to their user: headers may go in front of data. */
+  /**
+   * Bytes at the start of each that the kernel leaves to their user: headers may go in front of
+   * data.
+   */
   lead?: number;
 }
 
@@ -100,7 +107,10 @@ export class BufferRing {
     Atomics.store(this.#tail, TAIL_AT, this.#next);
   }
 
-  /** Takes the group back from the kernel and frees the memory. No operation of the group may be under way. */
+  /**
+   * Takes the group back from the kernel and frees the memory. No operation of the group may be
+   * under way.
+   */
   close(): void {
     if (!this.#open) return;
     this.#open = false;

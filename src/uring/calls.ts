@@ -1,8 +1,9 @@
 /**
  * Plain system calls, run as one batch in one native crossing.
  *
- * For what the kernel does at once when asked directly, and hands to a thread of its own when asked through
- * the ring: buffered writes, reads of memory files. The calling thread waits for them, so they must not block.
+ * For what the kernel does at once when asked directly, and hands to a thread of its own when asked
+ * through the ring: buffered writes, reads of memory files. The calling thread waits for them, so
+ * they must not block.
  *
  * Two batches take turns: while the results of one are given out, new calls go into the other.
  *
@@ -14,7 +15,8 @@ import { assert } from '../base/assert.ts';
 import { native } from '../native/binding.ts';
 import type { IoOp } from './io.ts';
 
-// A record of 40 bytes, see native.runCalls: ten 32-bit words, of which words 2-7 are three doubles.
+// A record of 40 bytes, see native.runCalls: ten 32-bit words, of which words 2-7 are three
+// doubles.
 const RECORD_BYTES = 40;
 const RECORD_INTS = RECORD_BYTES / 4;
 const RECORD_DOUBLES = RECORD_BYTES / 8;
@@ -28,7 +30,9 @@ const WHICH = {
   PWRITE_DURABLE: 5,
 } as const;
 
-/** Rounds of calls queued by the results of calls, before completions of the ring get their turn. */
+/**
+ * Rounds of calls queued by the results of calls, before completions of the ring get their turn.
+ */
 const ROUNDS_MAX = 8;
 
 const CAPACITY_START = 256;
@@ -91,8 +95,8 @@ export class SyncCalls {
 
   /**
    * Runs what is queued and gives the results out, also for what they queue, up to a bound.
-   * Returns how many results were given out. What `done` throws goes to the caller; the results that were
-   * left come with the next run.
+   * Returns how many results were given out. What `done` throws goes to the caller; the results
+   * that were left come with the next run.
    */
   run(): number {
     assert(!this.#inRun, 'calls are run from the turn only, never from done()');

@@ -1,13 +1,16 @@
 /**
  * How much of each file was written and may not have reached its disk.
  *
- * A plain `pwrite` into the page cache is the fastest write there is, until the kernel finds that too much is
- * dirty: then it makes the writer wait, and the writer is the thread that serves all devices. So each
- * descriptor has a budget. What goes beyond it takes the slower road through the ring, where a thread of the
- * kernel does the waiting.
+ * A plain `pwrite` into the page cache is the fastest write there is, until the kernel finds that
+ * too much is dirty: then it makes the writer wait, and the writer is the thread that serves all
+ * devices. So each descriptor has a budget. What goes beyond it takes the slower road through the
+ * ring, where a thread of the kernel does the waiting.
  */
 
-/** Far below where the kernel begins to slow writers down (a tenth of free memory), also for many devices. */
+/**
+ * Far below where the kernel begins to slow writers down (a tenth of free memory), also for many
+ * devices.
+ */
 export const DIRTY_BYTES_MAX: number = 64 * 1024 * 1024;
 
 /** The kernel's own limit (fs.nr_open) as it is shipped. What lies above it is not counted. */

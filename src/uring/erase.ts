@@ -4,9 +4,9 @@
  *     punch:  PUNCH_HOLE ─▶ ZERO_RANGE ─▶ write zeroes        gives the space back
  *     zero:   ZERO_RANGE ─▶ PUNCH_HOLE ─▶ write zeroes        keeps the space
  *
- * The next way is taken where the store does not know one (EOPNOTSUPP: tmpfs has no ZERO_RANGE, some block
- * devices and network file systems have neither), or not for this range (EINVAL: a block device with larger
- * sectors than ours). Any other error is final.
+ * The next way is taken where the store does not know one (EOPNOTSUPP: tmpfs has no ZERO_RANGE,
+ * some block devices and network file systems have neither), or not for this range (EINVAL: a block
+ * device with larger sectors than ours). Any other error is final.
  */
 import { EAGAIN, EINTR, EINVAL, ENODEV, ENOSYS, ENOTTY, EOPNOTSUPP } from '../base/errno.ts';
 import type { IoOp, Memory } from './io.ts';
@@ -26,7 +26,10 @@ const WRITE = 0;
 const PUNCH_WAYS: readonly number[] = [PUNCH_HOLE, ZERO_RANGE, WRITE];
 const ZERO_WAYS: readonly number[] = [ZERO_RANGE, PUNCH_HOLE, WRITE];
 
-/** Zeroes are written in pieces of this size. They cost no memory: untouched pages are all the same one. */
+/**
+ * Zeroes are written in pieces of this size. They cost no memory: untouched pages are all the same
+ * one.
+ */
 const ZEROES_BYTES = 1024 * 1024;
 
 /** What all erasures of one Io share. */
@@ -116,7 +119,8 @@ class Erasure implements IoOp {
       this.#eraser.writeSome(this.#fd, this.#position, this.#length, this);
       return;
     }
-    // FALLOCATE has its length where others have the address, and its mode where others have the length.
+    // FALLOCATE has its length where others have the address, and its mode where others have the
+    // length.
     const { ring } = this.#eraser;
     const word = ring.prepare(OPCODE.FALLOCATE, this.#fd, this);
     setPosition(ring.words, word, this.#position);

@@ -2,16 +2,20 @@
  * The contract of asynchronous I/O: what the data path asks of the machine, and nothing else.
  *
  * `RingIo` (ring-io.ts) does it with io_uring on a real kernel; `SimIo` (test/support) does it on a
- * simulated disk that loses, keeps or tears what was not synced. Engine and leaf know only this file.
+ * simulated disk that loses, keeps or tears what was not synced. Engine and leaf know only this
+ * file.
  *
  * Rules, for both sides:
- *  1. An operation is an `IoOp` object that its owner keeps in a pool. Nothing is allocated per request.
- *  2. `done` is called exactly once per start, from the loop's turn, never from inside the starting call.
+ *  1. An operation is an `IoOp` object that its owner keeps in a pool. Nothing is allocated per
+ *     request.
+ *  2. `done` is called exactly once per start, from the loop's turn, never from inside the starting
+ *     call.
  *  3. `done` may start further operations, also with the same IoOp.
  *  4. From start until `done` the memory range and the IoOp belong to the I/O.
- *  5. Transfers are whole: `done` gets `length`, or a negative errno. Short transfers are continued inside;
- *     the end of the file in a read is -ENODATA (a store that became shorter).
- *  6. Two operations that are under way together have no order. Whoever needs order waits for `done`.
+ *  5. Transfers are whole: `done` gets `length`, or a negative errno. Short transfers are continued
+ *     inside; the end of the file in a read is -ENODATA (a store that became shorter).
+ *  6. Two operations that are under way together have no order. Whoever needs order waits for
+ *     `done`.
  */
 
 /** Page-aligned memory that the kernel may read and write; outside of the JavaScript heap. */
@@ -34,12 +38,16 @@ export interface IoOp {
   done(result: number, flags: number): void;
 }
 
-/** Stores' side of the I/O. Lengths and positions in bytes; `start` is a byte offset in `memory`. */
+/**
+ * Stores' side of the I/O. Lengths and positions in bytes; `start` is a byte offset in `memory`.
+ */
 export interface Io {
   /** Page-aligned memory for staging. For set-up and commits: not once per request. */
   allocate(lengthBytes: number): Memory;
   read(fd: number, memory: Memory, start: number, length: number, position: number, op: IoOp): void;
-  /** Buffered write: durable only after a later `sync`. May be carried out at the end of the turn. */
+  /**
+   * Buffered write: durable only after a later `sync`. May be carried out at the end of the turn.
+   */
   write(
     fd: number,
     memory: Memory,

@@ -17,8 +17,8 @@ const SETUP_SINGLE_ISSUER = 1 << 12;
 const SETUP_DEFER_TASKRUN = 1 << 13;
 
 /**
- * How to set a ring up, best first. DEFER_TASKRUN: completions are posted when we enter, not by interrupting
- * us. SUBMIT_ALL: a submission that fails does not stop those behind it.
+ * How to set a ring up, best first. DEFER_TASKRUN: completions are posted when we enter, not by
+ * interrupting us. SUBMIT_ALL: a submission that fails does not stop those behind it.
  */
 const SETUPS: readonly number[] = [
   SETUP_CLAMP | SETUP_SUBMIT_ALL | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN | SETUP_TASKRUN_FLAG,
@@ -26,7 +26,9 @@ const SETUPS: readonly number[] = [
   SETUP_CLAMP,
 ];
 
-/** Completions that fit per submission entry: more are under way than the submission queue holds. */
+/**
+ * Completions that fit per submission entry: more are under way than the submission queue holds.
+ */
 const CQ_PER_SQ = 4;
 const CQ_ENTRIES_MAX = 65536;
 
@@ -138,7 +140,9 @@ export function supportedOpcodes(fd: number): ReadonlySet<number> {
   return opcodes;
 }
 
-/** Whether io_uring can be used at all: makes a small ring and closes it. Throws UbdError if not. */
+/**
+ * Whether io_uring can be used at all: makes a small ring and closes it. Throws UbdError if not.
+ */
 export function probeUring(): ReadonlySet<number> {
   const maps = setupRing(4);
   try {

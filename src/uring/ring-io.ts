@@ -1,10 +1,11 @@
 /**
  * `Io` on a real kernel: which road each operation takes.
  *
- *     read          through the ring: served at once from the page cache, else without making us wait
- *     write         plain pwrite at the end of the turn, in one crossing with all others: a buffered write
- *                   through the ring is handed to a kernel thread and costs several times as much.
- *                   Beyond the dirty budget (dirty.ts) through the ring
+ *     read          through the ring: served at once from the page cache, else without making us
+ *                   wait
+ *     write         plain pwrite at the end of the turn, in one crossing with all others: a
+ *                   buffered write through the ring is handed to a kernel thread and costs several
+ *                   times as much. Beyond the dirty budget (dirty.ts) through the ring
  *     writeDurable  through the ring, with RWF_DSYNC
  *     sync          through the ring (fdatasync)
  *     punch, zero   through the ring, see erase.ts
@@ -120,7 +121,10 @@ export class RingIo implements Io {
     transfer.start(road, fd, memory.address + start, length, position, op);
   }
 
-  /** The budget is used up: gets the dirty pages to the disk, so that plain writes become possible again. */
+  /**
+   * The budget is used up: gets the dirty pages to the disk, so that plain writes become possible
+   * again.
+   */
   #writeBack(fd: number): void {
     if (this.#writingBack.has(fd)) return;
     this.#writingBack.add(fd);

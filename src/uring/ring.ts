@@ -4,15 +4,16 @@
  *     prepare() … prepare()  ─▶ SQ ─┐                        ┌─▶ CQ ─▶ op.done(result, flags)
  *                                   └─ enter: once per turn ─┘            │ prepares further ones
  *
- * Owns the table of operations under way. A submission's user_data is a slot of it (in the low half; the upper
- * half is zero, see ComeToRest in native/ring.cc); a completion gives the slot back, unless more are to come
- * (multishot).
+ * Owns the table of operations under way. A submission's user_data is a slot of it (in the low
+ * half; the upper half is zero, see ComeToRest in native/ring.cc); a completion gives the slot
+ * back, unless more are to come (multishot).
  *
  * Invariants:
  *  - A ring is used by the thread that made it, and no other (SINGLE_ISSUER).
  *  - Completions run from `turn` only, one at a time; `done` may prepare, but not turn.
  *  - Head of CQ and tail of SQ are published before every enter, so that the kernel sees both.
- *  - Each completion is consumed before its `done` runs: if that throws, the rest come with the next turn.
+ *  - Each completion is consumed before its `done` runs: if that throws, the rest come with the
+ *    next turn.
  */
 import { assert } from '../base/assert.ts';
 import { EAGAIN, EBUSY, EINTR, errnoName } from '../base/errno.ts';
@@ -37,11 +38,15 @@ const SQ_TASKRUN = 4;
 /** A completion (CQE): user_data, result, flags. */
 const CQE_WORDS = 4;
 
-/** Tries to submit while the kernel has no memory for requests (EAGAIN), before that is an error. */
+/**
+ * Tries to submit while the kernel has no memory for requests (EAGAIN), before that is an error.
+ */
 const SUBMIT_TRIES_MAX = 1000;
 
 export interface RingOptions {
-  /** Size of the submission queue, rounded up to a power of two. More than that may be under way. */
+  /**
+   * Size of the submission queue, rounded up to a power of two. More than that may be under way.
+   */
   entries: number;
   /** SQEs of 128 bytes, for commands that carry up to 80 bytes of their own (setCommand). */
   largeCommands?: boolean;
@@ -68,7 +73,10 @@ export class Ring {
   readonly #cqTailAt: number;
   readonly #cqesAt: number;
 
-  /** Our ends of the queues. They wrap; as signed words they stay small integers, which are never boxed. */
+  /**
+   * Our ends of the queues. They wrap; as signed words they stay small integers, which are never
+   * boxed.
+   */
   #sqTail = 0;
   #cqHead = 0;
   /** SQEs between the kernel's head and our tail. */
@@ -114,8 +122,9 @@ export class Ring {
   }
 
   /**
-   * The next SQE: cleared, with opcode, fd and user_data set. Returns the index of its first word in `words`;
-   * fill in the rest before anything else is prepared. If the queue is full, what is in it is submitted first.
+   * The next SQE: cleared, with opcode, fd and user_data set. Returns the index of its first word
+   * in `words`; fill in the rest before anything else is prepared. If the queue is full, what is in
+   * it is submitted first.
    */
   prepare(opcode: number, fd: number, op: IoOp): number {
     assert(this.#open, 'the ring is closed');
@@ -147,16 +156,20 @@ export class Ring {
     return word;
   }
 
-  /** Cancels what is under way on `fd`: those operations end with -ECANCELED. `op` gets how many there were. */
+  /**
+   * Cancels what is under way on `fd`: those operations end with -ECANCELED. `op` gets how many
+   * there were.
+   */
   cancelAll(fd: number, op: IoOp): void {
     const word = this.prepare(OPCODE.ASYNC_CANCEL, fd, op);
     setOpFlags(this.words, word, IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_FD);
   }
 
   /**
-   * One turn: runs queued plain calls, submits, waits for at least one completion if `wait` and nothing is
-   * ready (neither a completion nor the result of a call), then gives out all completions and runs the calls
-   * that they queued. Returns early, with nothing given out, if a signal came.
+   * One turn: runs queued plain calls, submits, waits for at least one completion if `wait` and
+   * nothing is ready (neither a completion nor the result of a call), then gives out all
+   * completions and runs the calls that they queued. Returns early, with nothing given out, if a
+   * signal came.
    */
   turn(wait: boolean): void {
     assert(this.#open, 'the ring is closed');
@@ -175,8 +188,8 @@ export class Ring {
   }
 
   /**
-   * Cancels what is under way and closes. The `done`s of cancelled operations are not called; memory that
-   * they used is free for other use. Idempotent.
+   * Cancels what is under way and closes. The `done`s of cancelled operations are not called;
+   * memory that they used is free for other use. Idempotent.
    */
   close(): void {
     assert(!this.#inTurn, 'done() must not close the ring');
@@ -197,8 +210,8 @@ export class Ring {
   /** Submits and waits, if there is reason to enter the kernel at all. */
   #enter(minComplete: number): void {
     if (this.#unsubmitted === 0 && minComplete === 0) {
-      // TASKRUN: completions wait in the kernel to be posted. CQ_OVERFLOW: some did not fit, and are kept
-      // there until there is room.
+      // TASKRUN: completions wait in the kernel to be posted. CQ_OVERFLOW: some did not fit, and
+      // are kept there until there is room.
       const flags = Atomics.load(this.#rings, this.#sqFlagsAt);
       if ((flags & (SQ_TASKRUN | SQ_CQ_OVERFLOW)) === 0) return;
     }
@@ -208,8 +221,8 @@ export class Ring {
   /** The queue is full in the middle of a turn: submits without waiting. */
   #makeRoom(): void {
     for (let tries = 0; tries < SUBMIT_TRIES_MAX; tries++) {
-      // Without GETEVENTS no completions are posted in the midst of giving out others; but if the kernel
-      // lacks memory, then ending some requests is what frees it.
+      // Without GETEVENTS no completions are posted in the midst of giving out others; but if the
+      // kernel lacks memory, then ending some requests is what frees it.
       this.#submit(0, tries === 0 ? 0 : ENTER_GETEVENTS);
       if (this.#unsubmitted < this.#sqEntries) return;
     }
@@ -228,7 +241,9 @@ export class Ring {
     throw new UbdError('internal', `io_uring_enter failed: ${errnoName(result)}`);
   }
 
-  /** Gives out the completions that are there now; those that come meanwhile wait for the next turn. */
+  /**
+   * Gives out the completions that are there now; those that come meanwhile wait for the next turn.
+   */
   #giveOut(): void {
     const rings = this.#rings;
     for (let left = this.#completions(); left > 0; left--) {

@@ -1,5 +1,6 @@
 /**
- * A read or write until it is whole: short transfers go on where they stopped, interrupted ones again.
+ * A read or write until it is whole: short transfers go on where they stopped, interrupted ones
+ * again.
  *
  * One pooled object per operation under way. It is its own IoOp: what it prepares comes back to it.
  */
@@ -23,7 +24,10 @@ export type Road = (typeof ROAD)[keyof typeof ROAD];
 /** The kernel moves no more than this in one go (MAX_RW_COUNT). */
 const TRANSFER_BYTES_MAX = 0x7ffff000;
 
-/** Tries in a row without a byte moved, before EAGAIN is an error: some devices never leave that state. */
+/**
+ * Tries in a row without a byte moved, before EAGAIN is an error: some devices never leave that
+ * state.
+ */
 export const TRIES_MAX = 100;
 
 export class Transfer implements IoOp {
@@ -73,8 +77,8 @@ export class Transfer implements IoOp {
     } else if (this.#length === 0) {
       this.#end(0); // nothing was asked for
     } else {
-      // Nothing moved: the end of the file in a read. A write that moves nothing without an error would
-      // never end.
+      // Nothing moved: the end of the file in a read. A write that moves nothing without an error
+      // would never end.
       this.#end(this.#road === ROAD.READ ? -ENODATA : -EIO);
     }
   }

@@ -1,10 +1,12 @@
 /**
  * Waking a thread that waits in its ring.
  *
- * A thread blocked in io_uring_enter sees no message, no timer, and cannot be terminated. So its ring always
- * has a READ under way on an eventfd; whoever has the descriptor can end the wait by writing to it.
+ * A thread blocked in io_uring_enter sees no message, no timer, and cannot be terminated. So its
+ * ring always has a READ under way on an eventfd; whoever has the descriptor can end the wait by
+ * writing to it.
  *
- *     other thread: wake(fd) ──▶ eventfd ──▶ READ completes ──▶ onWake(), from the turn; armed again
+ *     other thread: wake(fd) ──▶ eventfd ──▶ READ completes ──▶ onWake(), from the turn;
+ *                                                               armed again
  */
 import { writeSync } from 'node:fs';
 import { EAGAIN, EINTR, errnoName } from '../base/errno.ts';
@@ -18,7 +20,10 @@ import { OPCODE, setAddress, setLength } from './sqe.ts';
 const COUNTER_BYTES = 8;
 const ONE = new Uint8Array(new BigUint64Array([1n]).buffer);
 
-/** Makes the eventfd. Whoever calls it closes it, with `closeWakeFd`, once no thread uses it any more. */
+/**
+ * Makes the eventfd. Whoever calls it closes it, with `closeWakeFd`, once no thread uses it any
+ * more.
+ */
 export function makeWakeFd(): number {
   const fd = native.eventfd(0);
   if (fd < 0) throw new UbdError('io', `eventfd failed: ${errnoName(fd)}`);
@@ -29,7 +34,10 @@ export function closeWakeFd(fd: number): void {
   native.close(fd);
 }
 
-/** Ends the wait of the ring that listens on `fd`; from any thread. Several at once may arrive as one. */
+/**
+ * Ends the wait of the ring that listens on `fd`; from any thread. Several at once may arrive as
+ * one.
+ */
 export function wake(fd: number): void {
   writeSync(fd, ONE);
 }

@@ -1,6 +1,6 @@
 /**
- * A loop device of ours for measuring, without the daemon: prints the device's path, and takes it down when
- * its standard input ends.
+ * A loop device of ours for measuring, without the daemon: prints the device's path, and takes it
+ * down when its standard input ends.
  *
  *     node dist/test/bench/loop-driver.js ROOT [LEAF [SIZE]]
  *

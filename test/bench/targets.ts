@@ -1,9 +1,10 @@
 /**
  * What is measured: ways to get a writable block device over a shared root image.
  *
- *     raw      loop ─ file                                   no overlay: the limit of the loop
- *     driver qsd      loop ─ FUSE ─ qemu-storage-daemon ─ qcow2 ─ root     a speed reference only,
- *     see below nbdfuse  loop ─ FUSE ─ nbdfuse ─ NBD ─ qemu-nbd ─ qcow2 ─ root
+ *     raw      loop ─ file                         no overlay: the limit of the loop driver
+ *     qsd      loop ─ FUSE ─ qemu-storage-daemon ─ qcow2 ─ root
+ *                                                  a speed reference only, see below
+ *     nbdfuse  loop ─ FUSE ─ nbdfuse ─ NBD ─ qemu-nbd ─ qcow2 ─ root
  *     ubd      loop ─ FUSE ─ ubd daemon ─ leaf, root
  *
  * All read the same root file, warm in the page cache, and keep their overlay in the same

@@ -34,7 +34,13 @@ interface Shell {
 function shell(teardown: (fn: () => void) => void): Shell {
   const dir = mkdtempSync(`${tmpdir()}/ubd-test-`);
   teardown(() => rmSync(dir, { recursive: true, force: true }));
-  const env = { ...process.env, UBD_STATE_DIR: `${dir}/state`, UBD_RUNTIME_DIR: `${dir}/run` };
+  const env: NodeJS.ProcessEnv = {
+    ...process.env,
+    UBD_STATE_DIR: `${dir}/state`,
+    UBD_RUNTIME_DIR: `${dir}/run`,
+  };
+  // A test runner's own hooks write where another user may not.
+  delete env.NODE_OPTIONS;
   return {
     dir,
     ubd: (...args) => tryRun(process.execPath, [CLI, ...args], { env, cwd: dir }),

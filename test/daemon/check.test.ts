@@ -1,6 +1,6 @@
 /**
- * Goal: `check` tells a good leaf from a damaged one, and the root as it was from any other, byte by byte.
- * Method: leaves on files, made and damaged here; the command line runs without a daemon.
+ * Goal: `check` tells a good leaf from a damaged one, and the root as it was from any other, byte
+ * by byte. Method: leaves on files, made and damaged here; the command line runs without a daemon.
  */
 import {
   closeSync,

@@ -41,6 +41,7 @@ export class FakeMachine implements Machine {
   readonly #attached = new Map<number, { node: string; device: TransportDevice }>();
   #nextNode = 0;
   missing: string | null = null;
+  readonly foreign: Set<string> = new Set();
   /** Ids that were detached in use. */
   readonly later: number[] = [];
 
@@ -63,6 +64,7 @@ export class FakeMachine implements Machine {
         flush: async () => {},
         users: async node => this.users.get(node) ?? [],
         clearStale: async () => [],
+        isForeign: node => this.foreign.has(node),
       },
     ];
   }
@@ -121,7 +123,7 @@ export class FakeMachine implements Machine {
     const key = `leaf ${path}`;
     if (this.open.has(key)) throw new UbdError('busy', `${path} is in use`);
     this.open.add(key);
-    return { path, ...file, notes: [], close: () => this.open.delete(key) };
+    return { path, ...file, changedBytes: 512, notes: [], close: () => this.open.delete(key) };
   }
 
   async #attach(device: TransportDevice): Promise<{ node: string }> {

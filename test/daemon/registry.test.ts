@@ -8,11 +8,12 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import t from 'tap';
-import type { UbdError } from '../../src/base/errors.ts';
+import { UbdError } from '../../src/base/errors.ts';
 import { bench, type Step } from './fake-machine.ts';
 
 t.test('an attached device has a link, a node, a leaf and a record', async t => {
@@ -74,15 +75,23 @@ t.test('an attach whose record cannot be written leaves nothing behind', async t
 
 t.test('an attach under way is taken back when the daemon stops', async t => {
   const { registry, root, dev, paths, machine } = bench(t.teardown);
-  let stopped: Promise<void> | undefined;
-  machine.onStep = step => {
-    if (step === 'transport.attach') stopped = registry.stop();
+  let stop = (): void => {};
+  const stopped = new Promise<void>(resolve => {
+    stop = () => resolve(registry.stop());
+  });
+  machine.onStep = async step => {
+    if (step !== 'transport.attach') return;
+    stop();
+    await new Promise(resolve => setTimeout(resolve, 50)); // the step takes its time
   };
-  await t.rejects(registry.attach({ root, name: 'web' }), { code: 'daemon', message: /stopping/ });
+  const attach = registry.attach({ root, name: 'web' });
+  const refused = t.rejects(attach, { code: 'daemon', message: /stopping/ });
   await stopped;
   t.same(readdirSync(dev), []);
   t.same(readdirSync(paths.devices), []);
+  t.same(readdirSync(paths.leaves), []);
   t.equal(machine.open.size, 0);
+  await refused;
   await t.rejects(registry.attach({ root, name: 'late' }), { code: 'daemon' });
 });
 
@@ -169,7 +178,7 @@ t.test('the root may be left out where the leaf exists', async t => {
   const { registry, root } = bench(t.teardown);
   await registry.attach({ root, name: 'web', sizeBytes: 8192 });
   await registry.detach('web', { force: false });
-  t.match(await registry.attach({ name: 'web' }), { root, size: 8192 });
+  t.match(await registry.attach({ name: 'web' }), { root, size: 8192, changed: 512 });
   await registry.detach('web', { force: false });
   await t.rejects(registry.attach({ name: 'web', sizeBytes: 16384 }), {
     code: 'usage',
@@ -198,7 +207,7 @@ t.test('an ephemeral leaf goes at detach, and leaves without a record go at the 
   await registry.attach({ root, name: 'kept', ephemeral: true });
   writeFileSync(`${paths.ephemeral}/orphan.leaf`, '');
   await registry.stop();
-  await again().registry.restore(false);
+  await again().registry.restore();
   t.same(readdirSync(paths.ephemeral), ['kept.leaf']);
 });
 
@@ -251,6 +260,19 @@ t.test('a user who comes between look and detach gets the device back as it was'
   t.match(await registry.list(), [{ state: 'attached', device: `${dev}/ubd0` }]);
 });
 
+t.test('a detach that cannot make the leaf durable fails, and stays on record', async t => {
+  const { registry, root, dev, paths, machine } = bench(t.teardown);
+  await registry.attach({ root, name: 'web', ephemeral: true });
+  machine.transports[0]!.detach = async () => {
+    throw new UbdError('no-space', 'the disk of the leaf is full');
+  };
+  await t.rejects(registry.detach('web', { force: false }), { code: 'no-space' });
+  t.match(await registry.list(), [{ state: 'failed', device: null, error: { code: 'no-space' } }]);
+  t.notOk(readdirSync(dev).includes('ubd0'), 'no link to a device that is not usable');
+  t.same(readdirSync(paths.devices), ['web.json']);
+  t.same(readdirSync(paths.ephemeral), ['web.leaf'], 'its changes are not thrown away');
+});
+
 t.test(
   'a stopped daemon leaves records; the next one brings the devices back as they were',
   async t => {
@@ -264,7 +286,7 @@ t.test(
     t.equal(machine.open.size, 0, 'nothing is open');
     t.same(readdirSync(dev), [], 'no links, no nodes');
     const next = again();
-    await next.registry.restore(false);
+    await next.registry.restore();
     const after = await next.registry.list();
     t.same(
       after.map(({ name, device, size, readOnly, leaf }) => ({
@@ -294,7 +316,7 @@ t.test('a daemon that died left its links: they go, and the devices get them bac
   symlinkSync('/dev/of-another-daemon', `${dev}/ubd1`);
   // No stop: as after kill -9. The links are the dead daemon's.
   const next = again();
-  await next.registry.restore(true);
+  await next.registry.restore();
   t.match(await next.registry.list(), [{ name: 'web', device: `${dev}/ubd0` }]);
   t.notOk(readdirSync(dev).includes('ubd0p1'), 'its partitions too');
   t.equal(readlinkSync(`${dev}/ubd1`), '/dev/of-another-daemon');
@@ -305,9 +327,21 @@ t.test('after an orderly end the links of others are left alone', async t => {
   await registry.attach({ root, name: 'web' });
   await registry.stop();
   symlinkSync(`${dev}/loop0`, `${dev}/ubd0`); // the kernel gave the node's number to another daemon
-  const next = again();
-  await next.registry.restore(false);
+  const [next, last] = [again(), again()];
+  next.machine.foreign.add(`${dev}/loop0`);
+  await next.registry.restore();
   t.match(await next.registry.list(), [{ device: `${dev}/ubd1` }]);
+  t.equal(readlinkSync(`${dev}/ubd0`), `${dev}/loop0`);
+  await next.registry.stop();
+
+  rmSync(`${dev}/ubd0`);
+  symlinkSync(`${dev}/loop0`, `${dev}/ubd1`); // and the link too is the one on record
+  last.machine.foreign.add(`${dev}/loop0`);
+  last.machine.failAt = 'openRoot';
+  await last.registry.restore();
+  t.match(await last.registry.list(), [{ state: 'failed' }]);
+  await last.registry.detach('web', { force: false });
+  t.equal(readlinkSync(`${dev}/ubd1`), `${dev}/loop0`, 'a failed comeback leaves it alone');
 });
 
 t.test('a device that cannot come back stays listed with its reason, the others come', async t => {
@@ -320,7 +354,7 @@ t.test('a device that cannot come back stays listed with its reason, the others 
   writeFileSync(`${root}2`, 'a replaced root'.padEnd(4096, '.'));
   writeFileSync(`${paths.devices}/torn.json`, '{"version":1,"na');
   const next = again();
-  await next.registry.restore(true);
+  await next.registry.restore();
   const devices = Object.fromEntries((await next.registry.list()).map(d => [d.name, d]));
   t.match(devices.good, { state: 'attached' });
   t.match(devices.bad, { state: 'failed', device: null, error: { code: 'root-mismatch' } });
@@ -330,6 +364,32 @@ t.test('a device that cannot come back stays listed with its reason, the others 
   await next.registry.detach('bad', { force: false });
   t.notOk(existsSync(`${paths.devices}/bad.json`));
   t.ok(existsSync(`${paths.leaves}/bad.leaf`), 'its leaf is kept');
+});
+
+t.test('a comeback that fails in its last step leaves the record as it was', async t => {
+  const { registry, root, paths, again, dev } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  await registry.stop();
+  const record = readFileSync(`${paths.devices}/web.json`, 'utf8');
+  const next = again();
+  next.machine.onStep = step => {
+    if (step === 'transport.attach')
+      symlinkSync('/nowhere/at/all', `${paths.devices}/web.json.new`);
+  };
+  await next.registry.restore();
+  t.match(await next.registry.list(), [{ name: 'web', state: 'failed', error: { code: 'io' } }]);
+  t.equal(readFileSync(`${paths.devices}/web.json`, 'utf8'), record);
+  t.same(readdirSync(dev), []);
+  t.equal(next.machine.open.size, 0);
+});
+
+t.test('a link that somebody put in the place of ours is not ours to remove', async t => {
+  const { registry, root, dev } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  rmSync(`${dev}/ubd0`);
+  symlinkSync('/dev/of-another-daemon', `${dev}/ubd0`);
+  await registry.detach('web', { force: false });
+  t.equal(readlinkSync(`${dev}/ubd0`), '/dev/of-another-daemon');
 });
 
 t.test('a device that the kernel took away is failed, and says so', async t => {

@@ -1,6 +1,6 @@
 /**
- * What the fingerprint of a root catches, and what it does not: both are promises, told in identity.ts.
- * Method: a sparse file, changed in one place at a time.
+ * What the fingerprint of a root catches, and what it does not: both are promises, told in
+ * identity.ts. Method: a sparse file, changed in one place at a time.
  */
 import {
   closeSync,

@@ -1,4 +1,7 @@
-/** What is taken as a root, and what is refused: with a code, the path in the message, and what to do next. */
+/**
+ * What is taken as a root, and what is refused: with a code, the path in the message, and what to
+ * do next.
+ */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {

@@ -1,6 +1,6 @@
 /**
- * The life of a loop device of ours on the real kernel: made, used, refused while in use, taken down; and what
- * is left of it when its server goes away.
+ * The life of a loop device of ours on the real kernel: made, used, refused while in use, taken
+ * down; and what is left of it when its server goes away.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash, randomBytes } from 'node:crypto';
@@ -129,7 +129,8 @@ t.test('changes stay in the leaf over a detach, and the root is untouched', { sk
   t.equal(queue(first, 'write_cache'), 'write back', 'the file system will flush');
   const change = randomBytes(3 * 512);
   const fd = openSync(first.loop.path, constants.O_RDWR);
-  writeSync(fd, change, 0, change.length, 5 * 512); // into the page cache: the detach writes it back
+  // into the page cache: the detach writes it back
+  writeSync(fd, change, 0, change.length, 5 * 512);
   closeSync(fd);
   await detach(data, first);
   const expected = readFileSync(rootPath);
@@ -358,6 +359,7 @@ t.test('30 rounds leave no descriptor, loop device, mapping or thread', { skip }
   const mappingsBefore = mappings();
   for (let i = 0; i < 30; i++) await round();
   t.strictSame(state(), before);
-  // V8 maps and unmaps pieces of its heap as it likes; a leak of ours would be one or more per round.
+  // V8 maps and unmaps pieces of its heap as it likes; a leak of ours would be one or more per
+  // round.
   t.ok(mappings() < mappingsBefore + 25, `${mappingsBefore} mappings became ${mappings()}`);
 });

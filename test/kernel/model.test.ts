@@ -1,8 +1,8 @@
 /**
- * The whole way of a request on the real kernel, against a plain buffer: random reads, writes, zeroes and
- * discards of single sectors and long runs, over a root that has content; by one process, and by several at
- * once, each of which writes between the sectors of the others. Then the device is taken down, attached anew,
- * and compared in full.
+ * The whole way of a request on the real kernel, against a plain buffer: random reads, writes,
+ * zeroes and discards of single sectors and long runs, over a root that has content; by one
+ * process, and by several at once, each of which writes between the sectors of the others. Then the
+ * device is taken down, attached anew, and compared in full.
  */
 
 import { randomBytes } from 'node:crypto';

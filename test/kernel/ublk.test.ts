@@ -214,9 +214,9 @@ const IN_FLIGHT = 8;
 const BLKDISCARD = 0x1277;
 const BLKZEROOUT = 0x127f;
 
-async function erase(device: FileHandle, request: number, from: number, to: number): Promise<void> {
+function erase(device: FileHandle, request: number, from: number, to: number): void {
   const range = new BigUint64Array([BigInt(from), BigInt(to - from)]);
-  const result = await native.ioctlAsync(device.fd, request, new Uint8Array(range.buffer));
+  const result = native.ioctl(device.fd, request, new Uint8Array(range.buffer));
   if (result < 0) throw new Error(`ioctl ${request} at ${from}: ${result}`);
 }
 
@@ -248,7 +248,7 @@ async function runModel(t: Test, node: string, seed: number): Promise<void> {
         buffer.copy(model, from);
         written.fill(1, first, end);
       } else if (kind < 50) {
-        await erase(device, BLKZEROOUT, from, to);
+        erase(device, BLKZEROOUT, from, to);
         model.fill(0, from, to);
         written.fill(1, first, end);
       } else if (kind < 58) {
@@ -256,7 +256,7 @@ async function runModel(t: Test, node: string, seed: number): Promise<void> {
         // discarded.
         const [inner, outer] = [Math.ceil(from / 4096) * 4096, Math.floor(to / 4096) * 4096];
         if (inner < outer && written.subarray(first, end).every(Boolean)) {
-          await erase(device, BLKDISCARD, inner, outer);
+          erase(device, BLKDISCARD, inner, outer);
           model.fill(0, inner, outer);
         }
       } else {

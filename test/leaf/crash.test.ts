@@ -11,12 +11,13 @@
 import t from 'tap';
 import { firstFailure, liveOrTell } from '../support/crash-life.ts';
 import { LIES } from '../support/lying-io.ts';
+import { QUICK } from '../support/requires.ts';
 
 t.setTimeout(0);
 
 const { UBD_SEED, UBD_SEEDS, UBD_FAULTS } = process.env;
 const first = UBD_SEED === undefined ? 1 : Number(UBD_SEED);
-const lives = UBD_SEED === undefined ? Number(UBD_SEEDS ?? 4000) : 1;
+const lives = UBD_SEED === undefined ? Number(UBD_SEEDS ?? (QUICK ? 500 : 4000)) : 1;
 
 interface Totals {
   lives: number;

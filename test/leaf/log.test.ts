@@ -2,6 +2,7 @@
  * Goal: what was durable is found or its loss reported; what never was is dropped. Method: damage
  * of every kind at every place.
  */
+import { crc32 } from 'node:zlib';
 import t from 'tap';
 import type { UbdError } from '../../src/base/errors.ts';
 import { encodeRecord, type LogScan, type LogSource, scanLog } from '../../src/leaf/log.ts';
@@ -159,6 +160,22 @@ t.test('an extent beyond the device is damage', async t => {
     offset: LOG_OFFSET + 2048 + 32 + 25 * 12,
     message: /log record 7: an extent beyond the device/,
   });
+});
+
+t.test('an extent of no sectors, or at a place beyond all numbers, is damage', async t => {
+  for (const [start, count] of [
+    [5, 0],
+    [2 ** 53 - 2, 1],
+  ] as const) {
+    const log = new Log();
+    const starts = new Float64Array([start]);
+    encodeRecord(log.bytes, log.view, 0, OWNER, 5, starts, new Uint32Array([count]), 1);
+    t.match(log.complaint(), { offset: LOG_OFFSET + 32, message: /beyond the device/ });
+  }
+  const log = new Log().append(5, 1);
+  log.view.setUint32(36, 0xffffffff, true);
+  log.view.setUint32(4, crc32(log.bytes.subarray(8, 512)), true);
+  t.match(log.complaint(), { offset: LOG_OFFSET + 32, message: /beyond the device/ });
 });
 
 t.test('no bytes whatever make the scan fail otherwise', async t => {

@@ -19,7 +19,7 @@ import { join } from 'node:path';
 import { MessageChannel, receiveMessageOnPort } from 'node:worker_threads';
 import t from 'tap';
 import { checkLeaf } from '../../src/leaf/check.ts';
-import { createLeaf, NO_PARENT } from '../../src/leaf/create.ts';
+import { createLeaf, giveName, NO_PARENT } from '../../src/leaf/create.ts';
 import { leafInfo, looksLikeLeaf } from '../../src/leaf/info.ts';
 import { type OpenedLeaf, openLeaf, transferList } from '../../src/leaf/open.ts';
 import { recordDigest } from '../../src/leaf/record-digest.ts';
@@ -94,6 +94,22 @@ t.test('no file is ever overwritten, and none is left beside', async t => {
     readdirSync(directory).filter(name => !/^\d+\.leaf$/.test(name)),
     [],
   );
+});
+
+t.test('where there are no hard links a file gets its name by a rename, if it is free', async t => {
+  const noLinks = (): void => {
+    throw Object.assign(new Error('no links'), { code: 'EPERM' });
+  };
+  const [source, target, other] = [newPath(), newPath(), newPath()];
+  writeFileSync(source, 'new');
+  giveName(source, target, noLinks);
+  t.equal(readFileSync(target, 'utf8'), 'new');
+  writeFileSync(other, 'other');
+  t.throws(() => giveName(other, target, noLinks), { code: 'exists', place: { file: target } });
+  t.equal(readFileSync(target, 'utf8'), 'new');
+  const free = newPath();
+  t.throws(() => giveName('/nowhere/x', free, noLinks), { code: 'not-found' });
+  t.throws(() => statSync(free), 'a name that was taken in vain is free again');
 });
 
 t.test('wishes that cannot be met are refused by name', async t => {

@@ -1,6 +1,6 @@
 /**
- * No argument from TypeScript crashes the process: a child calls every function of the addon with wrong ones,
- * and must come to its own end. What each answers is in fixtures/hostile.ts.
+ * No argument from TypeScript crashes the process: a child calls every function of the addon with
+ * wrong ones, and must come to its own end. What each answers is in fixtures/hostile.ts.
  */
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';

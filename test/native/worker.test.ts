@@ -1,6 +1,6 @@
 /**
- * The addon in worker threads: each has its own rings and memory, and gives them back when it ends, however
- * it ends. Seen from outside: the descriptors and mappings of this process.
+ * The addon in worker threads: each has its own rings and memory, and gives them back when it ends,
+ * however it ends. Seen from outside: the descriptors and mappings of this process.
  */
 import { once } from 'node:events';
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
@@ -51,7 +51,8 @@ t.test(
     t.equal(ringDescriptors(), 0, 'no ring is open');
     t.equal(ringMaps(), 0, 'no ring is mapped');
     t.equal(descriptors(), before.fds, 'as many descriptors as before');
-    // 50 leaked mappings would be 12.5 GiB; thread stacks and heaps of Node's own stay far below one GiB.
+    // 50 leaked mappings would be 12.5 GiB; thread stacks and heaps of Node's own stay far below
+    // one GiB.
     t.ok(addressSpaceBytes() - before.space < 4 * MEMORY_BYTES, 'no mapping is left');
     closeWakeFd(wakeFd);
   },

@@ -3,7 +3,7 @@
  * figures.
  */
 import { execFile } from 'node:child_process';
-import { close, existsSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { promisify } from 'node:util';
 import type { DataPlane } from '../../src/daemon/plane-client.ts';
 import { openRoot } from '../../src/image/raw-image.ts';
@@ -17,7 +17,6 @@ import {
 } from '../../src/transport/fuse/loop.ts';
 import { mountFuse } from '../../src/transport/fuse/mount.ts';
 
-const closeAsync = promisify(close);
 const execFileAsync = promisify(execFile);
 
 /**
@@ -74,11 +73,10 @@ export async function attach(
     transport: { kind: 'fuse', fd: mount.fuseFd },
   });
   const fileName = loopFileName(name, owner);
-  const fileFd = await mount.openFile(fileName);
   try {
-    return { id, loop: await configureLoop(fileFd, { readOnly: leaf === null, fileName }) };
+    const options = { readOnly: leaf === null, fileName };
+    return { id, loop: await configureLoop(mount.mountFd, options) };
   } finally {
-    await closeAsync(fileFd);
     await mount.close();
   }
 }

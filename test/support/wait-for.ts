@@ -18,7 +18,10 @@ export class Recorder implements IoOp {
 
 const TURNS_MAX = 100_000;
 
-/** Starts an operation and returns its result. Fails if it is done inside of the start, or more than once. */
+/**
+ * Starts an operation and returns its result. Fails if it is done inside of the start, or more than
+ * once.
+ */
 export function waitFor(ring: Ring, start: (op: IoOp) => void): number {
   const op = new Recorder();
   start(op);

@@ -1,6 +1,7 @@
 /**
- * The hot path allocates nothing: a million requests in a steady state, without the collector having to
- * run, and without a heap that grew. One small object per request (16 bytes) would have it run several times.
+ * The hot path allocates nothing: a million requests in a steady state, without the collector
+ * having to run, and without a heap that grew. One small object per request (16 bytes) would have
+ * it run several times.
  */
 import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';

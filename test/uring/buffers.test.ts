@@ -1,4 +1,6 @@
-/** Provided buffers: the kernel picks one when data come, and has it again when it is given back. */
+/**
+ * Provided buffers: the kernel picks one when data come, and has it again when it is given back.
+ */
 import { execFileSync } from 'node:child_process';
 import { closeSync, openSync, writeSync } from 'node:fs';
 import { constants } from 'node:os';

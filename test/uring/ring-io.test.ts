@@ -1,6 +1,7 @@
 /**
- * RingIo on real files: every operation on a file system with all features (the test's directory, ext4 or
- * another), on tmpfs (no ZERO_RANGE) and on ramfs (no fallocate at all), each checked against a plain read.
+ * RingIo on real files: every operation on a file system with all features (the test's directory,
+ * ext4 or another), on tmpfs (no ZERO_RANGE) and on ramfs (no fallocate at all), each checked
+ * against a plain read.
  */
 
 import { execFileSync } from 'node:child_process';

@@ -284,7 +284,8 @@ t.test('closing cancels what is under way: nothing is read into memory afterward
 });
 
 t.test('closing waits for what cannot be cancelled: the memory is free for other use', t => {
-  // A long copy on a thread of the kernel, which is not interrupted: it goes on when the descriptor is gone.
+  // A long copy on a thread of the kernel, which is not interrupted: it goes on when the descriptor
+  // is gone.
   const LENGTH = 128 << 20;
   const mount = detachedMount('tmpfs');
   const fd = openSync(join(mount?.path ?? t.testdir(), 'file'), 'w+');

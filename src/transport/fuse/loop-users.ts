@@ -1,7 +1,7 @@
 /**
- * Who uses a loop device or one of its partitions: mounts (of every mount namespace that we may read), swap,
- * drivers stacked on it, and processes that have it open. For messages: what decides is the kernel's answer
- * to an exclusive open.
+ * Who uses a loop device or one of its partitions: mounts (of every mount namespace that we may
+ * read), swap, drivers stacked on it, and processes that have it open. For messages: what decides
+ * is the kernel's answer to an exclusive open.
  */
 import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 

@@ -6,8 +6,8 @@
  *                           └─ server dies ─▶ stale: every request fails; `clearStaleLoops` of the same
  *                                             owner's next daemon takes it down
  *
- * The loop device alone holds the FUSE file, and nobody holds the loop device: while it is open in a process
- * that also serves it, the end of that process could wait for its own answers.
+ * The loop device alone holds the FUSE file. File and loop device are never opened in the process that serves
+ * them, for its end could wait for its own answers: a child does it (native/apart.ts).
  * A loop device is ours by the name of its file: `ubd:NAME:OWNER`. The owner is one state directory, whose
  * lock its daemon holds, so that several daemons on a host never touch each other's devices.
  */
@@ -27,6 +27,7 @@ import {
 import { UbdError, type UbdErrorOptions } from '../../base/errors.ts';
 import { layout, text, u32, u64, zero } from '../../base/layout.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
+import { apart } from '../../native/apart.ts';
 import { native } from '../../native/binding.ts';
 import { describeUsers, loopUsers, openProcesses } from './loop-users.ts';
 
@@ -129,11 +130,11 @@ export interface ConfigureOptions {
 }
 
 /**
- * Binds a free loop device to the open FUSE file. The kernel scans it for partitions before this returns,
- * so the file must be served meanwhile. The caller keeps `fileFd`, and closes it.
+ * Binds a free loop device to the file `fileName` of a mount of ours. The kernel scans it for partitions
+ * before this returns, so it must be served meanwhile.
  */
 export async function configureLoop(
-  fileFd: number,
+  mountFd: number,
   { readOnly, fileName }: ConfigureOptions,
 ): Promise<LoopDevice> {
   const control = '/dev/loop-control';
@@ -143,32 +144,7 @@ export async function configureLoop(
       const number = native.ioctl(controlFd, LOOP_CTL_GET_FREE, 0);
       if (number < 0) throw refused('find a free loop device', number, control);
       const loop: LoopDevice = { number, path: nodePath(number), fileName };
-      const fd = await openDevice(loop.path, constants.O_RDWR, 'open');
-      try {
-        const config = new Uint8Array(LOOP_CONFIG.size);
-        LOOP_CONFIG.write(new DataView(config.buffer), 0, {
-          fd: fileFd,
-          blockSize: SECTOR_BYTES,
-          flags: LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN | (readOnly ? LO_FLAGS_READ_ONLY : 0),
-          fileName: fileName.slice(0, 63),
-        });
-        const result = await native.ioctlAsync(fd, LOOP_CONFIGURE, config);
-        if (result === -EBUSY) continue; // somebody was quicker: take the next one
-        if (result < 0) throw refused('configure', result, loop.path);
-        const { flags } = await status(fd, loop.path);
-        const direct = (flags & LO_FLAGS_DIRECT_IO) !== 0;
-        if (!direct || !isBound(loop)) {
-          await native.ioctlAsync(fd, LOOP_CLR_FD, 0);
-          const what = direct ? 'does not show in /sys' : 'gets no direct I/O from the kernel';
-          throw new UbdError('unsupported', `${loop.path} ${what}`, {
-            place: { device: loop.path },
-            next: direct ? 'mount sysfs on /sys' : 'Linux 6.1 or later is needed',
-          });
-        }
-        return loop;
-      } finally {
-        await closeAsync(fd);
-      }
+      if (await bind(mountFd, loop, readOnly)) return loop;
     }
   } finally {
     await closeAsync(controlFd);
@@ -178,11 +154,46 @@ export async function configureLoop(
   });
 }
 
-async function status(fd: number, path: string): Promise<{ flags: number; info: Uint8Array }> {
+/** False if somebody was quicker. */
+async function bind(mountFd: number, loop: LoopDevice, readOnly: boolean): Promise<boolean> {
+  const config = new Uint8Array(LOOP_CONFIG.size);
+  LOOP_CONFIG.write(new DataView(config.buffer), 0, {
+    blockSize: SECTOR_BYTES,
+    flags: LO_FLAGS_DIRECT_IO | LO_FLAGS_PARTSCAN | (readOnly ? LO_FLAGS_READ_ONLY : 0),
+    fileName: loop.fileName.slice(0, 63),
+  });
   const info = new Uint8Array(LOOP_INFO64.size);
-  const result = await native.ioctlAsync(fd, LOOP_GET_STATUS64, info);
-  if (result < 0) throw refused('status', result, path);
-  return { flags: LOOP_INFO64.read(new DataView(info.buffer), 0).flags, info };
+  const [file = 0, device = 0, configured = 0, asked = 0] = await apart(mountFd, [
+    { open: `/proc/self/fd/${mountFd}/${loop.fileName}`, flags: constants.O_RDWR },
+    { open: loop.path, flags: constants.O_RDWR },
+    { ioctl: LOOP_CONFIGURE, on: 1, argument: config, put: 0 }, // the file's descriptor stands first
+    { ioctl: LOOP_GET_STATUS64, on: 1, argument: info },
+  ]);
+  if (file < 0) throw refused(`open the file ${loop.fileName} over FUSE`, file, loop.path);
+  if (device < 0) throw refused('open', device, loop.path);
+  if (configured === -EBUSY) return false;
+  if (configured < 0) throw refused('configure', configured, loop.path);
+  if (asked < 0) throw refused('status', asked, loop.path);
+  const direct = (LOOP_INFO64.read(new DataView(info.buffer), 0).flags & LO_FLAGS_DIRECT_IO) !== 0;
+  if (direct && isBound(loop)) return true;
+  await clear(loop.path, 0);
+  const what = direct ? 'does not show in /sys' : 'gets no direct I/O from the kernel';
+  throw new UbdError('unsupported', `${loop.path} ${what}`, {
+    place: { device: loop.path },
+    next: direct ? 'mount sysfs on /sys' : 'Linux 6.1 or later is needed',
+  });
+}
+
+/**
+ * Opens the device, asks the kernel to unbind it, and closes it: the last close writes back what is cached,
+ * and unbinds. Returns 0, or -errno of the open or of the request.
+ */
+async function clear(path: string, openFlags: number): Promise<number> {
+  const [opened = 0, cleared = 0] = await apart(-1, [
+    { open: path, flags: constants.O_RDONLY | openFlags },
+    { ioctl: LOOP_CLR_FD, on: 0, argument: 0 },
+  ]);
+  return opened < 0 ? opened : cleared;
 }
 
 /** The name of the file behind a bound loop device; undefined if it is free. From sysfs: asks no server. */
@@ -221,23 +232,11 @@ export async function detachLoop(
 ): Promise<DetachResult> {
   if (!isBound(loop)) return { gone: true };
   // An exclusive open fails while it is mounted, swapped on, or held by another driver, in whatever
-  // namespace, and the partitions count too. While we have it, nobody can mount it.
-  let fd: number;
-  try {
-    fd = await openAsync(loop.path, constants.O_RDONLY | (force ? 0 : constants.O_EXCL));
-  } catch (thrown) {
-    const errno = (thrown as NodeJS.ErrnoException).errno ?? 0;
-    if (errno === -ENXIO) return { gone: true };
-    if (errno === -EBUSY) throw inUse(loop, describeUsers(loopUsers(loop.number)));
-    throw refused('open', errno, loop.path);
-  }
-  try {
-    if (!isBound(loop)) return { gone: true }; // what is open cannot change hands: this answer holds
-    const result = await native.ioctlAsync(fd, LOOP_CLR_FD, 0);
-    if (result < 0 && result !== -ENXIO) throw refused('detach', result, loop.path);
-  } finally {
-    await closeAsync(fd); // the last close writes back what is cached, and unbinds
-  }
+  // namespace, and the partitions count too. While the child has it, nobody can mount it.
+  const result = await clear(loop.path, force ? 0 : constants.O_EXCL);
+  if (result === -ENXIO) return { gone: true };
+  if (result === -EBUSY) throw inUse(loop, describeUsers(loopUsers(loop.number)));
+  if (result < 0) throw refused('detach', result, loop.path);
   const deadline = performance.now() + (force ? 0 : waitMs);
   for (let pauseMs = 1; isBound(loop); pauseMs = Math.min(pauseMs * 2, 100)) {
     if (performance.now() >= deadline) {
@@ -252,14 +251,17 @@ export async function detachLoop(
 
 /** Takes back a detach that waits for the last close. */
 async function keep(loop: LoopDevice): Promise<void> {
-  const fd = await openDevice(loop.path, constants.O_RDONLY, 'open');
-  try {
-    const { flags, info } = await status(fd, loop.path);
-    new DataView(info.buffer).setUint32(LOOP_INFO64.at.flags, flags & ~LO_FLAGS_AUTOCLEAR, true);
-    await native.ioctlAsync(fd, LOOP_SET_STATUS64, info);
-  } finally {
-    await closeAsync(fd);
-  }
+  const open = { open: loop.path, flags: constants.O_RDONLY };
+  const info = new Uint8Array(LOOP_INFO64.size);
+  const view = new DataView(info.buffer);
+  const asked = await apart(-1, [open, { ioctl: LOOP_GET_STATUS64, on: 0, argument: info }]);
+  const { flags } = LOOP_INFO64.read(view, 0);
+  view.setUint32(LOOP_INFO64.at.flags, flags & ~LO_FLAGS_AUTOCLEAR, true);
+  const kept = asked.every(result => result >= 0)
+    ? await apart(-1, [open, { ioctl: LOOP_SET_STATUS64, on: 0, argument: info }])
+    : asked;
+  const failure = kept.find(result => result < 0);
+  if (failure !== undefined) throw refused('keep it after all', failure, loop.path);
 }
 
 function inUse(loop: LoopDevice, users: string): UbdError {

@@ -3,18 +3,17 @@
  * mount's descriptor can reach. Nothing can be left mounted by a daemon that died.
  *
  *     open /dev/fuse ─▶ fsopen, fsconfig, fsmount (Linux 5.2) ─▶ the server starts on the descriptor
- *       ─▶ open the file through /proc/self/fd/MOUNT/NAME, answered by that server ─▶ close the mount
+ *       ─▶ a loop device is bound to /proc/self/fd/MOUNT/NAME (loop.ts) ─▶ close the mount
  *
- * From then on the open file keeps the mount alive. The file's name is what `losetup -l` shows.
+ * From then on the loop device keeps the mount alive. The file's name is what `losetup -l` shows.
  */
-import { close, constants, open, openSync } from 'node:fs';
+import { close, constants, openSync } from 'node:fs';
 import { promisify } from 'node:util';
 import { EACCES, ENODEV, ENOENT, ENOSYS, ENXIO, EPERM, errnoName } from '../../base/errno.ts';
 import { UbdError } from '../../base/errors.ts';
 import { native } from '../../native/binding.ts';
 
 const closeAsync = promisify(close);
-const openAsync = promisify(open);
 
 /** <linux/mount.h> */
 const FSOPEN_CLOEXEC = 1;
@@ -28,8 +27,11 @@ const MOUNT_ATTR_NOEXEC = 0x8;
 export interface FuseMount {
   /** The server's end. Whoever serves it owns it: closing it ends the connection. */
   fuseFd: number;
-  /** Opens the file, under any name that one directory entry can have. The server must be running. */
-  openFile(name: string): Promise<number>;
+  /**
+   * The mount's root, for `configureLoop`. The server must be running before the file in it is opened, and
+   * no thread of the server's process may do that: see native/apart.ts.
+   */
+  mountFd: number;
   /** Gives up the mount itself: it lives on while the file is open. */
   close(): Promise<void>;
 }
@@ -93,14 +95,7 @@ export async function mountFuse(): Promise<FuseMount> {
   let closed = false;
   return {
     fuseFd,
-    async openFile(name) {
-      try {
-        // On a pool thread: our own data plane answers it.
-        return await openAsync(`/proc/self/fd/${mountFd}/${name}`, constants.O_RDWR);
-      } catch (thrown) {
-        throw refused(`open ${name}`, (thrown as NodeJS.ErrnoException).errno ?? 0);
-      }
-    },
+    mountFd,
     async close() {
       if (closed) return;
       closed = true;

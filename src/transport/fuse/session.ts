@@ -4,12 +4,13 @@
  *     serving ── stop(), or the kernel ends the connection, or breaks the protocol ──▶ ending
  *     ending  ── no read under way, every request answered ──▶ ended ──▶ onEnd(null or the reason)
  *
- * Several reads of /dev/fuse are always under way, each of which takes a slot when there is a request. Reads,
- * writes, flushes and fallocates go to the engine; the rest, which comes a few times in a device's life, is
- * answered at once. Every request but FORGET and INTERRUPT is answered exactly once.
+ * Several reads of /dev/fuse are always under way, each of which takes a slot when there is a
+ * request. Reads, writes, flushes and fallocates go to the engine; the rest, which comes a few
+ * times in a device's life, is answered at once. Every request but FORGET and INTERRUPT is answered
+ * exactly once.
  *
- * The loop driver sends both discard and write-zeroes as a punched hole, and relies on reading zeroes there:
- * so a hole is WRITE_ZEROES, never DISCARD.
+ * The loop driver sends both discard and write-zeroes as a punched hole, and relies on reading
+ * zeroes there: so a hole is WRITE_ZEROES, never DISCARD.
  */
 import {
   EAGAIN,
@@ -68,7 +69,10 @@ const HALF = 2 ** 32;
 /** Reads of /dev/fuse under way at a time: a batch of requests comes in one turn. */
 const READS = 4;
 
-/** How many requests of a connection the kernel keeps under way in the background; as asynchronous I/O is. */
+/**
+ * How many requests of a connection the kernel keeps under way in the background; as asynchronous
+ * I/O is.
+ */
 const BACKGROUND_MAX = 256;
 const BACKGROUND_CONGESTED = 250;
 
@@ -127,7 +131,7 @@ export class FuseSession {
     this.#finish(null);
   }
 
-  // ── Requests in ──────────────────────────────────────────────────────────────────────────────────────
+  // ── Requests in ────────────────────────────────────────────────────────────────────────────
 
   #read(op: ReadOp): void {
     const { ring, buffers } = this.#slots;
@@ -332,7 +336,7 @@ export class FuseSession {
     this.#reply(slot, 0, bytes);
   }
 
-  // ── Replies out ──────────────────────────────────────────────────────────────────────────────────────
+  // ── Replies out ────────────────────────────────────────────────────────────────────────────
 
   /** For Slot: the engine is done. */
   completed(slot: Slot): void {
@@ -351,7 +355,10 @@ export class FuseSession {
     }
   }
 
-  /** Writes the reply: header, and `bytes` of what stands at the slot's data. `error` is 0 or -errno. */
+  /**
+   * Writes the reply: header, and `bytes` of what stands at the slot's data. `error` is 0 or
+   * -errno.
+   */
   #reply(slot: Slot, error: number, bytes: number): void {
     const { words, ring, buffers } = this.#slots;
     const length = OUT_HEADER_BYTES + bytes;
@@ -380,7 +387,7 @@ export class FuseSession {
     this.#slots.release(slot);
   }
 
-  // ── The end ──────────────────────────────────────────────────────────────────────────────────────────
+  // ── The end ────────────────────────────────────────────────────────────────────────────────
 
   /** The kernel's side makes no sense: nothing that follows can be trusted. */
   #break(slot: Slot, what: string): void {
@@ -388,7 +395,10 @@ export class FuseSession {
     this.#finish(`the kernel sent ${what}`);
   }
 
-  /** Takes no more requests. What was read and not answered is answered by the end of the connection. */
+  /**
+   * Takes no more requests. What was read and not answered is answered by the end of the
+   * connection.
+   */
   #finish(reason: string | null): void {
     if (this.#state !== STATE.SERVING) return;
     this.#state = STATE.ENDING;
@@ -407,7 +417,9 @@ export class FuseSession {
   }
 }
 
-/** Results of a read after which the next one may succeed: a signal, a request that was given up. */
+/**
+ * Results of a read after which the next one may succeed: a signal, a request that was given up.
+ */
 const PASSING: ReadonlySet<number> = new Set([-EINTR, -EAGAIN, -ENOENT, -ECANCELED]);
 
 /** For a cancellation, whose own result does not matter: the reads say that they ended. */

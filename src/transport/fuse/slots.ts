@@ -1,14 +1,15 @@
 /**
- * The memory of FUSE requests: slots, shared by all sessions of a data-plane thread, so that a device without
- * traffic has none.
+ * The memory of FUSE requests: slots, shared by all sessions of a data-plane thread, so that a
+ * device without traffic has none.
  *
  *     byte 0        4016            4080        4096                         4096 + 1 MiB
  *     │ unused      │ request: in header, body  │ data of a WRITE, page-aligned │
  *                   │               │ out header│ data of a READ, page-aligned  │
  *                   └ the kernel fills from here└─ one reply, in one piece
  *
- * A slot goes round: the kernel takes it from the buffer ring when a request is there, the session answers
- * from it, and once the answer is written it goes back. A session that found none is `starved`, in line.
+ * A slot goes round: the kernel takes it from the buffer ring when a request is there, the session
+ * answers from it, and once the answer is written it goes back. A session that found none is
+ * `starved`, in line.
  */
 
 import type { Completer } from '../../engine/request.ts';

@@ -47,7 +47,7 @@ export const INIT = {
 } as const;
 
 /** fuse_open_out.open_flags: no page cache in between; writes of one file side by side (Linux 6.1). */
-export const FOPEN = { DIRECT_IO: 0x1, PARALLEL_DIRECT_WRITES: 0x40 } as const;
+export const FOPEN = { DIRECT_IO: 0x1, NOFLUSH: 0x20, PARALLEL_DIRECT_WRITES: 0x40 } as const;
 
 /** fallocate(2): <linux/falloc.h>. */
 export const FALLOC = { KEEP_SIZE: 1, PUNCH_HOLE: 2, ZERO_RANGE: 16 } as const;
@@ -252,8 +252,10 @@ export function writeEntry(view: DataView, at: number, node: Node): number {
   return ENTRY_OUT.size;
 }
 
+/** NOFLUSH: without it a close waits for our answer, also that of a process which is being killed. */
 export function writeOpen(view: DataView, at: number): number {
-  OPEN_OUT.write(view, at, { openFlags: FOPEN.DIRECT_IO | FOPEN.PARALLEL_DIRECT_WRITES });
+  const openFlags = FOPEN.DIRECT_IO | FOPEN.NOFLUSH | FOPEN.PARALLEL_DIRECT_WRITES;
+  OPEN_OUT.write(view, at, { openFlags });
   return OPEN_OUT.size;
 }
 

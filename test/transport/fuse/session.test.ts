@@ -1,6 +1,6 @@
 /**
- * A FUSE session without a kernel's FUSE: the test speaks for the kernel on a socket, in whole messages, and
- * reads the replies. So it can also say what no kernel would.
+ * A FUSE session without a kernel's FUSE: the test speaks for the kernel on a socket, in whole
+ * messages, and reads the replies. So it can also say what no kernel would.
  */
 import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Socket } from 'node:net';

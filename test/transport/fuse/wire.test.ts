@@ -28,7 +28,10 @@ const ATTR_FIELDS = new Set(
   ),
 );
 
-/** Our name of a field to the header's: maxPages is max_pages; attributes lie in a structure of their own. */
+/**
+ * Our name of a field to the header's: maxPages is max_pages; attributes lie in a structure of
+ * their own.
+ */
 function fieldOf(structure: string, name: string): string {
   const snake = name.replaceAll(/[A-Z]/g, letter => `_${letter.toLowerCase()}`);
   const attr = structure === 'fuse_attr_out' || structure === 'fuse_entry_out';

@@ -1,0 +1,88 @@
+/**
+ * A daemon's start: clears what a dead one left, and brings back what is on record.
+ *
+ *     records read ─▶ stale nodes cleared ─▶ links parked ─▶ orphans removed ─▶ devices brought up
+ *
+ * A device that cannot come back stays listed with its reason, and does not stop the others.
+ */
+import { readdir, rm } from 'node:fs/promises';
+import { asUbdError } from '../base/errors.ts';
+import type { TransportName } from '../client/api.ts';
+import { bringUp, type Workshop } from './attach.ts';
+import { concurrently } from './concurrently.ts';
+import { type Entry, fail, fillFrom } from './device.ts';
+import type { Entries } from './entries.ts';
+import type { Transport } from './machine.ts';
+import type { Plan } from './plan.ts';
+import type { DeviceRecord } from './record.ts';
+
+export interface RestoreOptions {
+  shop: Workshop;
+  entries: Entries;
+  transports: readonly Transport[];
+  choose(name: TransportName): Promise<Transport>;
+}
+
+export async function restore(options: RestoreOptions): Promise<void> {
+  const { shop, entries, transports } = options;
+  const { records, links, log } = shop;
+  const { records: found, bad } = await records.readAll();
+  const kept = new Set([...found, ...bad].map(({ name }) => name));
+  const stale = (await Promise.all(transports.map(transport => transport.clearStale(kept)))).flat();
+  if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
+  // After an orderly end the links are gone, and their names may be others' by now.
+  for (const { link, node } of found)
+    if (!transports.some(transport => transport.isForeign(node))) links.park(link, node);
+  for (const { name, file, error } of bad) {
+    log.error(`${file}: ${error.message}`);
+    fail(entries.add(name), error);
+  }
+  // A leaf may be named by a record that could not be read.
+  if (bad.length === 0) await removeOrphans(shop, found);
+  // All names and numbers are taken before the first device is up.
+  const comebacks = found.map(record => {
+    const entry = entries.add(record.name, record.attachedAt);
+    fillFrom(entry, record);
+    links.hold(record.link);
+    return { entry, record };
+  });
+  await concurrently(comebacks, ({ entry, record }) => comeBack(options, entry, record));
+}
+
+async function comeBack(
+  { shop, choose }: RestoreOptions,
+  entry: Entry,
+  record: DeviceRecord,
+): Promise<void> {
+  const { log, links } = shop;
+  const plan: Plan = {
+    rootPath: record.root.path,
+    leaf: record.leaf && { ...record.leaf, isNew: false },
+    readOnly: record.readOnly,
+    sizeBytes: record.leaf ? undefined : record.sizeBytes,
+  };
+  try {
+    await bringUp(shop, entry, plan, await choose(record.transport), record);
+    log.info(`${entry.name}: back as ${links.path(entry.link!)} (${entry.node})`);
+  } catch (thrown) {
+    const error = asUbdError(thrown);
+    links.unpark(record.link);
+    fail(entry, error);
+    entry.link = record.link; // its number stays ours, for the next try
+    log.error(`${entry.name}: could not be brought back: ${error.message}`);
+  }
+}
+
+/** Ephemeral leaves that no record names: left by a crash between two steps. */
+async function removeOrphans(
+  { paths, log }: Workshop,
+  records: readonly DeviceRecord[],
+): Promise<void> {
+  const named = new Set(records.map(record => record.leaf?.path));
+  for (const file of await readdir(paths.ephemeral)) {
+    const path = `${paths.ephemeral}/${file}`;
+    if (named.has(path)) continue;
+    await rm(path, { force: true });
+    log.info(`removed ${path}: an ephemeral leaf of no device`);
+  }
+}
