@@ -156,7 +156,7 @@ export class PlaneDevice {
     const { ring } = this.#plant;
     const end: IoOp = {
       done: result => {
-        this.#shadow?.close(result >= 0);
+        this.#shadow?.close();
         closeDescriptors(this.spec);
         // Once round through the kernel's own thread: what it still held of the files, as the claim
         // on a block device, goes before the answer that they are free.

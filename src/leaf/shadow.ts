@@ -8,11 +8,11 @@
  * commit. So each bit of a first write is also set here, by a store into a shared mapping of a
  * file, before the write is answered.
  *
- *     byte 0     header: state, boot, leaf
+ *     byte 0     header: magic, boot, leaf
  *     byte 4096  one bit for each sector, in little-endian words; allocated piece by piece
  *
- *     LIVE ── the leaf is closed in order ──▶ CLOSED: all that was answered is in the leaf itself
- *       └──── the process dies: the next one puts the bits into the map, and goes on with the same shadow
+ * The next process puts the bits into the map, and goes on with the same shadow. After a leaf was
+ * closed in order that changes nothing: the map has them all.
  *
  * A shadow stands for the page cache, and is good for nothing without it: only in the boot in which
  * it was made, for this leaf. Bits are never cleared; those of sectors that the map has are
@@ -37,9 +37,9 @@ import { native } from '../native/binding.ts';
 import type { OpenedLeaf } from './opened.ts';
 import { SectorMap } from './sector-map.ts';
 
-const STATE = { LIVE: 'UBDSHDW1', CLOSED: 'UBDSHUT1' } as const;
+const MAGIC = 'UBDSHDW1';
 const HEADER = layout('leaf shadow', {
-  state: text(8),
+  magic: text(8),
   boot: text(40),
   leaf: text(40),
   sizeSectors: u64,
@@ -74,7 +74,6 @@ export interface Shadow {
 export class LeafShadow implements Shadow {
   readonly #fd: number;
   readonly #address: number;
-  readonly #header: Uint8Array;
   readonly #words: Uint32Array;
   /** For each piece: not 0 if it is allocated. */
   readonly #allocated: Uint8Array;
@@ -87,7 +86,6 @@ export class LeafShadow implements Shadow {
       throw new UbdError('io', `mapping the shadow of a leaf: ${errnoName(mapped)}`);
     this.#fd = fd;
     this.#address = mapped.address;
-    this.#header = new Uint8Array(mapped.buffer, 0, HEADER.size);
     this.#words = new Uint32Array(mapped.buffer, BITS_AT);
     this.#allocated = new Uint8Array((length - BITS_AT) / PIECE_BYTES);
   }
@@ -118,9 +116,7 @@ export class LeafShadow implements Shadow {
     }
   }
 
-  /** `inOrder`: the leaf was closed, and has everything. */
-  close(inOrder: boolean): void {
-    if (inOrder) this.#header.set(Buffer.from(STATE.CLOSED));
+  close(): void {
     native.unmapMemory(this.#address);
   }
 }
@@ -142,11 +138,14 @@ export function openShadow(path: string, opened: OpenedLeaf, goingOn: boolean): 
     readSync(fd, raw, 0, raw.length, 0);
     const header = HEADER.read(new DataView(raw.buffer), 0);
     const known =
-      header.boot === boot && header.leaf === uuid && header.sizeSectors === sizeSectors;
-    if (goingOn && known && header.state === STATE.LIVE) replay(fd, opened);
-    else if (goingOn && !(known && header.state === STATE.CLOSED)) throw lost(path, opened);
+      header.magic === MAGIC &&
+      header.boot === boot &&
+      header.leaf === uuid &&
+      header.sizeSectors === sizeSectors;
+    if (goingOn && !known) throw lost(path, opened);
+    if (goingOn) replay(fd, opened);
     else ftruncateSync(fd, 0);
-    HEADER.write(new DataView(raw.buffer), 0, { state: STATE.LIVE, boot, leaf: uuid, sizeSectors });
+    HEADER.write(new DataView(raw.buffer), 0, { magic: MAGIC, boot, leaf: uuid, sizeSectors });
     ftruncateSync(fd, fileBytes(sizeSectors));
     writeSync(fd, raw, 0, raw.length, 0);
     return { fd, sizeSectors };

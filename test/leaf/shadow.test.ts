@@ -70,16 +70,16 @@ class Life {
   }
 
   die(): void {
-    this.#end(false);
+    this.#end();
   }
 
   close(): void {
     if (wait(op => this.leaf.close(op)) !== 0) throw new Error('close');
-    this.#end(true);
+    this.#end();
   }
 
-  #end(inOrder: boolean): void {
-    this.shadow.close(inOrder);
+  #end(): void {
+    this.shadow.close();
     native.close(this.#shadowFd);
     closeSync(this.opened.fd);
   }
