@@ -1,6 +1,6 @@
 /**
- * Goal: with its shadow, a leaf keeps what it answered for when its process dies without a flush; and a
- * shadow is used in no other case.
+ * Goal: with its shadow, a leaf keeps what it answered for when its process dies without a flush;
+ * and a shadow is used in no other case.
  * Method: a leaf on a real file, whose process "dies" by being forgotten half-way.
  */
 import { closeSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';

@@ -2,7 +2,7 @@
  * Tests of what this machine's kernel does not have run in a guest that has it: the same file,
  * again.
  *
- *     test file on the host ── no /dev/ublk-control ──▶ UBD_UML/run node FILE ──▶ its tests, in the guest
+ *     test file on the host ── no /dev/ublk-control ──▶ UBD_UML/run node FILE ──▶ its tests
  *
  * A file calls `here` first, and goes on only where it answers true.
  */

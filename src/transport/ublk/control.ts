@@ -2,7 +2,7 @@
  * Commands to /dev/ublk-control: sent through a ring of its own, on the main thread, which never
  * waits.
  *
- *     send() ──▶ slot of memory ──▶ { command + LINK_TIMEOUT } ──▶ a thread of the kernel works on it
+ *     send() ──▶ slot of memory ──▶ { command + LINK_TIMEOUT } ──▶ a kernel thread works on it
  *       promise ◀── result ◀── looked for: first on every round of the event loop, then by a timer
  *
  * A command may take its time (START_DEV waits for the server, STOP_DEV for I/O), and on some
@@ -259,6 +259,6 @@ function hanging({ what }: ControlCommand, count: number): UbdError {
 
 function late({ what, timeoutMs = TIMEOUT_MS }: ControlCommand): UbdError {
   return new UbdError('io', `${what}: the kernel did not answer within ${timeoutMs / 1000} s`, {
-    next: '`dmesg | tail` may say why; a device that is left over is removed when the daemon starts again',
+    next: '`dmesg | tail` may say why; a device that is left over goes when the daemon starts again',
   });
 }

@@ -1,15 +1,15 @@
 /**
  * The life of a ublk device, as the control plane sees it.
  *
- *                    openChannel; the data plane fetches; start
- *     create ──▶ MADE ─────────────────────────────────────────▶ LIVE ──stop──▶ STOPPED ──remove──▶ GONE
- *                                                               ▲    │
- *     adopt ──▶ RECOVERING ──the same───────────────────────────┘    └─ the server dies: QUIESCED, a new
- *                   ▲                                                   process adopts it
- *                   └── START_USER_RECOVERY, once the kernel has taken everything from the dead server
+ *                 openChannel; the data plane fetches; start
+ *     create ──▶ MADE ─────────────────────────────────▶ LIVE ──stop──▶ STOPPED ──remove──▶ GONE
+ *                                                        ▲  │
+ *     adopt ──▶ RECOVERING ──the same────────────────────┘  └─ the server dies: QUIESCED, and a new
+ *                    ▲                                         process adopts it
+ *                    └── START_USER_RECOVERY, once the kernel has taken all from the dead server
  *
- *     stop and remove work in every state; the data plane serves the device until stop has returned, and
- *     closes its channel before remove.
+ *     stop and remove work in every state; the data plane serves the device until stop has
+ *     returned, and closes its channel before remove.
  *
  * While nobody serves a device, what is asked of it waits in the kernel, and what was under way is
  * asked again (USER_RECOVERY_REISSUE): doing a request twice is harmless here, see engine/union.ts.
@@ -315,7 +315,7 @@ export class UblkDevice {
     }
   }
 
-  /** Looks without opening: a process that serves a device had better not have it open when it dies. */
+  /** Looks without opening: a server that dies should not have its own device open. */
   async #nodeIsThere(): Promise<boolean> {
     return statSync(this.node, { throwIfNoEntry: false })?.isBlockDevice() ?? false;
   }

@@ -2,8 +2,8 @@
  * Which ublk devices are ours: the kernel keeps 64 bits for whoever makes a device, and two marks
  * stand there.
  *
- *     owner   one state directory, whose lock its daemon holds: so several daemons on a host never touch each
- *             other's devices, and a device with our mark has no other master
+ *     owner   one state directory, whose lock its daemon holds: so several daemons on a host never
+ *             touch each other's devices, and a device with our mark has no other master
  *     name    of the device, so that a new daemon finds the one that belongs to its record
  */
 import { readdirSync } from 'node:fs';

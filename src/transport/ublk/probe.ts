@@ -101,6 +101,8 @@ export function limitReached(): UbdError {
   const many = limit === undefined ? 'no more ublk devices' : `no more than ${limit} ublk devices`;
   return new UbdError('unsupported', `the kernel lets ${many} be made (ublks_max)`, {
     place: { file: LIMIT_PATH },
-    next: `raise it: echo 4096 > ${LIMIT_PATH}; and for good: options ublk_drv ublks_max=4096 in /etc/modprobe.d/ubd.conf`,
+    next:
+      `raise it: echo 4096 > ${LIMIT_PATH}; and for good, in /etc/modprobe.d/ubd.conf: ` +
+      'options ublk_drv ublks_max=4096',
   });
 }

@@ -3,16 +3,16 @@
  *
  * Each tag has a command in the kernel (a fetch) or a request of the kernel's in our hands:
  *
- *     FETCHING ──request──▶ { slot ──▶ data of a write copied in ──▶ engine ──▶ data of a read copied out }
- *        ▲  │                                                                                 │
- *        │  └─ taken back ──▶ ENDED                                                           │
- *        └──────────────── commit: the result, and the next fetch, in one command ◀───────────┘
+ *     FETCHING ─request─▶ { slot ─▶ a write's data copied in ─▶ engine ─▶ a read's copied out }
+ *        ▲  │                                                                          │
+ *        │  └─ taken back ─▶ ENDED                                                     │
+ *        └──────────── commit: the result, and the next fetch, in one command ◀────────┘
  *
  * Where the data go:
- *  - user copy: we read and write them at a position of /dev/ublkcN, as plain calls of the turn, so a request
- *    occupies one of the slots that all devices share, and an idle device nothing;
- *  - copy: the kernel copies them itself, from and to memory that belongs to the tag. A call less for each
- *    request, but what a burst has touched stays with the device.
+ *  - user copy: we read and write them at a position of /dev/ublkcN, as plain calls of the turn, so
+ *    a request occupies one of the slots that all devices share, and an idle device nothing;
+ *  - copy: the kernel copies them itself, from and to memory that belongs to the tag. A call less
+ *    for each request, but what a burst has touched stays with the device.
  *
  * Nothing is allocated per request; commands of a turn go to the kernel together.
  */
@@ -172,13 +172,12 @@ export class UblkQueue {
       case STEP.COPY_OUT:
         this.#commit(tag, result);
         return;
-      default: // of a queue that is closed: the kernel takes back a fetch, or gives a request to the next server
+      default: // the queue is closed: a fetch is taken back, or a request is the next server's
         return;
     }
   }
 
-  // ── In
-  // ───────────────────────────────────────────────────────────────────────────────────────────────
+  // ── In ────────────────────────────────────────────────────────────────────────────────────────
 
   #arrived(tag: Tag): void {
     this.#events.taken();
@@ -250,8 +249,7 @@ export class UblkQueue {
     this.#device.submit(tag.request);
   }
 
-  // ── Out
-  // ──────────────────────────────────────────────────────────────────────────────────────────────
+  // ── Out ───────────────────────────────────────────────────────────────────────────────────────
 
   /** For Tag: the engine is done. */
   served(tag: Tag): void {

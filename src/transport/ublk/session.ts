@@ -1,8 +1,8 @@
 /**
  * One ublk device in the data plane: its queues, from the first fetch to the last answer.
  *
- *     serving ── the kernel takes all fetches back (the device is stopped, quiesced or deleted) ──▶ ended
- *        └────── stop() ──▶ leaving ── every request answered ──▶ ended ──▶ onEnd(null or the reason)
+ *     serving ── the kernel takes all fetches back (stopped, quiesced or deleted) ──▶ ended
+ *        └────── stop() ──▶ leaving ── every request answered ──▶ ended ──▶ onEnd(null or why)
  *
  * Only the kernel can end a fetch. So a device that is taken down is stopped by the control plane
  * first, while it is served here. `stop` alone leaves it: what is in hand is answered, what comes
@@ -64,8 +64,7 @@ export class UblkSession implements QueueEvents {
     this.#settle();
   }
 
-  // ── For UblkQueue
-  // ────────────────────────────────────────────────────────────────────────────────────
+  // ── For UblkQueue ─────────────────────────────────────────────────────────────────────────────
 
   taken(): void {
     this.#held++;

@@ -2,15 +2,14 @@
  * The wire format of ublk: numbers and structures of <linux/ublk_cmd.h>, as of Linux 6.5, and what
  * later kernels added to it.
  *
- *     /dev/ublk-control   commands of 32 bytes in large SQEs: make, start, stop, delete, recover devices
- *     /dev/ublkcN         the server's side of device N: commands of 16 bytes (fetch, commit), an array of
- *                         request descriptors to be mapped, and the data of requests at file positions
+ *     /dev/ublk-control   commands of 32 bytes in large SQEs: make, start, stop, recover devices
+ *     /dev/ublkcN         the server's side of device N: commands of 16 bytes (fetch, commit), an
+ *                         array of request descriptors to map, the data at file positions
  *     /dev/ublkbN         the block device
  */
 import { bytes, i32, layout, u8, u16, u32, u64 } from '../../base/layout.ts';
 
-// ── Numbers of commands: as ioctls of type 'u'
-// ──────────────────────────────────────────────────────────
+// ── Numbers of commands: as ioctls of type 'u' ──────────────────────────────────────────────────
 
 const IOC_TYPE = 0x75;
 const CONTROL_BYTES = 32;
@@ -54,8 +53,7 @@ export const IO: Readonly<Record<'FETCH' | 'COMMIT_AND_FETCH', number>> = {
 /** Results of a fetch: a request is there, or the kernel takes the fetch back (-ENODEV). */
 export const RESULT_OK = 0;
 
-// ── Features: what the kernel offers (GET_FEATURES), a device asks for, and was given (ADD_DEV)
-// ─────────
+// ── Features: what the kernel offers (GET_FEATURES), a device asks for, and was given (ADD_DEV) ──
 
 /** UBLK_F_*: numbers of bits, all below 53. */
 export const FEATURE = {
@@ -86,8 +84,7 @@ export function sumFeatures(names: Iterable<FeatureName>): number {
 
 export const FEATURES_BYTES = 8;
 
-// ── Structures of control commands
-// ──────────────────────────────────────────────────────────────────────
+// ── Structures of control commands ──────────────────────────────────────────────────────────────
 
 /** UBLK_S_DEV_* */
 export const DEVICE_STATE = { DEAD: 0, LIVE: 1, QUIESCED: 2, FAIL_IO: 3 } as const;
@@ -209,8 +206,7 @@ export function decodeParams(buffer: Uint8Array): DeviceParams {
   return { ...params, readOnly: (attributes & ATTRIBUTE.READ_ONLY) !== 0 };
 }
 
-// ── The data path, in words: nothing is decoded into objects there
-// ──────────────────────────────────────
+// ── The data path, in words: nothing is decoded into objects there ──────────────────────────────
 
 /** struct ublksrv_io_desc: one per tag, written by the kernel. */
 export const DESCRIPTOR_BYTES = 24;
