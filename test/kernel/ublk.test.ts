@@ -126,12 +126,19 @@ if (await here(import.meta.url, { device: '/dev/ublk-control' })) {
   );
 
   t.test('blkdiscard and blkdiscard -z leave zeroes where the leaf had data', async t => {
-    await withDevices(t, [{}], async ({ node }) => {
+    await withDevices(t, [{}], async server => {
+      const { node } = server;
+      const written = async (): Promise<number> => {
+        const { stats } = await server.ask('stats');
+        return (stats as { writtenBytes: number }[])[0]!.writtenBytes;
+      };
       const data = pattern(1, 8 * MIB);
       const [from, to] = [2 * MIB, 5 * MIB];
       for (const options of [[], ['-z']]) {
         await writeFile(node, data);
+        const before = await written();
         await run('blkdiscard', [...options, '-o', `${from}`, '-l', `${to - from}`, node]);
+        t.equal(await written(), before, 'no zeroes were written for it');
         const expected = Buffer.from(data).fill(0, from, to);
         t.ok(expected.equals(await readStart(node, data.length)), `blkdiscard ${options}`);
       }
