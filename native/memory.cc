@@ -1,6 +1,9 @@
 #include "memory.h"
 
 #include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <cerrno>
 
 #include "args.h"
 #include "environment.h"
@@ -12,6 +15,27 @@ namespace {
 
 // Node 20's largest external ArrayBuffer.
 constexpr double kLengthMax = 4294967296.0;
+
+// Wraps a fresh mapping in an ArrayBuffer and takes it into the registry: { address, buffer }.
+Napi::Value Register(Napi::Env env, MemoryRegistry* memory, Mapping mapping, size_t length) {
+  // A child process must not share pages that the kernel is about to fill: after a fork,
+  // copy-on-write could leave the data of a read in the child's copy. Best effort: without it only
+  // such a child suffers.
+  madvise(mapping.data(), mapping.length(), MADV_DONTFORK);
+
+  // SAFETY: the buffer is detached before the region is unmapped (unmapMemory, end of the
+  // environment).
+  Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, mapping.data(), length);
+  if (env.IsExceptionPending()) return env.Undefined();
+
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("address", Napi::Number::New(env, static_cast<double>(mapping.address())));
+  result.Set("buffer", buffer);
+  // A strong reference: memory that the kernel may be writing to is not left to the garbage
+  // collector.
+  memory->Add({std::move(mapping), Napi::Persistent(buffer)});
+  return result;
+}
 
 // mapMemory(lengthBytes): { address, buffer }
 Napi::Value MapMemory(const Napi::CallbackInfo& info) {
@@ -27,24 +51,48 @@ Napi::Value MapMemory(const Napi::CallbackInfo& info) {
     ThrowErrno(env, errno, "mmap");
     return env.Undefined();
   }
-  Mapping mapping(address, mapped);
-  // A child process must not share pages that the kernel is about to fill: after a fork,
-  // copy-on-write could leave the data of a read in the child's copy. Best effort: without it only
-  // such a child suffers.
-  madvise(address, mapped, MADV_DONTFORK);
+  return Register(env, &Environment::Of(info).memory, Mapping(address, mapped), length);
+}
 
-  // SAFETY: the buffer is detached before the region is unmapped (unmapMemory, end of the
-  // environment).
-  Napi::ArrayBuffer buffer = Napi::ArrayBuffer::New(env, address, length);
-  if (env.IsExceptionPending()) return env.Undefined();
+// mapDevice(fd, lengthBytes, position): { address, buffer } | -errno
+Napi::Value MapDevice(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "mapDevice");
+  const int fd = args.Fd(0);
+  const auto length = static_cast<size_t>(args.Whole(1, "lengthBytes", 1, kLengthMax));
+  const auto position = static_cast<off_t>(args.Whole(2, "position", 0, kSafeIntegerMax));
+  if (!args.ok()) return env.Undefined();
+  // A file that is cut off below a mapping of it kills whoever reads there; a device has no such
+  // end.
+  struct stat status = {};
+  if (fstat(fd, &status) != 0) return Napi::Number::New(env, -errno);
+  if (!S_ISCHR(status.st_mode)) return Napi::Number::New(env, -ENODEV);
 
-  Napi::Object result = Napi::Object::New(env);
-  result.Set("address", Napi::Number::New(env, static_cast<double>(mapping.address())));
-  result.Set("buffer", buffer);
-  // A strong reference: memory that the kernel may be writing to is not left to the garbage
-  // collector.
-  Environment::Of(info).memory.Add({std::move(mapping), Napi::Persistent(buffer)});
-  return result;
+  const size_t mapped = RoundUpToPage(length);
+  void* address = mmap(nullptr, mapped, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, position);
+  if (address == MAP_FAILED) return Napi::Number::New(env, -errno);
+  return Register(env, &Environment::Of(info).memory, Mapping(address, mapped), length);
+}
+
+// mapFile(fd, lengthBytes, position): { address, buffer } | -errno
+Napi::Value MapFile(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "mapFile");
+  const int fd = args.Fd(0);
+  const double length = args.Whole(1, "lengthBytes", 1, kLengthMax);
+  const double position = args.Whole(2, "position", 0, kSafeIntegerMax - kLengthMax);
+  if (!args.ok()) return env.Undefined();
+  struct stat status = {};
+  if (fstat(fd, &status) != 0) return Napi::Number::New(env, -errno);
+  if (!S_ISREG(status.st_mode) || position + length > static_cast<double>(status.st_size))
+    return Napi::Number::New(env, -EINVAL);
+
+  const size_t mapped = RoundUpToPage(static_cast<size_t>(length));
+  void* address = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, fd,
+                       static_cast<off_t>(position));
+  if (address == MAP_FAILED) return Napi::Number::New(env, -errno);
+  return Register(env, &Environment::Of(info).memory, Mapping(address, mapped),
+                  static_cast<size_t>(length));
 }
 
 // unmapMemory(address)
@@ -107,6 +155,8 @@ void MemoryRegistry::Clear() {
 
 void DefineMemory(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("mapMemory", Napi::Function::New<MapMemory>(env, "mapMemory", environment));
+  exports.Set("mapDevice", Napi::Function::New<MapDevice>(env, "mapDevice", environment));
+  exports.Set("mapFile", Napi::Function::New<MapFile>(env, "mapFile", environment));
   exports.Set("unmapMemory", Napi::Function::New<UnmapMemory>(env, "unmapMemory", environment));
 }
 

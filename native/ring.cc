@@ -21,13 +21,13 @@ namespace {
 constexpr uint32_t kEntriesMax = 32768;    // IORING_MAX_ENTRIES
 constexpr uint32_t kCqEntriesMax = 65536;  // IORING_MAX_CQ_ENTRIES
 
-// The set-up flags that leave sizes and places of the rings as they are mapped here. Refused are
-// those with larger entries (SQE128, CQE32), with addresses or descriptors of the caller (NO_MMAP,
-// ATTACH_WQ, REGISTERED_FD_ONLY), without index array (NO_SQARRAY), and polling ones, which we have
-// no use for.
+// The set-up flags for which sizes and places of the rings are known here. Refused are those with
+// larger completions (CQE32), with addresses or descriptors of the caller (NO_MMAP, ATTACH_WQ,
+// REGISTERED_FD_ONLY), without index array (NO_SQARRAY), and polling ones, which we have no use for.
 constexpr uint32_t kSetupFlags = IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL |
                                  IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
-                                 IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN;
+                                 IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
+                                 IORING_SETUP_SQE128;
 
 // EXT_ARG would need an argument, and REGISTERED_RING another kind of descriptor.
 constexpr uint32_t kEnterFlags =
@@ -53,7 +53,8 @@ Mapping MapRing(int fd, size_t length, off_t offset) {
   void* address =
       mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, offset);
   if (address == MAP_FAILED) return Mapping();
-  // A child that outlives us (apart.cc) must not keep the ring, and what it reads from, open.
+  // A child process must not keep the ring, and what it reads from, open until it becomes another
+  // program.
   madvise(address, length, MADV_DONTFORK);
   return Mapping(address, RoundUpToPage(length));
 }
@@ -216,8 +217,7 @@ std::unique_ptr<Ring> Ring::Make(uint32_t entries, uint32_t flags, uint32_t cqEn
   const size_t sqEnd = params.sq_off.array + size_t{params.sq_entries} * sizeof(uint32_t);
   const size_t cqEnd = params.cq_off.cqes + size_t{params.cq_entries} * sizeof(io_uring_cqe);
   ring->rings_ = MapRing(ring->fd(), std::max(sqEnd, cqEnd), IORING_OFF_SQ_RING);
-  const size_t sqesLength = size_t{params.sq_entries} * sizeof(io_uring_sqe);
-  ring->sqes_ = MapRing(ring->fd(), sqesLength, IORING_OFF_SQES);
+  ring->sqes_ = MapRing(ring->fd(), params.sq_entries * ring->SqeBytes(), IORING_OFF_SQES);
   if (ring->rings_.data() == nullptr || ring->sqes_.data() == nullptr) {
     errno = ENOMEM;
     return nullptr;
@@ -301,7 +301,7 @@ bool Ring::ComeToRest() {
   nop.opcode = IORING_OP_NOP;
   nop.flags = IOSQE_IO_DRAIN;
   nop.user_data = kMark;
-  memcpy(sqes_.data() + index * sizeof nop, &nop, sizeof nop);
+  memcpy(sqes_.data() + index * SqeBytes(), &nop, sizeof nop);
   *Word(params_.sq_off.array + index * static_cast<uint32_t>(sizeof(uint32_t))) = index;
   std::atomic_thread_fence(std::memory_order_release);
   *Word(params_.sq_off.tail) = head + 1;

@@ -46,6 +46,10 @@ class Ring {
   void Detach();
 
  private:
+  // Distance of submissions: twice as large where commands carry more than 16 bytes (SQE128).
+  size_t SqeBytes() const {
+    return sizeof(io_uring_sqe) * ((params_.flags & IORING_SETUP_SQE128) != 0 ? 2 : 1);
+  }
   volatile uint32_t* Word(uint32_t offset) const;
   bool Consume(uint64_t mark);
 

@@ -21,7 +21,7 @@ export const BODY_BYTES_MAX: number = 1024 * 1024;
 /** The most devices that one request attaches. */
 export const BATCH_MAX = 1000;
 
-export const TRANSPORTS = ['auto', 'loop'] as const;
+export const TRANSPORTS = ['auto', 'ublk', 'loop'] as const;
 export type TransportChoice = (typeof TRANSPORTS)[number];
 export type TransportName = Exclude<TransportChoice, 'auto'>;
 
@@ -49,7 +49,7 @@ export interface Device {
   name: string;
   /** /dev/ubdN: exists only while the device is usable. */
   device: string | null;
-  /** What the link stands for: /dev/loopN. */
+  /** What the link stands for: /dev/ublkbN or /dev/loopN. */
   node: string | null;
   root: string;
   /** Null: the device has none, and is read-only. */

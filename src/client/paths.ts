@@ -10,6 +10,7 @@
  *     runtime directory  (UBD_RUNTIME_DIR, /run/ubd)
  *       ubd.sock             the interface, root only
  *       daemon.lock          flock: one daemon per socket
+ *       shadows/NAME         what a device that outlives the daemon had written and not flushed
  */
 import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
@@ -26,6 +27,7 @@ export interface Paths extends Dirs {
   stateLock: string;
   log: string;
   runtimeLock: string;
+  shadows: string;
   socket: string;
 }
 
@@ -51,6 +53,7 @@ export function findPaths(given: Partial<Dirs> = {}): Paths {
     stateLock: `${stateDir}/daemon.lock`,
     log: `${stateDir}/ubd.log`,
     runtimeLock: `${runtimeDir}/daemon.lock`,
+    shadows: `${runtimeDir}/shadows`,
     socket,
   };
 }

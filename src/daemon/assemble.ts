@@ -2,24 +2,38 @@
  * The real machine: files, the data plane, and the transports, in the order in which `auto` prefers
  * them.
  */
+import type { Paths } from '../client/paths.ts';
 import { FileImages } from './images.ts';
 import { LoopTransport } from './loop-transport.ts';
 import type { Machine, MachineEvents } from './machine.ts';
 import { DataPlane } from './plane-client.ts';
+import { UblkTransport } from './ublk-transport.ts';
 
 /** @param owner names the state directory in what the whole host sees */
-export async function assemble(owner: string, events: MachineEvents): Promise<Machine> {
+export async function assemble(
+  owner: string,
+  { shadows }: Pick<Paths, 'shadows'>,
+  events: MachineEvents,
+): Promise<Machine> {
   const plane = await DataPlane.start();
-  const loop = new LoopTransport(plane, owner, events.onGone);
+  const { onGone } = events;
+  const ublk = new UblkTransport({ plane, owner, shadows, onGone });
+  const loop = new LoopTransport(plane, owner, onGone);
   plane.on('fault', events.onFault);
-  plane.on('lost', ({ id, reason }) => loop.lost(id, reason));
+  plane.on('lost', ({ id, reason }) => {
+    ublk.lost(id, reason);
+    loop.lost(id, reason);
+  });
   plane.on('exit', error => {
     if (error !== null) events.onDeath(error);
   });
   return {
     images: new FileImages(),
-    transports: [loop],
+    transports: [ublk, loop],
     stats: () => plane.stats(),
-    stop: () => plane.stop(),
+    stop: async () => {
+      await plane.stop();
+      await ublk.close();
+    },
   };
 }

@@ -40,7 +40,7 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
   let state: Status['state'] = 'starting';
 
   const owner = ownerOf(paths);
-  const machine = await assemble(owner, {
+  const machine = await assemble(owner, paths, {
     onFault: ({ device, op, layer, offset, length, errno, suppressed }) =>
       log.error(
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +

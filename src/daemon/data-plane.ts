@@ -18,6 +18,7 @@ import { asUbdError, UbdError } from '../base/errors.ts';
 import { PartPool } from '../engine/union.ts';
 import { native } from '../native/binding.ts';
 import { FuseSlots } from '../transport/fuse/slots.ts';
+import { UblkSlots } from '../transport/ublk/slots.ts';
 import { Ring } from '../uring/ring.ts';
 import { RingIo } from '../uring/ring-io.ts';
 import { WakeListener } from '../uring/wake.ts';
@@ -32,7 +33,10 @@ import {
 
 /** Submission entries: a turn that prepares more submits in between. */
 const RING_ENTRIES = 512;
-/** Requests served at a time, over all devices; 1 MiB of address space each, touched when used. */
+/**
+ * Requests of a transport served at a time, over all devices; 1 MiB of address space each, touched
+ * when used.
+ */
 const SLOTS = 64;
 /**
  * Runs of sectors under way; a request of many short runs takes several, and waits where there are
@@ -50,7 +54,8 @@ class DataPlane {
   readonly #port: MessagePort;
   readonly #flags: Int32Array;
   readonly #ring: Ring;
-  readonly #slots: FuseSlots;
+  readonly #fuseSlots: FuseSlots;
+  readonly #ublkSlots: UblkSlots;
   readonly #io: RingIo;
   readonly #wake: WakeListener;
   readonly #plant: Plant;
@@ -64,7 +69,8 @@ class DataPlane {
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
     this.#ring = new Ring({ entries: RING_ENTRIES });
-    this.#slots = new FuseSlots(this.#ring, BUFFER_GROUP, SLOTS);
+    this.#fuseSlots = new FuseSlots(this.#ring, BUFFER_GROUP, SLOTS);
+    this.#ublkSlots = new UblkSlots(this.#ring, SLOTS);
     this.#io = new RingIo(this.#ring);
     this.#wake = new WakeListener(this.#ring, wakeFd, () => {
       this.#woken = true;
@@ -72,7 +78,8 @@ class DataPlane {
     this.#plant = {
       ring: this.#ring,
       io: this.#io,
-      slots: this.#slots,
+      fuseSlots: this.#fuseSlots,
+      ublkSlots: this.#ublkSlots,
       parts: new PartPool(PARTS),
       memory: this.#io.allocate(PAGE_BYTES),
     };
@@ -91,7 +98,8 @@ class DataPlane {
       for (const device of this.#devices.values()) closeDescriptors(device.spec);
       this.#wake.close();
       this.#io.close();
-      this.#slots.close();
+      this.#fuseSlots.close();
+      this.#ublkSlots.close();
       this.#plant.memory.free();
     }
   }

@@ -20,18 +20,8 @@ import {
 } from '../transport/fuse/loop.ts';
 import { loopHolders } from '../transport/fuse/loop-users.ts';
 import { mountFuse } from '../transport/fuse/mount.ts';
+import { handOver, type Plane } from './hand-over.ts';
 import type { Transport, TransportDevice } from './machine.ts';
-import type { FileLeaf, FileRoot } from './opened-files.ts';
-import type { DeviceSpec, DeviceStats } from './plane-protocol.ts';
-
-/** What this needs of the data plane. */
-export interface Plane {
-  open(device: DeviceSpec): Promise<void>;
-  close(id: number): Promise<void>;
-  flush(id: number): Promise<void>;
-  stats(): Promise<DeviceStats[]>;
-  stop(): Promise<void>;
-}
 
 interface Attached {
   loop: LoopDevice;
@@ -82,7 +72,7 @@ export class LoopTransport implements Transport {
     const mount = await mountFuse();
     let served = false;
     try {
-      await this.#plane.open(handOver(device, mount.fuseFd));
+      await this.#plane.open(handOver(device, { kind: 'fuse', fd: mount.fuseFd }));
       served = true;
       const loop = await configureLoop(mount.mountFd, {
         readOnly: readOnly || device.leaf === null,
@@ -156,21 +146,4 @@ export class LoopTransport implements Transport {
   async clearStale(): Promise<string[]> {
     return (await clearStaleLoops(this.#owner)).map(({ path }) => path);
   }
-}
-
-/** From here on the descriptors are the data plane's, whatever its answer. */
-function handOver(device: TransportDevice, fuseFd: number): DeviceSpec {
-  const { id, name, sizeBytes } = device;
-  const root = device.root as FileRoot;
-  const leaf = device.leaf as FileLeaf | null;
-  leaf?.descriptor.release();
-  const fd = root.descriptor.release();
-  return {
-    id,
-    name,
-    sizeBytes,
-    leaf: leaf?.opened ?? null,
-    layers: [{ kind: 'root', name: root.path, fd, sizeBytes: root.sizeBytes }],
-    transport: { kind: 'fuse', fd: fuseFd },
-  };
 }

@@ -97,8 +97,19 @@ export interface Transport {
   /**
    * Clears what a dead daemon of this state directory left; to be called before the first attach.
    * Returns the nodes that were its.
+   * @param kept names of devices that come back: those that live on are left to `attach`, which
+   * takes them over
    */
-  clearStale(): Promise<string[]>;
+  clearStale(kept: ReadonlySet<string>): Promise<string[]>;
+  /**
+   * Where devices can outlive the daemon: lets go of one that is in use. What is asked of it waits
+   * for the next daemon; its leaf is durable and closed.
+   */
+  leave?(id: number): Promise<void>;
+  /**
+   * Where devices can outlive the daemon: takes away what is left of one that did not come back.
+   */
+  discard?(name: string): Promise<void>;
 }
 
 export interface MachineEvents {

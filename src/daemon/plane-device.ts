@@ -1,5 +1,5 @@
 /**
- * One device in the data plane: the engine between its FUSE session and its stores.
+ * One device in the data plane: the engine between its transport's session and its stores.
  *
  *     serving ── session ends (asked, or lost) ──▶ cut off
  *             ── leaf closed, descriptors closed ──▶ closed
@@ -14,9 +14,12 @@ import { type Completer, OP, Request } from '../engine/request.ts';
 import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
 import { RootLayer } from '../image/raw-image.ts';
 import { Leaf } from '../leaf/leaf.ts';
+import { LeafShadow } from '../leaf/shadow.ts';
 import { native } from '../native/binding.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
+import { UblkSession } from '../transport/ublk/session.ts';
+import type { UblkSlots } from '../transport/ublk/slots.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
 import { IOSQE_ASYNC, OPCODE, setFlags } from '../uring/sqe.ts';
@@ -30,7 +33,8 @@ const LOCK_UN = 8;
 export interface Plant {
   ring: Ring;
   io: Io;
-  slots: FuseSlots;
+  fuseSlots: FuseSlots;
+  ublkSlots: UblkSlots;
   parts: PartPool;
   /** For requests without data. */
   memory: Memory;
@@ -44,10 +48,16 @@ export interface PlaneDeviceEvents {
 /** The end of an operation: null, or what went wrong. */
 export type Done = (error: UbdError | null) => void;
 
+/** What every transport has: it answers what it holds, and ends. */
+interface Session {
+  stop(): void;
+}
+
 /** Every descriptor that a device owns. */
 function descriptors(spec: DeviceSpec): number[] {
   const fds = [spec.transport.fd, ...spec.layers.map(layer => layer.fd)];
   if (spec.leaf !== null) fds.push(spec.leaf.fd);
+  if (spec.shadow !== undefined) fds.push(spec.shadow.fd);
   return fds;
 }
 
@@ -67,19 +77,21 @@ export class PlaneDevice {
   readonly #plant: Plant;
   readonly #events: PlaneDeviceEvents;
   readonly #leaf: Leaf | null;
+  readonly #shadow: LeafShadow | null;
   readonly #union: UnionDevice;
-  readonly #session: FuseSession;
+  readonly #session: Session;
   readonly #faults: FaultLimiter;
   #serving = true;
   #whenCutOff: (() => void) | null = null;
 
   constructor(plant: Plant, spec: DeviceSpec, events: PlaneDeviceEvents) {
-    const { io, slots, parts } = plant;
+    const { io, parts } = plant;
     this.spec = spec;
     this.#plant = plant;
     this.#events = events;
     this.#faults = new FaultLimiter(spec.name, events.onFault);
-    this.#leaf = spec.leaf === null ? null : new Leaf(io, spec.leaf);
+    this.#shadow = spec.shadow === undefined ? null : new LeafShadow(spec.shadow);
+    this.#leaf = spec.leaf === null ? null : new Leaf(io, spec.leaf, undefined, this.#shadow);
     this.#union = new UnionDevice({
       sizeSectors: bytesToSectors(spec.sizeBytes),
       layers: spec.layers.map(
@@ -89,12 +101,16 @@ export class PlaneDevice {
       parts,
       onFault: (fault: Fault) => this.#faults.report(fault),
     });
-    this.#session = new FuseSession({
-      slots,
-      fd: spec.transport.fd,
-      device: this.#union,
-      onEnd: reason => this.#cutOff(reason),
-    });
+    this.#session = this.#openSession();
+  }
+
+  #openSession(): Session {
+    const { transport } = this.spec;
+    const { fuseSlots, ublkSlots } = this.#plant;
+    const common = { device: this.#union, onEnd: (reason: string | null) => this.#cutOff(reason) };
+    return transport.kind === 'ublk'
+      ? new UblkSession({ slots: ublkSlots, channel: transport, ...common })
+      : new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
   }
 
   /** Makes everything written so far durable. */
@@ -140,6 +156,7 @@ export class PlaneDevice {
     const { ring } = this.#plant;
     const end: IoOp = {
       done: result => {
+        this.#shadow?.close();
         closeDescriptors(this.spec);
         // Once round through the kernel's own thread: what it still held of the files, as the claim
         // on a block device, goes before the answer that they are free.

@@ -9,6 +9,8 @@
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
+import type { OpenedShadow } from '../leaf/shadow.ts';
+import type { UblkChannel } from '../transport/ublk/session.ts';
 
 /** What the main thread starts the worker with. */
 export interface DataPlaneStart {
@@ -32,6 +34,12 @@ export interface RootLayerSpec {
   sizeBytes: number;
 }
 
+export type TransportSpec =
+  /** An open /dev/fuse whose file system is not mounted yet, or just was. */
+  | { kind: 'fuse'; fd: number }
+  /** The server's side of a ublk device that is made, and not started yet. */
+  | ({ kind: 'ublk' } & UblkChannel);
+
 export interface DeviceSpec {
   /** Unique for the daemon's life. */
   id: number;
@@ -40,14 +48,18 @@ export interface DeviceSpec {
   sizeBytes: number;
   /** Null: the device is read-only. Its typed arrays are transferred, not copied. */
   leaf: OpenedLeaf | null;
+  /** Of the leaf of a device that may outlive this process. */
+  shadow?: OpenedShadow;
   layers: RootLayerSpec[];
-  /** An open /dev/fuse whose file system is not mounted yet, or just was. */
-  transport: { kind: 'fuse'; fd: number };
+  transport: TransportSpec;
 }
 
 export type PlaneCall =
   | { call: 'open'; device: DeviceSpec }
-  /** Stops serving, makes the leaf durable and clean, closes all descriptors of the device. */
+  /**
+   * Stops serving, makes the leaf durable and clean, closes all descriptors of the device. A ublk
+   * device that was not stopped before waits for its next server, which this thread's end lets in.
+   */
   | { call: 'close'; id: number }
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }

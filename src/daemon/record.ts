@@ -55,7 +55,7 @@ const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>({
   leaf: isNullOr(isObject({ path: isPath, ephemeral: isBoolean })),
   sizeBytes: isDeviceBytes,
   readOnly: isBoolean,
-  transport: isOneOf(['loop'] as const),
+  transport: isOneOf(['ublk', 'loop'] as const),
   link: isWhole,
   node: isPath,
   attachedAt: isText,

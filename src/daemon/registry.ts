@@ -138,6 +138,7 @@ export class Registry {
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
     if (entry.state === 'failed') {
       await records.remove(entry.name);
+      for (const transport of this.#machine.transports) await transport.discard?.(entry.name);
       if (entry.link !== null) links.release(entry.link);
       await this.#end(entry);
       log.info(`${entry.name}: taken off the list (it had failed)`);
@@ -283,9 +284,14 @@ export class Registry {
     const { node, link, transport } = entry;
     try {
       const users = await transport.users(node);
+      links.remove(link, node);
+      if (users.length > 0 && transport.leave !== undefined) {
+        await transport.leave(entry.id);
+        log.info(`${entry.name}: ${node} is in use and waits for the next daemon`);
+        return;
+      }
       if (users.length > 0)
         log.warning(`${entry.name}: ${node} goes away while in use: ${users.join(', ')}`);
-      links.remove(link, node);
       await transport.detach(entry.id, { force: true });
       log.info(`${entry.name}: stopped, its leaf is durable`);
     } catch (error) {

@@ -1,7 +1,7 @@
 /**
  * A daemon's start: clears what a dead one left, and brings back what is on record.
  *
- *     stale nodes cleared ─▶ records read ─▶ links parked ─▶ orphans removed ─▶ devices brought up
+ *     records read ─▶ stale nodes cleared ─▶ links parked ─▶ orphans removed ─▶ devices brought up
  *
  * A device that cannot come back stays listed with its reason, and does not stop the others.
  */
@@ -26,9 +26,10 @@ export interface RestoreOptions {
 export async function restore(options: RestoreOptions): Promise<void> {
   const { shop, entries, transports } = options;
   const { records, links, log } = shop;
-  const stale = (await Promise.all(transports.map(transport => transport.clearStale()))).flat();
-  if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
   const { records: found, bad } = await records.readAll();
+  const kept = new Set([...found, ...bad].map(({ name }) => name));
+  const stale = (await Promise.all(transports.map(transport => transport.clearStale(kept)))).flat();
+  if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
   // After an orderly end the links are gone, and their names may be others' by now.
   for (const { link, node } of found)
     if (!transports.some(transport => transport.isForeign(node))) links.park(link, node);

@@ -76,6 +76,8 @@ export interface CommitStart {
   /** Bytes of the log in use, and the number of the next record. */
   head: number;
   nextSequence: number;
+  /** The map has more than what is on disk: the first commit is a checkpoint. */
+  unwritten?: boolean;
   limits?: CommitLimits | undefined;
 }
 
@@ -124,6 +126,7 @@ export class Commit implements IoOp {
     this.#unsyncedBytesMax = unsyncedBytes;
     this.#pending = new PendingExtents(this.#recordExtents);
     this.#taken = new PendingExtents(this.#recordExtents);
+    if (start.unwritten === true) this.#pending.overflow();
   }
 
   get logBytesUsed(): number {

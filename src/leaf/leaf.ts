@@ -8,6 +8,7 @@
  *     (commit.ts).
  *  3. A write goes where it belongs, as it is: nothing is read, copied or moved for it.
  *  4. The parent is never looked at here.
+ *  5. With a shadow, what was answered also outlives the process unflushed (shadow.ts).
  *
  * Operations are pooled; steady traffic allocates nothing. Answers that need no I/O (a flush with
  * nothing to do, a refusal) come from inside the call.
@@ -20,6 +21,7 @@ import type { Io, IoOp, Memory } from '../uring/io.ts';
 import { Commit, type CommitLimits } from './commit.ts';
 import type { OpenedLeaf } from './opened.ts';
 import { SectorMap } from './sector-map.ts';
+import type { Shadow } from './shadow.ts';
 
 const KIND = { WRITE: 0, ZEROES: 1, DISCARD: 2 } as const;
 type Kind = (typeof KIND)[keyof typeof KIND];
@@ -57,15 +59,18 @@ export class Leaf implements WritableLayer {
   readonly #dataOffset: number;
   readonly #map: SectorMap;
   readonly #commit: Commit;
+  readonly #shadow: Shadow | null;
   #free: LeafOp | null = null;
   #inFlight = 0;
   #closed = false;
 
   /**
    * Takes over the opened leaf's arrays. Its descriptor stays the caller's, who closes it after
-   * `close`. Limits are for tests.
+   * `close`.
+   * @param limits for tests
+   * @param shadow of a device that may outlive this process
    */
-  constructor(io: Io, opened: OpenedLeaf, limits?: CommitLimits) {
+  constructor(io: Io, opened: OpenedLeaf, limits?: CommitLimits, shadow: Shadow | null = null) {
     this.name = opened.name;
     this.readOnly = opened.readOnly;
     this.sizeSectors = opened.superblock.sizeSectors;
@@ -73,6 +78,7 @@ export class Leaf implements WritableLayer {
     this.#fd = opened.fd;
     this.#dataOffset = opened.superblock.geometry.dataOffset;
     this.#map = SectorMap.fromState(opened.map);
+    this.#shadow = shadow;
     this.#commit = new Commit({
       io,
       fd: opened.fd,
@@ -80,6 +86,7 @@ export class Leaf implements WritableLayer {
       superblock: opened.superblock,
       head: opened.logHead,
       nextSequence: opened.nextSequence,
+      unwritten: opened.unwritten ?? false,
       limits,
     });
   }
@@ -190,10 +197,17 @@ export class Leaf implements WritableLayer {
       return;
     }
     this.#put(own);
-    const mapped = result >= 0 && kind !== KIND.DISCARD && this.#map.setRange(sector, count) > 0;
+    let answer = result;
+    let mapped = false;
+    if (result >= 0 && kind !== KIND.DISCARD) {
+      const room = this.#shadow === null ? 0 : this.#shadow.reserve(sector, count);
+      if (room < 0) answer = room;
+      else mapped = this.#map.setRange(sector, count) > 0;
+      if (mapped) this.#shadow?.set(sector, count);
+    }
     // A failed write may have changed some of its sectors as well.
     this.#commit.changed(sector, count, mapped, kind === KIND.WRITE ? count * SECTOR_BYTES : 0);
-    client.done(result, 0);
+    client.done(answer, 0);
   }
 
   #refuses(op: IoOp): boolean {

@@ -15,6 +15,8 @@ export interface OpenedLeaf {
   /** Bytes of the log in use, and the number of the next record. */
   logHead: number;
   nextSequence: number;
+  /** The map holds what neither it on disk nor the log does: see shadow.ts. Default false. */
+  unwritten?: boolean;
   /**
    * What opening found and put right, for the log: a superblock copy that is damaged, a torn
    * record.

@@ -44,6 +44,17 @@ export interface RingMaps {
 export interface Native {
   /** Anonymous memory, zeroed, page-aligned. Throws ENOMEM as an Error with code. */
   mapMemory(lengthBytes: number): MappedMemory;
+  /**
+   * What a character device offers to be mapped, shared with it and for reading only, or -errno: a
+   * store into `buffer` ends the process. Keeps the device open until it is unmapped.
+   */
+  mapDevice(fd: number, lengthBytes: number, position: number): MappedMemory | number;
+  /**
+   * Part of a regular file as memory that outlives the process, or -errno. Touching what the file
+   * no longer has, or what its file system has no room for, ends the process: the caller keeps it
+   * as long as it was, and allocates (`fallocate`) what it is about to touch.
+   */
+  mapFile(fd: number, lengthBytes: number, position: number): MappedMemory | number;
   /** Unmaps it and detaches its ArrayBuffer: later use in TypeScript throws, it does not crash. */
   unmapMemory(address: number): void;
 

@@ -12,6 +12,7 @@ const SETUP_CLAMP = 1 << 4;
 const SETUP_SUBMIT_ALL = 1 << 7;
 const SETUP_COOP_TASKRUN = 1 << 8;
 const SETUP_TASKRUN_FLAG = 1 << 9;
+const SETUP_SQE128 = 1 << 10;
 const SETUP_SINGLE_ISSUER = 1 << 12;
 const SETUP_DEFER_TASKRUN = 1 << 13;
 
@@ -31,10 +32,14 @@ const SETUPS: readonly number[] = [
 const CQ_PER_SQ = 4;
 const CQ_ENTRIES_MAX = 65536;
 
-/** A ring of the calling thread. Throws UbdError where io_uring is not to be had. */
-export function setupRing(entries: number): RingMaps {
+/**
+ * A ring of the calling thread. Throws UbdError where io_uring is not to be had.
+ * @param largeCommands SQEs of 128 bytes
+ */
+export function setupRing(entries: number, largeCommands = false): RingMaps {
   let errno = 0;
-  for (const flags of SETUPS) {
+  for (const setup of SETUPS) {
+    const flags = largeCommands ? setup | SETUP_SQE128 : setup;
     try {
       return native.ringSetup(entries, flags, Math.min(entries * CQ_PER_SQ, CQ_ENTRIES_MAX));
     } catch (error) {

@@ -48,17 +48,20 @@ export interface RingOptions {
    * Size of the submission queue, rounded up to a power of two. More than that may be under way.
    */
   entries: number;
+  /** SQEs of 128 bytes, for commands that carry up to 80 bytes of their own (setCommand). */
+  largeCommands?: boolean;
 }
 
 export class Ring {
   /** For io_uring_register. */
   readonly fd: number;
-  /** The SQEs: 16 words each. */
+  /** The SQEs: 16 words each, or 32 with `largeCommands`. */
   readonly words: Uint32Array;
   /** Plain system calls that run once per turn. */
   readonly calls: SyncCalls = new SyncCalls();
 
   readonly #sqEntries: number;
+  readonly #sqeWords: number;
   readonly #sqMask: number;
   readonly #cqMask: number;
   /** The maps of the kernel's rings, in words, and where in them the counters lie. */
@@ -88,7 +91,9 @@ export class Ring {
   #open = true;
 
   constructor(options: RingOptions) {
-    const maps = setupRing(options.entries);
+    const large = options.largeCommands ?? false;
+    const maps = setupRing(options.entries, large);
+    this.#sqeWords = large ? 2 * SQE_WORDS : SQE_WORDS;
     this.fd = maps.fd;
     this.words = new Uint32Array(maps.sqes);
     this.#rings = new Int32Array(maps.rings);
@@ -128,7 +133,7 @@ export class Ring {
     const slot = this.#free[--this.#freeCount]!;
     this.#ops[slot] = op;
     const words = this.words;
-    const word = (this.#sqTail & this.#sqMask) * SQE_WORDS;
+    const word = (this.#sqTail & this.#sqMask) * this.#sqeWords;
     words[word] = opcode;
     words[word + 1] = fd;
     words[word + 2] = 0;
@@ -145,6 +150,7 @@ export class Ring {
     words[word + 13] = 0;
     words[word + 14] = 0;
     words[word + 15] = 0;
+    if (this.#sqeWords > SQE_WORDS) words.fill(0, word + SQE_WORDS, word + this.#sqeWords);
     this.#sqTail = (this.#sqTail + 1) | 0;
     this.#unsubmitted++;
     return word;

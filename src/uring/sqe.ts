@@ -11,7 +11,7 @@
  *     8-9   32      user_data
  *     10    40      buf_index / buf_group (16 bits), personality
  *     11    44      file_index / splice_fd_in
- *     12-15 48      addr3 and padding
+ *     12-15 48      addr3 and padding; of URING_CMD: what the command carries (in large SQEs up to word 31)
  *
  * 64-bit fields are written as two halves: a BigInt would be an allocation. `ring.prepare` has
  * cleared all words and set opcode, fd and user_data; the setters here set one field each.
@@ -40,6 +40,7 @@ export const OPCODE = {
   TIMEOUT: 11,
   ACCEPT: 13,
   ASYNC_CANCEL: 14,
+  LINK_TIMEOUT: 15,
   FALLOCATE: 17,
   CLOSE: 19,
   READ: 22,
@@ -127,6 +128,12 @@ export function setOpFlags(words: Uint32Array, word: number, flags: number): voi
 export function setBufferGroup(words: Uint32Array, word: number, group: number): void {
   words[word + 10] = (words[word + 10]! & 0xffff0000) | group;
 }
+
+/** Of URING_CMD: which command. What it carries begins at `COMMAND_WORD` of the SQE. */
+export function setCommand(words: Uint32Array, word: number, command: number): void {
+  words[word + 2] = command;
+}
+export const COMMAND_WORD = 12;
 
 /** For READ_FIXED and WRITE_FIXED: the registered buffer. */
 export const setBufferIndex: typeof setBufferGroup = setBufferGroup;

@@ -135,7 +135,7 @@ t.test('one command makes a disk, and the daemon that it needs', { skip }, async
     name: 'web',
     root,
     leaf: `${dir}/state/leaves/web.leaf`,
-    transport: 'loop',
+    transport: /^(ublk|loop)$/,
     size: ROOT_BYTES,
     changed: 512,
     state: 'attached',
@@ -152,7 +152,7 @@ t.test('one command makes a disk, and the daemon that it needs', { skip }, async
     version: /^\d/,
     state: 'running',
     devices: { attached: 1, failed: 0 },
-    transports: [{ name: 'loop', offered: true, reason: null }],
+    transports: [{ name: 'ublk' }, { name: 'loop', offered: true, reason: null }],
     stateDir: `${dir}/state`,
   });
   const stat = readFileSync(`/proc/${await pid()}/stat`, 'utf8')

@@ -52,9 +52,8 @@ function deviceNumber(path: string): string | undefined {
   }
 }
 
-/** The loop device and its partitions: name and `major:minor` of each. */
-function nodes(number: number): { name: string; device: string }[] {
-  const whole = `loop${number}`;
+/** The device and its partitions: name and `major:minor` of each. */
+function nodes(whole: string): { name: string; device: string }[] {
   const names = [
     whole,
     ...list(`/sys/block/${whole}`).filter(entry => entry.startsWith(`${whole}p`)),
@@ -85,7 +84,11 @@ function* mountTables(): Generator<string> {
 
 /** Mount points, by the device's number and by the source's name (Btrfs has numbers of its own). */
 export function mountPoints(number: number): string[] {
-  const devices = new Set(nodes(number).map(({ device }) => device));
+  return mountPointsOf(`loop${number}`);
+}
+
+function mountPointsOf(whole: string): string[] {
+  const devices = new Set(nodes(whole).map(({ device }) => device));
   const points = new Set<string>();
   for (const table of mountTables()) {
     for (const line of table.split('\n')) {
@@ -109,8 +112,13 @@ export function loopUsers(number: number): LoopUser[] {
 
 /** Those who hold it for themselves: mounts, swap, other drivers. */
 export function loopHolders(number: number): LoopUser[] {
-  const users: LoopUser[] = mountPoints(number).map(what => ({ kind: 'mounted on', what }));
-  const own = nodes(number);
+  return holders(`loop${number}`);
+}
+
+/** The same of any block device: `ublkb0`. */
+export function holders(whole: string): LoopUser[] {
+  const users: LoopUser[] = mountPointsOf(whole).map(what => ({ kind: 'mounted on', what }));
+  const own = nodes(whole);
   for (const line of readText('/proc/swaps').split('\n').slice(1)) {
     const device = deviceNumber(unescaped(line.split(/\s/)[0] ?? ''));
     if (own.some(node => node.device === device)) users.push({ kind: 'swap', what: '' });
@@ -127,7 +135,7 @@ export function loopHolders(number: number): LoopUser[] {
 
 /** Processes that have it open. Looks at every descriptor of every process that we may see. */
 export function openProcesses(number: number): LoopUser[] {
-  const paths = new Set(nodes(number).map(({ name }) => `/dev/${name}`));
+  const paths = new Set(nodes(`loop${number}`).map(({ name }) => `/dev/${name}`));
   const users: LoopUser[] = [];
   for (const pid of list('/proc')) {
     if (!/^\d+$/.test(pid) || Number(pid) === process.pid) continue;

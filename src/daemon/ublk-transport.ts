@@ -1,0 +1,278 @@
+/**
+ * The ublk transport, put together: a device of the kernel's ublk driver, served by the data plane,
+ * which outlives this process.
+ *
+ *     attach   device made, or the one of a dead daemon taken over ─▶ shadow of the leaf
+ *              ─▶ data plane ─▶ started
+ *     detach   stopped, while it is served ─▶ leaf made durable and closed ─▶ device removed
+ *              in use and forced: made durable, and looked at until its last user is gone
+ *     leave    quiesced ─▶ leaf made durable and closed; the device waits for the next daemon
+ *
+ * A device that lives on is recognised by the marks of this state directory and of its name.
+ */
+import { closeSync, existsSync, mkdirSync } from 'node:fs';
+import { asUbdError, UbdError } from '../base/errors.ts';
+import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
+import { type OpenedShadow, openShadow, removeShadow } from '../leaf/shadow.ts';
+import { holders } from '../transport/fuse/loop-users.ts';
+import { removeDevice, UblkDevice } from '../transport/ublk/device.ts';
+import { listOwned, makeMarks } from '../transport/ublk/marks.ts';
+import { openUblk, type Ublk } from '../transport/ublk/probe.ts';
+import { DEVICE_STATE, type DeviceInfo } from '../transport/ublk/wire.ts';
+import { handOver, type Plane } from './hand-over.ts';
+import type { Transport, TransportDevice } from './machine.ts';
+import type { FileLeaf } from './opened-files.ts';
+
+/** How often a device that goes with its last user is looked at. */
+const LAST_USER_MS = 500;
+
+interface Attached {
+  device: UblkDevice;
+  name: string;
+  /** Being taken away: the end of its service is expected. */
+  ending: boolean;
+}
+
+function isBusy(error: unknown): boolean {
+  return error instanceof UbdError && error.code === 'busy';
+}
+
+export interface UblkTransportOptions {
+  plane: Plane;
+  /** Names the state directory in devices. */
+  owner: string;
+  /** Where shadows are kept; on tmpfs. */
+  shadows: string;
+  onGone: (id: number, reason: string) => void;
+}
+
+export class UblkTransport implements Transport {
+  readonly name = 'ublk';
+  readonly #plane: Plane;
+  readonly #owner: string;
+  readonly #shadows: string;
+  readonly #onGone: UblkTransportOptions['onGone'];
+  readonly #attached = new Map<number, Attached>();
+  #ublk: Promise<Ublk> | null = null;
+  /** Of devices that a dead daemon left, and that come back. */
+  readonly #keptNodes = new Set<string>();
+
+  constructor({ plane, owner, shadows, onGone }: UblkTransportOptions) {
+    this.#plane = plane;
+    this.#owner = owner;
+    this.#shadows = shadows;
+    this.#onGone = onGone;
+  }
+
+  async missing(): Promise<string | null> {
+    try {
+      await this.#open();
+      return null;
+    } catch (thrown) {
+      const { message, next } = asUbdError(thrown);
+      return next === undefined ? message : `${message} (${next})`;
+    }
+  }
+
+  async attach(device: TransportDevice): Promise<{ node: string }> {
+    const ublk = await this.#open();
+    const { id, name, sizeBytes, leaf } = device;
+    const left = await this.#findLeft(ublk, name);
+    const goingOn = left !== undefined;
+    const made = goingOn
+      ? await UblkDevice.adopt(ublk, left)
+      : await UblkDevice.create(ublk, {
+          owner: this.#owner,
+          name,
+          sizeSectors: bytesToSectors(sizeBytes),
+          readOnly: device.readOnly || leaf === null,
+        });
+    let served = false;
+    try {
+      if (sectorsToBytes(made.sizeSectors) !== sizeBytes)
+        throw new UbdError('busy', `${made.node} of ${name} lives on with another size`, {
+          place: { device: made.node },
+          next: `take it away first: ubd detach ${name}`,
+        });
+      const shadow = this.#openShadow(device, goingOn);
+      let channel: Awaited<ReturnType<UblkDevice['openChannel']>>;
+      try {
+        channel = await made.openChannel();
+      } catch (error) {
+        if (shadow !== undefined) closeSync(shadow.fd);
+        throw error;
+      }
+      await this.#plane.open(handOver(device, { kind: 'ublk', ...channel }, shadow));
+      served = true;
+      this.#attached.set(id, { device: made, name, ending: false });
+      await made.start();
+      return { node: made.node };
+    } catch (error) {
+      await this.#takeBack(id, made, { served, goingOn });
+      throw error;
+    }
+  }
+
+  async detach(id: number, { force }: { force: boolean }): Promise<'gone' | 'later'> {
+    const attached = this.#attached.get(id);
+    if (!attached) return 'gone';
+    const { device } = attached;
+    attached.ending = true;
+    try {
+      // By force no user loses anything: it goes with the last of them.
+      await device.stop(force ? { force: false, patienceMs: 0 } : { force: false });
+    } catch (error) {
+      if (!force || !isBusy(error)) {
+        attached.ending = false;
+        throw error;
+      }
+      await this.#plane.flush(id);
+      this.#awaitLastUser(id, attached);
+      return 'later';
+    }
+    await this.#end(id, attached);
+    return 'gone';
+  }
+
+  /** The device is stopped: its leaf is made durable and closed, and nothing is left. */
+  async #end(id: number, { device, name }: Attached): Promise<void> {
+    this.#attached.delete(id);
+    try {
+      await this.#plane.close(id);
+    } finally {
+      await device.remove();
+      removeShadow(this.#shadowPath(name));
+    }
+  }
+
+  #awaitLastUser(id: number, attached: Attached): void {
+    const look = async (): Promise<void> => {
+      if (!this.#attached.has(id)) return; // left meanwhile
+      try {
+        await attached.device.stop({ force: false, patienceMs: 0 });
+      } catch (error) {
+        if (isBusy(error)) return this.#awaitLastUser(id, attached);
+        throw error;
+      }
+      await this.#end(id, attached);
+      this.#onGone(id, 'its last user is gone');
+    };
+    const report = (error: Error): void => this.#onGone(id, error.message);
+    setTimeout(() => void look().catch(report), LAST_USER_MS).unref();
+  }
+
+  async leave(id: number): Promise<void> {
+    const attached = this.#attached.get(id);
+    if (!attached) return;
+    attached.ending = true;
+    // Where the kernel cannot quiesce, the end of this process does it.
+    await attached.device.quiesce();
+    this.#attached.delete(id);
+    await this.#plane.close(id);
+  }
+
+  /** The kernel ended the service of a device: somebody else stopped or deleted it. */
+  lost(id: number, reason: string): void {
+    const attached = this.#attached.get(id);
+    if (!attached || attached.ending) return;
+    this.#attached.delete(id);
+    const { device, name } = attached;
+    this.#plane
+      .close(id)
+      .then(() => device.remove())
+      .then(() => removeShadow(this.#shadowPath(name)))
+      .then(
+        () => this.#onGone(id, reason),
+        (error: Error) => this.#onGone(id, `${reason}; ${error.message}`),
+      );
+  }
+
+  async flush(id: number): Promise<void> {
+    await this.#plane.flush(id);
+  }
+
+  async users(node: string): Promise<string[]> {
+    return holders(node.slice('/dev/'.length)).map(({ kind, what }) => `${kind} ${what}`.trim());
+  }
+
+  isForeign(node: string): boolean {
+    return /^\/dev\/ublkb\d+$/.test(node) && existsSync(node) && !this.#keptNodes.has(node);
+  }
+
+  async clearStale(kept: ReadonlySet<string>): Promise<string[]> {
+    if ((await this.missing()) !== null) return [];
+    const { control } = await this.#open();
+    const keptMarks = new Set([...kept].map(name => makeMarks(this.#owner, name).nameMark));
+    const cleared: string[] = [];
+    for (const { id, state, nameMark } of await listOwned(control, this.#owner)) {
+      // One that was never started has no users, and nothing to take over.
+      if (state !== DEVICE_STATE.DEAD && keptMarks.has(nameMark)) {
+        this.#keptNodes.add(`/dev/ublkb${id}`);
+        continue;
+      }
+      await removeDevice(control, id);
+      cleared.push(`/dev/ublkb${id}`);
+    }
+    return cleared;
+  }
+
+  async discard(name: string): Promise<void> {
+    removeShadow(this.#shadowPath(name));
+    if ((await this.missing()) !== null) return;
+    const ublk = await this.#open();
+    const left = await this.#findLeft(ublk, name);
+    if (left !== undefined) await removeDevice(ublk.control, left.id);
+  }
+
+  /** At the end of the process. */
+  async close(): Promise<void> {
+    const ublk = await this.#ublk?.catch(() => null);
+    ublk?.control.close();
+  }
+
+  /** Asked again after a failure: the module may have been loaded meanwhile. */
+  #open(): Promise<Ublk> {
+    this.#ublk ??= openUblk().catch((error: unknown) => {
+      this.#ublk = null;
+      throw error;
+    });
+    return this.#ublk;
+  }
+
+  /** The device of this name that a dead daemon left. */
+  async #findLeft(ublk: Ublk, name: string): Promise<DeviceInfo | undefined> {
+    const { nameMark } = makeMarks(this.#owner, name);
+    const owned = await listOwned(ublk.control, this.#owner);
+    return owned.find(info => info.nameMark === nameMark);
+  }
+
+  #openShadow({ name, leaf }: TransportDevice, goingOn: boolean): OpenedShadow | undefined {
+    if (leaf === null) return undefined;
+    mkdirSync(this.#shadows, { recursive: true, mode: 0o700 });
+    return openShadow(this.#shadowPath(name), (leaf as FileLeaf).opened, goingOn);
+  }
+
+  #shadowPath(name: string): string {
+    return `${this.#shadows}/${name}`;
+  }
+
+  /** An attach failed. A device that is new goes; one that lives on waits for another try. */
+  async #takeBack(
+    id: number,
+    device: UblkDevice,
+    { served, goingOn }: { served: boolean; goingOn: boolean },
+  ): Promise<void> {
+    const attached = this.#attached.get(id);
+    if (attached !== undefined) attached.ending = true;
+    this.#attached.delete(id);
+    if (goingOn) {
+      if (served && (await device.quiesce())) await this.#plane.close(id);
+      return;
+    }
+    if (served) {
+      await device.stop({ force: true });
+      await this.#plane.close(id);
+    }
+    await device.remove();
+  }
+}
