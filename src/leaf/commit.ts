@@ -57,10 +57,19 @@ export interface CommitLimits {
    * A cycle begins by itself after so many written bytes, to bound what one flush has to wait for.
    */
   unsyncedBytes: number;
+  /** Or when a checkpoint would have to write so many pages: it copies them all in one go. */
+  dirtyPages: number;
 }
 
-/** A record of 48 KiB; and less than the I/O layer lets pile up before it writes back by itself. */
-const LIMITS: CommitLimits = { recordExtents: 4096, unsyncedBytes: 32 * 1024 * 1024 };
+/**
+ * A record of 48 KiB. A second or so of a good disk's work: a device that nobody flushes writes at the
+ * speed of the page cache, as a file does, and a cycle of our own now and then costs it little.
+ */
+const LIMITS: CommitLimits = {
+  recordExtents: 4096,
+  unsyncedBytes: 256 * 1024 * 1024,
+  dirtyPages: 8192, // 4 MiB
+};
 
 /** A flush that waits: the caller's operation, in a list without allocation. */
 export class Waiter {
@@ -89,6 +98,7 @@ export class Commit implements IoOp {
   readonly #superblock: Superblock;
   readonly #recordExtents: number;
   readonly #unsyncedBytesMax: number;
+  readonly #dirtyPagesMax: number;
   #memory: Memory | null = null;
   /** The pending extents: the list that fills now, and the one that the running cycle has taken. */
   #pending: PendingExtents;
@@ -121,7 +131,8 @@ export class Commit implements IoOp {
     this.#head = start.head;
     this.#nextSequence = start.nextSequence;
     const logSectors = start.superblock.geometry.logBytes / SECTOR_BYTES;
-    const { recordExtents, unsyncedBytes } = start.limits ?? LIMITS;
+    const { recordExtents, unsyncedBytes, dirtyPages } = start.limits ?? LIMITS;
+    this.#dirtyPagesMax = dirtyPages;
     this.#recordExtents = Math.min(recordExtents, extentsIn(logSectors));
     this.#unsyncedBytesMax = unsyncedBytes;
     this.#pending = new PendingExtents(this.#recordExtents);
@@ -148,7 +159,7 @@ export class Commit implements IoOp {
     if (!this.idle || this.failure !== 0) return;
     if (
       this.#unsyncedBytes >= this.#unsyncedBytesMax ||
-      this.#pending.length * 2 >= this.#recordExtents
+      this.#map.dirtyPages >= this.#dirtyPagesMax
     )
       this.#begin();
   }

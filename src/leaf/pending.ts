@@ -40,10 +40,13 @@ export class PendingExtents {
       }
     }
     for (let at = start, left = count; left > 0; ) {
-      if (this.length === this.limit) this.compact();
       if (this.length === this.limit) {
-        this.overflow();
-        return;
+        this.compact();
+        // Nearly full all the same: it would be sorted again and again, for less and less.
+        if (this.length > this.limit * 0.75) {
+          this.overflow();
+          return;
+        }
       }
       if (this.length === this.starts.length) this.#grow();
       const part = Math.min(left, COUNT_MAX);

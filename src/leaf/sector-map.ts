@@ -203,6 +203,11 @@ export class SectorMap {
 
   // ── for the checkpoint ───────────────────────────────────────────────────
 
+  /** How many pages a checkpoint would have to write. */
+  get dirtyPages(): number {
+    return this.#dirtyPages.length;
+  }
+
   /**
    * The partial pages changed since they were last taken, in order. They count as unchanged from
    * now on.

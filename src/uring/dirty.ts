@@ -6,12 +6,15 @@
  * devices. So each descriptor has a budget. What goes beyond it takes the slower road through the
  * ring, where a thread of the kernel does the waiting.
  */
+import { totalmem } from 'node:os';
+
+const MIB = 1024 * 1024;
 
 /**
- * Far below where the kernel begins to slow writers down (a tenth of free memory), also for many
- * devices.
+ * A part of what the kernel lets be dirty before it slows writers down: a fifth of the memory that is
+ * free, by default.
  */
-export const DIRTY_BYTES_MAX: number = 64 * 1024 * 1024;
+export const DIRTY_BYTES_MAX: number = Math.min(1024 * MIB, Math.max(64 * MIB, totalmem() / 32));
 
 /** The kernel's own limit (fs.nr_open) as it is shipped. What lies above it is not counted. */
 const FD_MAX = 1024 * 1024;

@@ -229,14 +229,27 @@ t.test('a write that fails maps nothing', async t => {
   t.equal(sim.leaf.run(0, 1000), -1000);
 });
 
-t.test('cycles begin by themselves before too much is pending', async t => {
-  const many = new SimLeaf(20 * PAGE_SECTORS).open({ recordExtents: 8, unsyncedBytes: 2 ** 30 });
-  for (let i = 0; i < 4; i++) many.write(i * 10, 1);
-  t.equal(many.leaf.counters.records, 1);
-  const large = new SimLeaf(20 * PAGE_SECTORS).open({ recordExtents: 64, unsyncedBytes: 65536 });
+t.test('cycles begin by themselves before too much waits for one', async t => {
+  const limits = { recordExtents: 64, unsyncedBytes: 65536, dirtyPages: 100 };
+  const large = new SimLeaf(20 * PAGE_SECTORS).open(limits);
   for (let i = 0; i < 2; i++) large.write(i * 64, 64);
   t.equal(large.leaf.counters.records, 1);
   t.equal(large.file.unsynced.length, 0);
+  const wide = new SimLeaf(20 * PAGE_SECTORS).open({ ...limits, dirtyPages: 5 });
+  for (let i = 0; i < 4; i++) wide.write(i * PAGE_SECTORS, 1);
+  t.equal(wide.leaf.counters.cycles, 0);
+  wide.write(4 * PAGE_SECTORS, 1);
+  t.equal(wide.leaf.counters.cycles, 1);
+});
+
+t.test('more extents than a record holds begin no cycle: the next one is a checkpoint', async t => {
+  const limits = { recordExtents: 8, unsyncedBytes: 2 ** 30, dirtyPages: 100 };
+  const many = new SimLeaf(20 * PAGE_SECTORS).open(limits);
+  for (let i = 0; i < 12; i++) many.write(i * 10, 1);
+  t.equal(many.leaf.counters.cycles, 0);
+  many.flush();
+  t.equal(many.leaf.counters.records, 0);
+  t.equal(many.leaf.counters.checkpoints, 1);
 });
 
 t.test('a read-only leaf takes no change and writes nothing', async t => {

@@ -107,7 +107,8 @@ export class World {
         const opened = loadLeaf(media);
         const recordExtents = random.pick([2, 5, 4096]);
         const unsyncedBytes = random.pick([20_000, 2 ** 25]);
-        this.leaf = new Leaf(this.io, opened, { recordExtents, unsyncedBytes });
+        const dirtyPages = random.pick([3, 100]);
+        this.leaf = new Leaf(this.io, opened, { recordExtents, unsyncedBytes, dirtyPages });
         break;
       } catch (error) {
         if (!(error instanceof PowerLoss)) throw error;
