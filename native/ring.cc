@@ -23,7 +23,8 @@ constexpr uint32_t kCqEntriesMax = 65536;  // IORING_MAX_CQ_ENTRIES
 
 // The set-up flags for which sizes and places of the rings are known here. Refused are those with
 // larger completions (CQE32), with addresses or descriptors of the caller (NO_MMAP, ATTACH_WQ,
-// REGISTERED_FD_ONLY), without index array (NO_SQARRAY), and polling ones, which we have no use for.
+// REGISTERED_FD_ONLY), without index array (NO_SQARRAY), and polling ones, which we have no use
+// for.
 constexpr uint32_t kSetupFlags = IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL |
                                  IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
                                  IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |

@@ -8,7 +8,15 @@
  * nowhere. All calls are synchronous, so that nothing happens between the look at a link and its
  * change.
  */
-import { lstatSync, readdirSync, readlinkSync, renameSync, symlinkSync, unlinkSync } from 'node:fs';
+import {
+  lstatSync,
+  readdirSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  unlinkSync,
+} from 'node:fs';
 import { UbdError } from '../base/errors.ts';
 
 /** More than any host has; ends the search where every name seems to be taken. */
@@ -26,6 +34,13 @@ export class Links {
   constructor(owner: string, directory = '/dev') {
     this.#directory = directory;
     this.#nowhere = `ubd-away-${owner}`;
+    // Left by a daemon of this owner that was killed in the midst of `#replace`.
+    rmSync(this.#beside, { force: true });
+  }
+
+  /** Where a link is made that is to replace another. */
+  get #beside(): string {
+    return `${this.#directory}/.${this.#nowhere}`;
   }
 
   path(number: number): string {
@@ -90,9 +105,8 @@ export class Links {
 
   /** Lets our link point elsewhere, in one step. */
   #replace(number: number, target: string): void {
-    const beside = `${this.#directory}/.${this.#nowhere}`;
-    symlinkSync(target, beside);
-    renameSync(beside, this.path(number));
+    symlinkSync(target, this.#beside);
+    renameSync(this.#beside, this.path(number));
   }
 
   /**

@@ -62,8 +62,8 @@ export interface CommitLimits {
 }
 
 /**
- * A record of 48 KiB. A second or so of a good disk's work: a device that nobody flushes writes at the
- * speed of the page cache, as a file does, and a cycle of our own now and then costs it little.
+ * A record of 48 KiB. A second or so of a good disk's work: a device that nobody flushes writes at
+ * the speed of the page cache, as a file does, and a cycle of our own now and then costs it little.
  */
 const LIMITS: CommitLimits = {
   recordExtents: 4096,

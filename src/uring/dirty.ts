@@ -11,8 +11,8 @@ import { totalmem } from 'node:os';
 const MIB = 1024 * 1024;
 
 /**
- * A part of what the kernel lets be dirty before it slows writers down: a fifth of the memory that is
- * free, by default.
+ * A part of what the kernel lets be dirty before it slows writers down: a fifth of the memory that
+ * is free, by default.
  */
 export const DIRTY_BYTES_MAX: number = Math.min(1024 * MIB, Math.max(64 * MIB, totalmem() / 32));
 

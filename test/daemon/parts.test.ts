@@ -130,6 +130,18 @@ t.test('a parked link keeps its name and points nowhere', async t => {
   t.same(readdirSync(dev), []);
 });
 
+t.test('a link that was being replaced when the daemon was killed does no harm', async t => {
+  const dev = directory(t.teardown);
+  const first = new Links('me', dev);
+  first.make(first.reserve(), '/dev/x');
+  symlinkSync('/dev/y', `${dev}/.ubd-away-me`); // the first half of a replacement
+  const next = new Links('me', dev);
+  t.same(readdirSync(dev), ['ubd0']);
+  next.park(0, '/dev/x');
+  t.ok(next.make(0, '/dev/z'));
+  t.equal(readlinkSync(`${dev}/ubd0`), '/dev/z');
+});
+
 t.test('the log keeps two files, and one line for each event', async t => {
   const base = directory(t.teardown);
   const file = `${base}/ubd.log`;

@@ -4,6 +4,7 @@
  * moment. The danger is a process that cannot end: it serves its own devices, and a thread of it
  * that waits for one of them in the kernel would wait for ever.
  */
+import { readdirSync } from 'node:fs';
 import t from 'tap';
 import type { Client } from '../../src/client/client.ts';
 import { MIB, makeRoot, sha256 } from '../support/disk.ts';
@@ -29,6 +30,7 @@ t.test(
     const root = sandbox.path('root.img');
     await makeRoot(root, 4 * MIB, 2 * MIB);
     const before = await sha256(root);
+    const others = links();
 
     for (let round = 0; round < ROUNDS; round++) {
       const work = churn(sandbox.client, root, round);
@@ -47,9 +49,19 @@ t.test(
     }
     await sandbox.client.detachAll();
     t.same(await sandbox.client.list(), []);
+    t.same(
+      [...links()].filter(link => !others.has(link)),
+      [],
+      'no link is left',
+    );
     t.equal(await sha256(root), before, 'the root is as it was');
   },
 );
+
+/** The names in /dev that daemons make. */
+function links(): Set<string> {
+  return new Set(readdirSync('/dev').filter(name => /^(ubd\d|\.ubd)/.test(name)));
+}
 
 /** Attaches and detaches until the daemon is gone. */
 async function churn(client: Client, root: string, round: number): Promise<void> {

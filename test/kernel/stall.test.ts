@@ -1,6 +1,6 @@
 /**
- * A daemon is killed while a child of its waits for an answer that it took and never gave: both end, since
- * nothing of the dead daemon keeps /dev/fuse open (native/apart.cc).
+ * A daemon is killed while a child of its waits for an answer that it took and never gave: both
+ * end, since nothing of the dead daemon keeps /dev/fuse open (native/apart.cc).
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';

@@ -1,6 +1,6 @@
 /**
- * A daemon whose leaf never ends a flush: the kernel's flush while it binds a loop device is taken and
- * not answered. `attach-and-stall.js NAME`; says `stalled` when it is so.
+ * A daemon whose leaf never ends a flush: the kernel's flush while it binds a loop device is taken
+ * and not answered. `attach-and-stall.js NAME`; says `stalled` when it is so.
  */
 import { PartPool, UnionDevice } from '../../src/engine/union.ts';
 import { configureLoop } from '../../src/transport/fuse/loop.ts';
