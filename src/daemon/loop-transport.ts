@@ -41,6 +41,8 @@ export class LoopTransport implements Transport {
   readonly #owner: string;
   readonly #onGone: (id: number, reason: string) => void;
   readonly #attached = new Map<number, Attached>();
+  /** Nodes that a dead daemon of ours left, and `clearStale` took down. */
+  readonly #cleared = new Set<string>();
 
   /** @param owner names the state directory in loop devices */
   constructor(plane: Plane, owner: string, onGone: (id: number, reason: string) => void) {
@@ -134,6 +136,7 @@ export class LoopTransport implements Transport {
   }
 
   isForeign(node: string): boolean {
+    if (this.#cleared.has(node)) return false; // it was ours; whoever has it by now came later
     const name = node.slice(node.lastIndexOf('/') + 1);
     try {
       const file = readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trimEnd();
@@ -144,6 +147,8 @@ export class LoopTransport implements Transport {
   }
 
   async clearStale(): Promise<string[]> {
-    return (await clearStaleLoops(this.#owner)).map(({ path }) => path);
+    const cleared = (await clearStaleLoops(this.#owner)).map(({ path }) => path);
+    for (const path of cleared) this.#cleared.add(path);
+    return cleared;
   }
 }
