@@ -152,7 +152,7 @@ t.test('one command makes a disk, and the daemon that it needs', { skip }, async
     version: /^\d/,
     state: 'running',
     devices: { attached: 1, failed: 0 },
-    transports: [{ name: 'ublk' }, { name: 'loop', offered: true, reason: null }],
+    transports: [{ name: 'loop', offered: true, reason: null }, { name: 'ublk' }],
     stateDir: `${dir}/state`,
   });
   const stat = readFileSync(`/proc/${await pid()}/stat`, 'utf8')
