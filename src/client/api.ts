@@ -189,6 +189,8 @@ const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   permission: 403,
   unsupported: 501,
   'root-mismatch': 409,
+  'parent-mismatch': 409,
+  frozen: 409,
   'bad-root': 422,
   'not-a-leaf': 422,
   corrupt: 422,
