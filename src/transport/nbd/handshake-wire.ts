@@ -13,7 +13,8 @@
  *     INFO, GO                   length u32, name, count u16, count times: kind u16
  *     LIST_, SET_META_CONTEXT    length u32, name, count u32, count times: length u32, query
  *     ABORT, LIST, STARTTLS,
- *     STRUCTURED_REPLY           none
+ *     STRUCTURED_REPLY,
+ *     EXTENDED_HEADERS           none
  *
  * Data of replies:
  *
@@ -25,8 +26,8 @@
  *     ERR_…          a message for people
  *
  * Source: doc/proto.md of the NBD project (github.com/NetworkBlockDevice/nbd), sections "Newstyle
- * negotiation" to "Option reply types". Extended headers are not here: that document still calls
- * them experimental.
+ * negotiation" to "Option reply types"; for extended headers its branch `extension-ext-header`, as
+ * QEMU (8.2) and libnbd (1.18) have it.
  */
 
 /** "NBDMAGIC" */
@@ -48,6 +49,7 @@ export const OPTION = {
   STRUCTURED_REPLY: 8,
   LIST_META_CONTEXT: 9,
   SET_META_CONTEXT: 10,
+  EXTENDED_HEADERS: 11,
 } as const;
 
 /** Errors have bit 31 set. */
@@ -63,6 +65,7 @@ export const REPLY = {
   ERR_UNKNOWN: 0x80000006,
   ERR_SHUTDOWN: 0x80000007,
   ERR_TOO_BIG: 0x80000009,
+  ERR_EXT_HEADER_REQD: 0x8000000a,
 } as const;
 
 export const INFO = { EXPORT: 0, NAME: 1, DESCRIPTION: 2, BLOCK_SIZE: 3 } as const;

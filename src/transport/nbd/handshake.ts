@@ -80,7 +80,10 @@ export type ContextName = keyof typeof CONTEXTS;
 
 /** What client and server agreed on. */
 export interface Agreement {
+  /** Replies in chunks. */
   structured: boolean;
+  /** Headers of 64-bit lengths; replies are in chunks then, too. */
+  extended: boolean;
   contexts: ReadonlySet<ContextName>;
   /** What the client sent after the option that ended the handshake. */
   early: Uint8Array;
@@ -129,6 +132,7 @@ export class Handshake {
   #fixed = false;
   #noZeroes: boolean;
   #structured = false;
+  #extended = false;
   #contexts: { name: string; chosen: Set<ContextName> } = { name: '', chosen: new Set() };
 
   constructor({ tls, noZeroes, flagDf }: HandshakeOptions) {
@@ -201,7 +205,7 @@ export class Handshake {
     this.#state = 'over';
     this.#steps.push({
       step: 'serve',
-      agreement: { structured: this.#structured, contexts, early },
+      agreement: { structured: this.#structured, extended: this.#extended, contexts, early },
     });
   }
 
@@ -310,6 +314,7 @@ export class Handshake {
     const { code, data } = option;
     switch (code) {
       case OPTION.EXPORT_NAME:
+        if (this.#extended) throw new Malformed('extended headers go with GO alone');
         this.#ask(option, { step: 'open', name: text(data) });
         return;
       case OPTION.ABORT:
@@ -330,10 +335,8 @@ export class Handshake {
         this.#ask(option, { step: 'open', name: parseInfoRequest(data).name });
         return;
       case OPTION.STRUCTURED_REPLY:
-        refuseData(data);
-        if (this.#structured) throw new Malformed('structured replies are agreed on already');
-        this.#structured = true;
-        this.#send(reply(code, REPLY.ACK));
+      case OPTION.EXTENDED_HEADERS:
+        this.#changeReplies(option);
         return;
       case OPTION.LIST_META_CONTEXT:
       case OPTION.SET_META_CONTEXT:
@@ -361,12 +364,29 @@ export class Handshake {
     this.#state = 'over';
   }
 
+  #changeReplies({ code, data }: Option): void {
+    refuseData(data);
+    if (code === OPTION.EXTENDED_HEADERS) {
+      if (this.#extended) throw new Malformed('extended headers are agreed on already');
+      this.#extended = true;
+    } else {
+      if (this.#extended) {
+        this.#error(code, REPLY.ERR_EXT_HEADER_REQD, 'extended headers are agreed on already');
+        return;
+      }
+      if (this.#structured) throw new Malformed('structured replies are agreed on already');
+      this.#structured = true;
+    }
+    this.#send(reply(code, REPLY.ACK));
+  }
+
   #meta(option: Option): void {
     const set = option.code === OPTION.SET_META_CONTEXT;
     // Even one that fails replaces what was chosen before.
     if (set) this.#contexts = { name: '', chosen: new Set() };
     const { name } = parseContextRequest(option.data);
-    if (!this.#structured) throw new Malformed('metadata need structured replies');
+    if (!this.#structured && !this.#extended)
+      throw new Malformed('metadata need structured replies');
     this.#ask(option, { step: 'describe', name });
   }
 
@@ -392,7 +412,7 @@ export class Handshake {
   }
 
   #flags({ flags }: ExportFacts): number {
-    return this.#structured ? flags : flags & ~this.#flagDf;
+    return this.#structured || this.#extended ? flags : flags & ~this.#flagDf;
   }
 
   // ---- steps

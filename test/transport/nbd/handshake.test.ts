@@ -150,7 +150,12 @@ t.test('GO gives size, flags and what was asked for, then the transmission phase
     [2, 6, 10].map(at => sizes!.readUInt32BE(at)),
     [512, 4096, 33_554_432],
   );
-  t.same(talk.agreement, { structured: false, contexts: new Set(), early: Buffer.alloc(0) });
+  t.same(talk.agreement, {
+    structured: false,
+    extended: false,
+    contexts: new Set(),
+    early: Buffer.alloc(0),
+  });
   t.same(talk.asked, ['open disk']);
 });
 
@@ -161,6 +166,28 @@ t.test('with structured replies the flags have DF', async t => {
   talk.say(option(OPTION.GO, wanted('')));
   t.equal(parseReplies(talk.sent)[0]!.data.readUInt16BE(10), DISK.flags);
   t.equal(talk.agreement!.structured, true);
+});
+
+t.test('extended headers take the place of structured replies, and go with GO alone', async t => {
+  for (const before of [[], [option(OPTION.STRUCTURED_REPLY)]]) {
+    const talk = Talk.begun();
+    talk.say(...before);
+    t.same(types(talk.say(option(OPTION.EXTENDED_HEADERS))), [REPLY.ACK]);
+    t.same(types(talk.say(option(OPTION.EXTENDED_HEADERS))), [REPLY.ERR_INVALID], 'not twice');
+    t.same(types(talk.say(option(OPTION.STRUCTURED_REPLY))), [REPLY.ERR_EXT_HEADER_REQD]);
+    const query = queried('disk', ['base:allocation']);
+    t.same(types(talk.say(option(OPTION.SET_META_CONTEXT, query))), [
+      REPLY.META_CONTEXT,
+      REPLY.ACK,
+    ]);
+    talk.say(option(OPTION.GO, wanted('disk')));
+    t.equal(parseReplies(talk.sent)[0]!.data.readUInt16BE(10), DISK.flags, 'DF, too');
+    t.match(talk.agreement, { extended: true, contexts: new Set(['base:allocation']) });
+  }
+  const old = Talk.begun();
+  old.say(option(OPTION.EXTENDED_HEADERS));
+  old.say(option(OPTION.EXPORT_NAME, Buffer.from('disk')));
+  t.match(old.end?.reason, /extended headers/);
 });
 
 t.test('INFO tells the same as GO, and nothing is opened', async t => {
@@ -251,7 +278,7 @@ t.test('ABORT is acknowledged, whatever comes with it, and ends it', async t => 
 
 t.test('unknown options are refused, and the next one is understood', async t => {
   const talk = Talk.begun();
-  for (const code of [0, 4, 11, 12, 0xffffffff])
+  for (const code of [0, 4, 12, 0xffffffff])
     t.same(types(talk.say(option(code, Buffer.alloc(100, 7)))), [REPLY.ERR_UNSUP]);
   t.same(types(talk.say(option(OPTION.LIST))).at(-1), REPLY.ACK);
 });
