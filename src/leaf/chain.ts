@@ -5,8 +5,9 @@
  *     own      frozen: opened here, read-only     not opened here: the store of leaves knows none
  *
  * Every image is known by the identity that the one above it keeps (lineage.ts), and refused if it
- * is missing, another one, or not frozen. Each is held with a shared lock, so that it cannot be
- * rewritten while somebody reads it. Who has which sector is in one merged map.
+ * is missing, another one, or not frozen. An identity contains that of the parent, so no chain can
+ * lead back to itself. Each is held with a shared lock, so that it cannot be rewritten while
+ * somebody reads it. Who has which sector is in one merged map.
  */
 import { realpathSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
@@ -93,12 +94,12 @@ export function openParents(
   options: ChainOptions = {},
 ): FrozenChain | null {
   if (leaf.parent.kind !== 'leaf') return null;
-  return openFrom(leafPath, leaf.parent, new Set([leaf.uuid]), options);
+  return openFrom(leafPath, leaf.parent, options);
 }
 
 /** Opens a frozen leaf, and the images under it. */
 export function openFrozen(path: string): FrozenChain {
-  return openFrom(path, null, new Set(), {});
+  return openFrom(path, null, {});
 }
 
 /** What a leaf stands on, without opening it: its path is absolute. */
@@ -106,12 +107,7 @@ export function baseOf(leafPath: string, { parent }: Superblock): LeafParent {
   return { ...parent, path: resolveParentPath(leafPath, parent.path) };
 }
 
-function openFrom(
-  from: string,
-  expected: LeafParent | null,
-  seen: Set<string>,
-  options: ChainOptions,
-): FrozenChain {
+function openFrom(from: string, expected: LeafParent | null, options: ChainOptions): FrozenChain {
   const images: FrozenImage[] = [];
   try {
     let child = from;
@@ -188,13 +184,6 @@ function notFrozen(path: string): UbdError {
   return new UbdError('parent-mismatch', `${path} is no intermediate image: it is still writable`, {
     place: { file: path },
     next: `freeze it: ubd fork ${path} --leaf NEW goes on in a new leaf`,
-  });
-}
-
-function circle(child: string, path: string): UbdError {
-  return new UbdError('corrupt', `${child}: its chain of parents leads back to ${path}`, {
-    place: { file: child },
-    next: 'restore the leaf from a backup',
   });
 }
 

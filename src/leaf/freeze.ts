@@ -18,7 +18,10 @@ export function newFreeze(): Freeze {
   return { id: randomUUID(), seconds: Math.floor(Date.now() / 1000), done: false };
 }
 
-/** Freezes the leaf at `path`; one whose freezing was interrupted, too: as what stands on it knows. */
+/**
+ * Freezes the leaf at `path`; one whose freezing was interrupted, too: as what stands on it knows
+ * it.
+ */
 export function freezeLeaf(path: string): Superblock {
   const media = FileMedia.open(path);
   try {

@@ -9,8 +9,8 @@
  *  3. A write goes where it belongs, as it is: nothing is read, copied or moved for it.
  *  4. The parent is never looked at here.
  *  5. With a shadow, what was answered also outlives the process unflushed (shadow.ts).
- *  6. With a quota, it never has more sectors than that: a write that needs more is refused, and has
- *     written nothing.
+ *  6. With a quota, it never has more sectors than that: a write that needs more is refused, and
+ *     has written nothing.
  *
  * A leaf may be followed by another, on top of it: from then on it gets no new changes. `retire`
  * makes all durable that it was given, and only then does the follower answer a flush; `seal`
