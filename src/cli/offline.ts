@@ -4,3 +4,4 @@
  */
 export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';
+export { exportLeaf } from '../life/export.ts';
