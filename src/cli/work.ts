@@ -17,7 +17,7 @@ export interface Running {
   onProgress: (done: number, all: number, what: string) => void;
 }
 
-/** Runs `work`, stopped by Ctrl-C and its kin, with a line on a terminal that says how far it is. */
+/** Runs `work`, stopped by Ctrl-C and its kin; a line on a terminal says how far it is. */
 export async function running<T>(work: (options: Running) => Promise<T>): Promise<T> {
   const stop = new AbortController();
   const onSignal = (): void => stop.abort();

@@ -4,7 +4,8 @@
  * do it in memory, where every change can be lost that was not made durable.
  *
  * Durability is as POSIX has it: content after `sync` of the file, a name after `syncDirectory` of
- * its directory. Until then a crash may keep or lose each change by itself; but a `rename` is whole.
+ * its directory. Until then a crash may keep or lose each change by itself, but a `rename` is
+ * whole.
  *
  * Every call is done, or throws a UbdError that names the file.
  */

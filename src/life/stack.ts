@@ -165,6 +165,8 @@ export interface OpenStackOptions {
   write?: boolean;
   /** Where the root is now, if not where the leaf says. */
   root?: string;
+  /** Only what lies above the root is of interest: it need not even be there. */
+  withoutRoot?: boolean;
 }
 
 /** Opens a leaf and all that it stands on. */
@@ -179,7 +181,7 @@ export async function openStack(
     const { parent } = leaves[0]!.superblock;
     if (parent.kind === 'leaf')
       throw new UbdError('unsupported', `${path} stands on a leaf: ${parent.path}`);
-    if (parent.kind === 'none') return new Stack(leaves, null);
+    if (parent.kind === 'none' || options.withoutRoot) return new Stack(leaves, null);
     const root = await openParentRoot(world, path, leaves[0]!.superblock, options.root);
     return new Stack(leaves, root);
   } catch (error) {

@@ -2,7 +2,7 @@
  * `World` in memory: files, names and locks, of which a crash keeps only what was made durable, and
  * of the rest whatever it likes.
  *
- *     names ──syncDirectory──▶ durable names      changes in between: kept or dropped, each by itself
+ *     names ──syncDirectory──▶ durable names      what is in between: kept or dropped, one by one
  *     files ──sync───────────▶ durable content    see sim-disk.ts
  *
  * Every changing call is a step. The machine can be made to die after any number of them: then that
