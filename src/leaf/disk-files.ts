@@ -58,6 +58,10 @@ class DiskFile implements OpenFile {
     return this.#media.sizeBytes;
   }
 
+  get names(): number {
+    return this.#media.names;
+  }
+
   get allocatedBytes(): number | null {
     return this.blockDevice ? null : fstatSync(this.fd).blocks * 512;
   }

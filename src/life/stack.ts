@@ -11,10 +11,12 @@
  */
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
+import { CHAIN_IMAGES_MAX } from '../leaf/chain.ts';
 import type { OpenFile } from '../leaf/files.ts';
-import { loadLeaf } from '../leaf/load.ts';
+import { requireParent, resolveParentPath } from '../leaf/lineage.ts';
+import { loadImage, loadLeaf } from '../leaf/load.ts';
 import { SectorMap } from '../leaf/sector-map.ts';
-import type { Superblock } from '../leaf/superblock.ts';
+import type { LeafParent, Superblock } from '../leaf/superblock.ts';
 import { compareIdentity, type OpenedRoot, type RootIdentity, type World } from './world.ts';
 
 /** Whom nobody's sectors belong to: they read as zeroes. */
@@ -169,7 +171,7 @@ export interface OpenStackOptions {
   withoutRoot?: boolean;
 }
 
-/** Opens a leaf and all that it stands on. */
+/** Opens a leaf, or a frozen one, and all that it stands on. */
 export async function openStack(
   world: World,
   path: string,
@@ -177,50 +179,99 @@ export async function openStack(
 ): Promise<Stack> {
   const leaves: OpenedLayer[] = [];
   try {
-    leaves.push(openLayer(world, path, 'leaf', options.write ?? false));
-    const { parent } = leaves[0]!.superblock;
-    if (parent.kind === 'leaf')
-      throw new UbdError('unsupported', `${path} stands on a leaf: ${parent.path}`);
-    if (parent.kind === 'none' || options.withoutRoot) return new Stack(leaves, null);
-    const root = await openParentRoot(world, path, leaves[0]!.superblock, options.root);
-    return new Stack(leaves, root);
+    leaves.push(openLeafLayer(world, path, options.write ?? false));
+    openImages(world, leaves);
+    const lowest = leaves.at(-1)!;
+    if (lowest.superblock.parent.kind === 'none' || options.withoutRoot)
+      return new Stack(leaves, null);
+    return new Stack(leaves, await openParentRoot(world, lowest, options.root));
   } catch (error) {
     for (const { file } of leaves) file.close();
     throw error;
   }
 }
 
-export function openLayer(
-  world: World,
-  path: string,
-  kind: 'leaf' | 'frozen',
-  write: boolean,
-): OpenedLayer {
+/** The leaf alone. */
+export function openLeafLayer(world: World, path: string, write: boolean): OpenedLayer {
   const file = world.open(path, { readOnly: !write });
   try {
-    const { superblock, map: state, notes } = loadLeaf(file, { readOnly: !write });
-    const map = SectorMap.fromState(state);
-    const { dataOffset } = superblock.geometry;
-    const run = (sector: number, end: number): number =>
-      sector >= map.sectors ? sector - end : map.run(sector, Math.min(end, map.sectors));
-    return { kind, name: path, file, dataOffset, run, superblock, map, notes };
+    const { superblock, map, notes } = loadLeaf(file, { readOnly: !write });
+    return layerOf(path, file, superblock, SectorMap.fromState(map), notes);
   } catch (error) {
     file.close();
     throw error;
   }
 }
 
+/** The intermediate images under the first of `leaves`, which are added to it. */
+function openImages(world: World, leaves: OpenedLayer[]): void {
+  for (;;) {
+    const { name: child, superblock } = leaves.at(-1)!;
+    if (superblock.parent.kind !== 'leaf') return;
+    if (leaves.length > CHAIN_IMAGES_MAX)
+      throw new UbdError('corrupt', `${leaves[0]!.name}: its chain of images does not end`);
+    leaves.push(openImage(world, child, superblock.parent));
+  }
+}
+
+function openImage(world: World, child: string, parent: LeafParent): OpenedLayer {
+  const path = resolveParentPath(world.canonical(child), parent.path);
+  const file = openParentFile(world, child, path);
+  try {
+    const { superblock, map } = loadImage(file);
+    requireParent(parent, superblock, child, path);
+    if (map === null)
+      throw new UbdError('frozen', `${path} was being frozen when its daemon was killed`, {
+        place: { file: path },
+        next: `attach ${child}, or another leaf that stands on it: that ends it`,
+      });
+    return layerOf(path, file, superblock, map, []);
+  } catch (error) {
+    file.close();
+    throw error;
+  }
+}
+
+function openParentFile(world: World, child: string, path: string): OpenFile {
+  try {
+    return world.open(path, { readOnly: true });
+  } catch (cause) {
+    if (!(cause instanceof UbdError) || cause.code !== 'not-found') throw cause;
+    throw new UbdError('not-found', `${path} is missing: an intermediate image of ${child}`, {
+      place: { file: path },
+      next: `bring it back, or if it has moved: ubd info ${child} --rebase-path NEWPATH`,
+      cause,
+    });
+  }
+}
+
+function layerOf(
+  name: string,
+  file: OpenFile,
+  superblock: Superblock,
+  map: SectorMap,
+  notes: readonly string[],
+): OpenedLayer {
+  const { dataOffset } = superblock.geometry;
+  // An image may be smaller than what stands on it: beyond its end it has nothing.
+  const run = (sector: number, end: number): number =>
+    sector >= map.sectors ? sector - end : map.run(sector, Math.min(end, map.sectors));
+  const kind = superblock.freeze?.done === true ? 'frozen' : 'leaf';
+  return { kind, name, file, dataOffset, run, superblock, map, notes };
+}
+
 async function openParentRoot(
   world: World,
-  leaf: string,
-  { parent }: Superblock,
+  { name, superblock }: OpenedLayer,
   given: string | undefined,
 ): Promise<OpenedRoot> {
-  const root = await world.openRoot(given ?? parent.path);
+  const { parent } = superblock;
+  const path = given ?? resolveParentPath(world.canonical(name), parent.path);
+  const root = await world.openRoot(path);
   const fingerprint = Buffer.from(parent.fingerprint).toString('hex');
   try {
     const wanted = { sizeBytes: parent.sizeBytes, fingerprint };
-    compareIdentity(leaf, root.file.name, root.identity, wanted);
+    compareIdentity(name, path, root.identity, wanted);
     return root;
   } catch (error) {
     root.file.close();

@@ -47,6 +47,45 @@ t.test('ranges are what was written, zeroes told apart, in order and joined', as
   }
 });
 
+t.test('since an intermediate image: what came after it', async t => {
+  for (let seed = 1; seed <= 20; seed++) {
+    const random = new Random(seed);
+    const world = new SimMachine();
+    world.put('/d/root', noise(random, 300 * 4096));
+    const names = ['/d/a', '/d/b', '/d/c', '/d/d'];
+    let leaf = await ModelLeaf.make(world, names[0]!, '/d/root');
+    const leaves = [leaf.scribble(random, 20)];
+    for (const name of names.slice(1)) {
+      leaf = leaf.fork(name, leaf.model.length + 4096 * random.below(3));
+      leaves.push(leaf.scribble(random, 10));
+    }
+    leaf.end();
+    for (let base = -1; base < leaves.length - 1; base++) {
+      const wanted = new Uint8Array(leaf.mapped.length);
+      for (const { mapped } of leaves.slice(base + 1))
+        mapped.forEach((is, sector) => {
+          wanted[sector]! |= is;
+        });
+      const since = base < 0 ? {} : { since: names[base]! };
+      await diffBlocks(
+        { leaf: leaf.path, ...since },
+        ({ ranges, since: said }) => {
+          const found = new Uint8Array(wanted.length);
+          for (const { start, length, zero } of ranges) {
+            found.fill(1, start / 512, (start + length) / 512);
+            if (!zero) continue;
+            if (leaf.model.subarray(start, start + length).some(byte => byte !== 0))
+              t.fail(`seed ${seed}: data called zeroes`);
+          }
+          if (Buffer.compare(found, wanted) !== 0) t.fail(`seed ${seed}, since ${names[base]}`);
+          t.equal(said.kind, base < 0 ? 'root' : 'leaf');
+        },
+        { world },
+      );
+    }
+  }
+});
+
 t.test('it needs no root, and knows what is no image of the chain', async t => {
   const world = new SimMachine();
   world.put('/d/root', noise(new Random(1), 40960));

@@ -81,6 +81,24 @@ t.test('a leaf that was not closed in order exports what was flushed', async t =
   t.equal(readFileSync(`${dir}/out.img`).compare(leaf.model), 0);
 });
 
+t.test('a chain of images exports as one device, and so does each image', async t => {
+  const { dir, leaf } = await place(t);
+  const random = new Random(21);
+  const top = leaf
+    .fork(`${dir}/b.leaf`)
+    .scribble(random, 20)
+    .fork(`${dir}/c.leaf`, 10 * 2 ** 20);
+  top.scribble(random, 20).end();
+  await exportLeaf({ leaf: top.path, target: `${dir}/top.img` });
+  t.equal(readFileSync(`${dir}/top.img`).compare(top.model), 0);
+  await exportLeaf({ leaf: leaf.path, target: `${dir}/image.img` });
+  t.equal(readFileSync(`${dir}/image.img`).compare(leaf.model), 0);
+  rmSync(leaf.path);
+  const spec = { leaf: top.path, target: `${dir}/none` };
+  await refused(spec, 'not-found', t, /a\.leaf is missing: an intermediate image of .*b\.leaf/);
+  noLeftovers(t, dir);
+});
+
 t.test('a stream has every byte, zeroes too', async t => {
   const { leaf } = await place(t);
   const parts: Buffer[] = [];

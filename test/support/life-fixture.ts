@@ -1,6 +1,9 @@
 /** Roots and leaves with content that a test can predict: on a simulated machine or a real one. */
 import { createHash } from 'node:crypto';
 import { planLeaf, writeLeaf } from '../../src/leaf/blank.ts';
+import { freezeMedia } from '../../src/leaf/freeze.ts';
+import { parentOf, storedPath } from '../../src/leaf/lineage.ts';
+import { loadLeaf } from '../../src/leaf/load.ts';
 import type { Superblock } from '../../src/leaf/superblock.ts';
 import type { World } from '../../src/life/world.ts';
 import { LeafWriter } from './leaf-writer.ts';
@@ -94,6 +97,18 @@ export class ModelLeaf {
     this.model.fill(0, sector * SECTOR, (sector + count) * SECTOR);
     this.mapped.fill(1, sector, sector + count);
     return this;
+  }
+
+  /** Freezes it, and makes one that stands on it. */
+  fork(path: string, sizeBytes: number = this.model.length): ModelLeaf {
+    this.end();
+    const file = this.#world.open(this.path);
+    const frozen = freezeMedia(file, loadLeaf(file, { keepFreeze: true }));
+    file.close();
+    const parent = parentOf(frozen, frozen.freeze!, storedPath(path, this.path));
+    const model = new Uint8Array(sizeBytes);
+    model.set(this.model);
+    return ModelLeaf.#create(this.#world, path, planLeaf({ sizeBytes, parent }), model);
   }
 
   /** Writes here and there. */

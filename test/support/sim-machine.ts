@@ -96,6 +96,10 @@ export class SimMachine implements World {
     return bytes;
   }
 
+  namesOf(file: SimFile): number {
+    return [...this.#names.values()].filter(one => one === file).length;
+  }
+
   get blocksUsed(): number {
     let used = 0;
     for (const file of new Set(this.#names.values())) used += file.blocksUsed;
@@ -232,6 +236,10 @@ class SimOpenFile implements OpenFile {
 
   get sizeBytes(): number {
     return this.#file.sizeBytes;
+  }
+
+  get names(): number {
+    return this.#world.namesOf(this.#file);
   }
 
   get allocatedBytes(): number {
