@@ -41,6 +41,15 @@ export const TABLES = `
   );
 `;
 
+/**
+ * In the index of a leaf, which stands on that of its root: whatever it says of these counts, also
+ * that they are gone; of all others the root's rows count.
+ */
+export const TOUCHED_TABLES = `
+  CREATE TABLE touched_inode (number INTEGER PRIMARY KEY, content INTEGER NOT NULL);
+  CREATE TABLE touched_directory (number INTEGER PRIMARY KEY);
+`;
+
 /** After the rows are in: an index built at once is smaller, and several times faster to make. */
 const INDEXES = `
   CREATE INDEX entry_parent ON entry (parent, name);
@@ -118,7 +127,8 @@ export class IndexWriter {
   readonly #extent: BetterSqlite3.Statement;
   #done = false;
 
-  constructor(path: string) {
+  /** @param onRoot the index of a leaf: it holds what differs from the root's */
+  constructor(path: string, { onRoot = false }: { onRoot?: boolean } = {}) {
     this.#path = path;
     this.#temporary = `${path}.${randomBytes(6).toString('hex')}.new`;
     try {
@@ -140,6 +150,7 @@ export class IndexWriter {
     database.pragma(`application_id = ${APPLICATION_ID}`);
     database.pragma(`user_version = ${VERSION}`);
     database.exec(TABLES);
+    if (onRoot) database.exec(TOUCHED_TABLES);
     database.exec('BEGIN');
     this.#inode = database.prepare(`INSERT INTO inode VALUES (${'?, '.repeat(14)}?)`);
     this.#entry = database.prepare('INSERT INTO entry VALUES (NULL, ?, ?, ?, ?)');
@@ -171,6 +182,20 @@ export class IndexWriter {
         next: 'check it: fsck -n on a copy',
       });
     }
+  }
+
+  /** Only on a root. @param content do the bytes of the file differ, or only what is said of it? */
+  touchInode(number: number, content: boolean): void {
+    this.#database
+      .prepare(
+        `INSERT INTO touched_inode VALUES (?, ?)
+         ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
+      )
+      .run(number, content ? 1 : 0);
+  }
+
+  touchDirectory(number: number): void {
+    this.#database.prepare('INSERT OR IGNORE INTO touched_directory VALUES (?)').run(number);
   }
 
   /** Facts about the whole: text or numbers. */

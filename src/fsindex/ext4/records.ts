@@ -19,7 +19,7 @@ import { type Inode, typeOf } from './inode.ts';
 /** Bytes of a file that are read at a time for its digest. */
 const DIGEST_BYTES = 4 << 20;
 /** Inodes that are not files: from 1 on, but for the top directory (2). The journal is 8. */
-const RESERVED_INODES = 10;
+export const RESERVED_INODES = 10;
 
 /** Where the records go. */
 export interface RecordSink {
@@ -41,7 +41,7 @@ export function ext4Records(fs: Ext4, sink: RecordSink, options: Ext4RecordOptio
   let seen = 0;
   fs.eachInode(inode => {
     const blocks = fs.blocks(inode);
-    addBlocks(fs, inode, blocks, sink);
+    for (const extent of extentRecords(fs, inode, blocks)) sink.addExtent(extent);
     if (inode.number <= RESERVED_INODES && inode.number !== fs.root) return;
     sink.addInode(inodeRecord(fs, inode, blocks, options.digests));
     if (isDirectory(inode)) {
@@ -89,7 +89,7 @@ export function inodeRecord(
     changedNanoseconds: inode.changed.nanoseconds,
     allocatedBytes: inode.allocatedBytes,
     generation: inode.generation,
-    fingerprint: fingerprint(inode),
+    fingerprint: fingerprintOf(inode),
     target: type === TYPE.LINK ? decodeName(fs.linkTarget(inode)).name : null,
     digest: digests && type === TYPE.FILE ? contentDigest(fs, inode, blocks) : null,
   };
@@ -103,7 +103,7 @@ const CHECKSUM_HIGH_AND_ATIME_EXTRA = [
   [0x8c, 0x90],
 ] as const;
 
-function fingerprint({ bytes }: Inode): number {
+export function fingerprintOf({ bytes }: Inode): number {
   const copy = Buffer.from(bytes);
   copy.fill(0, ...ATIME);
   copy.fill(0, ...CHECKSUM);
@@ -112,24 +112,29 @@ function fingerprint({ bytes }: Inode): number {
   return crc32(copy);
 }
 
-function addBlocks(fs: Ext4, inode: Inode, blocks: FileBlocks, sink: RecordSink): void {
+/** Everything on the device that belongs to an inode. */
+export function* extentRecords(
+  fs: Ext4,
+  inode: Inode,
+  blocks: FileBlocks,
+): Generator<ExtentRecord> {
   const { blockBytes } = fs.geometry;
   for (const { logical, physical, count } of blocks.extents)
-    sink.addExtent({
+    yield {
       positionBytes: physical * blockBytes,
       lengthBytes: count * blockBytes,
       inode: inode.number,
       offsetBytes: logical * blockBytes,
       use: USE.CONTENT,
-    });
+    };
   for (const block of blocks.metadata)
-    sink.addExtent({
+    yield {
       positionBytes: block * blockBytes,
       lengthBytes: blockBytes,
       inode: inode.number,
       offsetBytes: 0,
       use: USE.MAP,
-    });
+    };
 }
 
 function contentDigest(fs: Ext4, inode: Inode, blocks: FileBlocks): Buffer {
