@@ -139,7 +139,7 @@ export class IndexWriter {
       throw new UbdError('io', `${this.#temporary}: cannot be made (${message})`, {
         cause,
         place: { file: this.#temporary },
-        next: `is ${dirname(path)} a directory that can be written to? --output names another place`,
+        next: `can ${dirname(path)} be written to? --output names another place`,
       });
     }
     const database = this.#database;

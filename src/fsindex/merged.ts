@@ -47,9 +47,11 @@ export class MergedIndex {
     this.onRoot = onRoot;
     const views = onRoot
       ? `CREATE TEMP VIEW inodes AS SELECT * FROM main.inode UNION ALL
-           SELECT * FROM root.inode WHERE number NOT IN (SELECT number FROM main.touched_inode);
+           SELECT * FROM root.inode
+           WHERE number NOT IN (SELECT number FROM main.touched_inode);
          CREATE TEMP VIEW entries AS SELECT * FROM main.entry UNION ALL
-           SELECT * FROM root.entry WHERE parent NOT IN (SELECT number FROM main.touched_directory);`
+           SELECT * FROM root.entry
+           WHERE parent NOT IN (SELECT number FROM main.touched_directory);`
       : `CREATE TEMP VIEW inodes AS SELECT * FROM main.inode;
          CREATE TEMP VIEW entries AS SELECT * FROM main.entry;`;
     database.exec(views);

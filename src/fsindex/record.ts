@@ -1,6 +1,6 @@
 /**
  * What an index knows of a file system, whatever kind it is and however it was read: inodes, the
- * names that lead to them, and the blocks that hold them. A reader (ext4/, mounted/) makes these; the
+ * names that lead to them, and the blocks that hold them. A reader (ext4/) makes these; the
  * database (database.ts) keeps them.
  */
 

@@ -1,7 +1,7 @@
 /**
  * Goal: the index of a leaf, made from the blocks that it changed alone, tells the same as an index
- * of the whole, and `diff` tells what two walks of the mounts tell. Method: random histories of real
- * work on mounted copies of a root (seeded); the blocks that differ stand for the leaf.
+ * of the whole, and `diff` tells what two walks of the mounts tell. Method: random histories of
+ * real work on mounted copies of a root (seeded); the blocks that differ stand for the leaf.
  */
 import {
   appendFileSync,
@@ -66,8 +66,8 @@ function walk(top: string, contents = true): Walk {
 }
 
 /**
- * What a diff says, as two walks would tell it: a directory that was renamed takes along what was in
- * it, but for what is said to be deleted or to have gone elsewhere.
+ * What a diff says, as two walks would tell it: a directory that was renamed takes along what was
+ * in it, but for what is said to be deleted or to have gone elsewhere.
  */
 function spread(changes: readonly FileChange[], before: Walk): Map<string, string> {
   const said = new Map<string, string>();
@@ -188,7 +188,8 @@ function content(index: MergedIndex): unknown[] {
   const rows = (sql: string): unknown[] => index.database.prepare(sql).all();
   return [
     rows(
-      'SELECT number, mode, size, links, mtime, fingerprint, target, hex(digest) FROM inodes ORDER BY 1',
+      `SELECT number, mode, size, links, mtime, fingerprint, target, hex(digest)
+       FROM inodes ORDER BY 1`,
     ),
     rows('SELECT parent, name, inode FROM entries ORDER BY 1, 2'),
   ];
