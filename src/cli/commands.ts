@@ -9,6 +9,8 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   detach: async () => (await import('./commands/detach.ts')).detach,
   list: async () => (await import('./commands/list.ts')).list,
   info: async () => (await import('./commands/info.ts')).info,
+  diff: async () => (await import('./commands/diff.ts')).diff,
+  export: async () => (await import('./commands/export.ts')).exportCommand,
   check: async () => (await import('./commands/check.ts')).check,
   status: async () => (await import('./commands/status.ts')).status,
   serve: async () => (await import('./commands/serve.ts')).serve,

@@ -222,6 +222,8 @@ const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   'not-a-leaf': 422,
   corrupt: 422,
   'no-space': 507,
+  conflict: 409,
+  interrupted: 503,
   io: 500,
   daemon: 503,
   internal: 500,
