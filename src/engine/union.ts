@@ -150,8 +150,8 @@ export class UnionDevice {
   located = 0;
 
   /**
-   * Tells, in `located`, which layer has `sector`; returns for how many sectors that holds, at least
-   * one, none of them beyond `end` (exclusive).
+   * Tells, in `located`, which layer has `sector`; returns for how many sectors that holds: at
+   * least one, none of them beyond `end` (exclusive).
    */
   locate(sector: number, end: number): number {
     const first = this.#leaf === null ? 2 : 1;

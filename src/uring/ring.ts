@@ -118,8 +118,8 @@ export class Ring {
   }
 
   /**
-   * How often the queue was handed to the kernel (wraps). As long as it stays the same, nothing that
-   * was prepared since has been looked at.
+   * How often the queue was handed to the kernel (wraps). As long as it stays the same, nothing
+   * that was prepared since has been looked at.
    */
   get submissions(): number {
     return this.#submissions;

@@ -7,8 +7,8 @@
  *                  ├─ WRITE: payload in the inbox ──▶ engine ───────┼──▶ ready ──▶ outbox
  *                  └─ FLUSH, TRIM, WRITE_ZEROES ──▶ engine ─────────┘
  *
- *     serving ── the client leaves (DISC, end of stream), or stop() ──▶ leaving: answers what it has
- *        └────── the socket fails, the client breaks the protocol, abort() ──▶ broken: answers nothing
+ *     serving ── DISC, end of stream, what is no request, stop() ──▶ leaving: answers what it has
+ *        └────── the socket fails, or abort() ──▶ broken: answers nothing more
  *     both ── nothing is under way any more ──▶ closed: descriptor and memory are gone, onEnd
  *
  * What a connection may hold is bounded, and it receives no more than it can hold:
@@ -17,8 +17,8 @@
  *    that is used up, by whomever, the connection's own block still serves one read after another.
  *
  * What is longer than a block, or than the inbox, is served piece by piece: one request never needs
- * more memory than that. A read with a simple reply has told of its success before its last piece is
- * read; if that fails then, the protocol leaves nothing but to end the connection.
+ * more memory than that. A read with a simple reply has told of its success before its last piece
+ * is read; if that fails then, the protocol leaves nothing but to end the connection.
  */
 import { ECANCELED, EINTR, errnoName } from '../../base/errno.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
@@ -411,7 +411,7 @@ export class NbdConnection implements SlotOwner, Waiter {
     return slot;
   }
 
-  /** A block for the slot's data; false where there is none: `memoryFreed` is called, or `#sent`. */
+  /** A block for the slot's data. False: there is none; `memoryFreed` or `#sent` is called. */
   #takeBlock(slot: Slot, bytes: number): boolean {
     const { request } = slot;
     const taken = blockBytes(bytes);

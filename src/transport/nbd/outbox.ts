@@ -121,7 +121,7 @@ export class Outbox implements IoOp {
     return false;
   }
 
-  /** Whether one more reply, of at most `REPLY_HEADER_BYTES_MAX` and data, fits the open message. */
+  /** Whether one more reply (REPLY_HEADER_BYTES_MAX, and data) fits into the open message. */
   get hasRoom(): boolean {
     return (
       this.#headersEnd + REPLY_HEADER_BYTES_MAX <= this.#start + OUTBOX_BYTES &&

@@ -1,7 +1,7 @@
 /**
- * The wire format of NBD: numbers and structures of both phases of the protocol, as in `doc/proto.md`
- * of github.com/NetworkBlockDevice/nbd ("the protocol document"); extended headers as in its branch
- * `extension-ext-header`, in the form that QEMU (8.2) and libnbd (1.18) speak.
+ * The wire format of NBD: numbers and structures of both phases of the protocol, as in
+ * `doc/proto.md` of github.com/NetworkBlockDevice/nbd ("the protocol document"); extended headers
+ * as in its branch `extension-ext-header`, in the form that QEMU (8.2) and libnbd (1.18) speak.
  *
  *     client                       server
  *       │ ◀── greeting, flags ──────── │   handshake: options and replies, fixed newstyle
