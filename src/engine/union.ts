@@ -146,6 +146,28 @@ export class UnionDevice {
     return this.#leaf === null;
   }
 
+  /** What `locate` has found: 1 the leaf, 2 and more the layers below it, 0 none. */
+  located = 0;
+
+  /**
+   * Tells, in `located`, which layer has `sector`; returns for how many sectors that holds: at
+   * least one, none of them beyond `end` (exclusive).
+   */
+  locate(sector: number, end: number): number {
+    const first = this.#leaf === null ? 2 : 1;
+    let limit = end;
+    for (let i = 0; i < this.#layers.length; i++) {
+      const run = this.#layers[i]!.run(sector, limit);
+      if (run > 0) {
+        this.located = first + i;
+        return run;
+      }
+      limit = sector - run;
+    }
+    this.located = 0;
+    return limit - sector;
+  }
+
   /** Takes a request whose range the transport has checked against `sizeSectors`. */
   submit(request: Request): void {
     request.result = 0;

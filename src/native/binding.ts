@@ -138,6 +138,8 @@ export interface Native {
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;
+  /** A blocking, close-on-exec netlink socket (NETLINK_*), or -errno. */
+  netlinkSocket(protocol: number): number;
 }
 
 const require = createRequire(import.meta.url);
