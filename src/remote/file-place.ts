@@ -26,6 +26,7 @@ interface Opened {
 
 export class FilePlace implements Place {
   readonly uri: string;
+  readonly needsVersion = false;
   readonly #path: string;
   #opened: Opened | null = null;
 

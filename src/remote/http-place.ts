@@ -46,6 +46,7 @@ export interface HttpPlaceOptions {
 
 export class HttpPlace implements Place {
   readonly uri: string;
+  readonly needsVersion = true;
   readonly #first: URL;
   readonly #authorize: Authorize;
   /** Where redirects led to. */
@@ -292,7 +293,7 @@ function expectSame(pin: Pin, found: Pin): void {
     if (found.etag === pin.etag) return;
     throw new PlaceError(
       'changed',
-      `has another version now (entity tag ${found.etag ?? 'missing'}, was ${pin.etag})`,
+      `has another version now (entity tag ${found.etag || 'missing'}, was ${pin.etag})`,
     );
   }
   if (found.etag === undefined && found.modified === pin.modified) return;

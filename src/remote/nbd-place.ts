@@ -21,6 +21,7 @@ const PROBE_BYTES = 4096;
 
 export class NbdPlace implements Place {
   readonly uri: string;
+  readonly needsVersion = false;
   readonly #target: NbdTarget;
   #connections: NbdConnection[] = [];
   #sizeBytes = -1;

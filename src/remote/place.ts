@@ -23,6 +23,8 @@ export interface PlaceFacts {
 export interface Place {
   /** As it was named, without credentials: for messages and lists. */
   readonly uri: string;
+  /** Whether others may write to it at any time, so that a version is a must. */
+  readonly needsVersion: boolean;
   open(signal: AbortSignal): Promise<PlaceFacts>;
   /** `length` bytes from `position` on. After `open`, from several callers at once. */
   read(position: number, length: number, signal: AbortSignal): Promise<Buffer>;
@@ -40,6 +42,8 @@ export type Trouble =
   | 'busy' // it asks us to come back later
   | 'failing' // its own error
   | 'changed' // another version of the content than before
+  | 'differs' // its content is not this root's
+  | 'damaged' // what it sent is not what the manifest says
   | 'nonsense'; // it does not keep to its protocol: too little, too much, something else
 
 /** What went wrong at a place. The message is a sentence without the place's name. */

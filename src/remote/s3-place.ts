@@ -13,6 +13,7 @@ import type { RootUri } from './uri.ts';
 
 export class S3Place implements Place {
   readonly uri: string;
+  readonly needsVersion = true;
   readonly #bucket: string;
   /** As it stands in the URI: escaped, with its leading slash. */
   readonly #key: string;
