@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -30,6 +31,19 @@ Napi::Value Eventfd(const Napi::CallbackInfo& info) {
   if (!args.ok()) return env.Undefined();
   // Not EFD_NONBLOCK: a read through a ring would be answered EAGAIN at once on some kernels.
   return ToNumber(env, ResultOrErrno(eventfd(initial, EFD_CLOEXEC)));
+}
+
+// Two ends of a stream, close-on-exec and blocking: whoever wants another mode sets it.
+Napi::Value Socketpair(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "socketpair");
+  const std::span<uint8_t> ends = args.Bytes(0, "ends");
+  if (args.ok() && ends.size() != 2 * sizeof(int)) args.OutOfRange("ends", "two int32 long");
+  if (!args.ok()) return env.Undefined();
+  int fds[2] = {-1, -1};
+  const int64_t result = ResultOrErrno(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds));
+  if (result == 0) memcpy(ends.data(), fds, sizeof fds);
+  return ToNumber(env, result);
 }
 
 Napi::Value Close(const Napi::CallbackInfo& info) {
@@ -263,6 +277,7 @@ Napi::Value Mlockall(const Napi::CallbackInfo& info) {
 
 void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("eventfd", Napi::Function::New<Eventfd>(env, "eventfd", environment));
+  exports.Set("socketpair", Napi::Function::New<Socketpair>(env, "socketpair", environment));
   exports.Set("close", Napi::Function::New<Close>(env, "close", environment));
   exports.Set("flock", Napi::Function::New<Flock>(env, "flock", environment));
   exports.Set("lseek", Napi::Function::New<Lseek>(env, "lseek", environment));

@@ -42,19 +42,16 @@ export async function bringUp(
   const undo = new Undo();
   try {
     shop.checkGoingOn();
-    const root = await shop.images.openRoot(plan.rootPath);
-    undo.add('open the root', () => root.close());
-    if (comeback) compareIdentity(entry.name, plan, root, comeback.root.identity);
-    const leaf = await prepareLeaf(shop, plan, root, undo);
+    const { root, leaf, sizeBytes } = await openDisk(shop, plan, undo, comeback);
     entry.root = root.path;
     entry.identity = root.identity;
     entry.leaf = plan.leaf && { path: plan.leaf.path, ephemeral: plan.leaf.ephemeral };
     entry.readOnly = plan.readOnly;
-    entry.sizeBytes = leaf?.sizeBytes ?? deviceBytes(plan, root);
+    entry.sizeBytes = sizeBytes;
     entry.transport = transport;
 
     shop.checkGoingOn();
-    const { id, name, sizeBytes, readOnly } = entry;
+    const { id, name, readOnly } = entry;
     const { node } = await transport.attach({ id, name, sizeBytes, readOnly, root, leaf });
     // Root and leaf are the transport's from here on, and go with the node.
     undo.add('make the node', async () => {
@@ -72,6 +69,32 @@ export async function bringUp(
     await undo.run(text => shop.log.warning(`${entry.name}: ${text}`));
     throw error;
   }
+}
+
+/** What a device consists of, open and compared; whoever opened it closes it or hands it on. */
+export interface OpenDisk {
+  root: RootHandle;
+  /** Null for a root as it is. */
+  leaf: LeafHandle | null;
+  /** Of the device. */
+  sizeBytes: number;
+}
+
+/**
+ * Opens the root and the leaf of a plan, and makes the leaf if it is new.
+ * @param comeback what an earlier daemon knew of the device: the root must still be that one
+ */
+export async function openDisk(
+  shop: Pick<Workshop, 'images' | 'log'>,
+  plan: Plan,
+  undo: Undo,
+  comeback?: Pick<DeviceRecord, 'name' | 'root'>,
+): Promise<OpenDisk> {
+  const root = await shop.images.openRoot(plan.rootPath);
+  undo.add('open the root', () => root.close());
+  if (comeback) compareIdentity(comeback.name, plan, root, comeback.root.identity);
+  const leaf = await prepareLeaf(shop, plan, root, undo);
+  return { root, leaf, sizeBytes: leaf?.sizeBytes ?? deviceBytes(plan, root) };
 }
 
 /** Puts the device on record, then makes its link. */
@@ -106,7 +129,7 @@ async function publish(
 }
 
 async function prepareLeaf(
-  shop: Workshop,
+  shop: Pick<Workshop, 'images' | 'log'>,
   plan: Plan,
   root: RootHandle,
   undo: Undo,

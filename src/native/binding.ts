@@ -101,6 +101,11 @@ export interface Native {
   /** A blocking, close-on-exec eventfd, or -errno. */
   eventfd(initial: number): number;
   /**
+   * A pair of connected unix stream sockets, blocking and close-on-exec: 0 or -errno. `ends`, 8
+   * bytes, gets both descriptors as i32.
+   */
+  socketpair(ends: Uint8Array): number;
+  /**
    * 0 or -errno. For descriptors that another thread opened or the addon made: Node's own close
    * warns about those in a worker. Rings are refused.
    */
