@@ -29,6 +29,7 @@ export class Lru implements Policy {
   again(): void {} // `find` has moved it to the end already
 
   put(key: number, chunk: number, bytes: number): void {
+    this.#chunks.delete(key); // `set` with the same value would keep the old size
     this.#options.size = bytes;
     this.#chunks.set(key, chunk, this.#options);
   }

@@ -85,6 +85,7 @@ export class Segmented implements Policy {
   }
 
   #set(list: LRUCache<number, number>, key: number, chunk: number, bytes: number): void {
+    list.delete(key); // `set` with the same value would keep the old size
     this.#options.size = bytes;
     list.set(key, chunk, this.#options);
   }

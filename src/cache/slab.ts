@@ -221,8 +221,7 @@ export class Slab {
     const piece = this.#pieces[number]!;
     this.#backed -= count;
     this.#leaving -= count;
-    for (let i = count - 1; i >= 0; i--)
-      piece.cold[piece.coldCount++] = (first & PLACE_MASK) + i;
+    for (let i = count - 1; i >= 0; i--) piece.cold[piece.coldCount++] = (first & PLACE_MASK) + i;
     assert(piece.coldCount <= PIECE_FRAMES, 'a frame leaves once');
     if (piece.coldCount < PIECE_FRAMES) return;
     this.#pieces[number] = null;
