@@ -46,6 +46,18 @@ Napi::Value Socketpair(const Napi::CallbackInfo& info) {
   return ToNumber(env, result);
 }
 
+// O_NONBLOCK belongs to what is open, not to the descriptor: it goes for the original, too.
+Napi::Value Duplicate(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "duplicate");
+  const int fd = args.Fd(0);
+  if (!args.ok()) return env.Undefined();
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
+    return ToNumber(env, ResultOrErrno(-1));
+  return ToNumber(env, ResultOrErrno(fcntl(fd, F_DUPFD_CLOEXEC, 0)));
+}
+
 Napi::Value Close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "close");
@@ -278,6 +290,7 @@ Napi::Value Mlockall(const Napi::CallbackInfo& info) {
 void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("eventfd", Napi::Function::New<Eventfd>(env, "eventfd", environment));
   exports.Set("socketpair", Napi::Function::New<Socketpair>(env, "socketpair", environment));
+  exports.Set("duplicate", Napi::Function::New<Duplicate>(env, "duplicate", environment));
   exports.Set("close", Napi::Function::New<Close>(env, "close", environment));
   exports.Set("flock", Napi::Function::New<Flock>(env, "flock", environment));
   exports.Set("lseek", Napi::Function::New<Lseek>(env, "lseek", environment));

@@ -15,6 +15,8 @@ export type ErrorCode =
   | 'permission' // not root, or a capability is missing
   | 'unsupported' // this kernel or file lacks a feature
   | 'root-mismatch' // the root is not the one the leaf was made on
+  | 'parent-mismatch' // the intermediate image is not the one that the leaf was made on
+  | 'frozen' // it is an intermediate image: never written again
   | 'bad-root' // the root cannot be used as one
   | 'not-a-leaf' // the file has no leaf's superblock
   | 'corrupt' // media fail their checks; `place` says where

@@ -120,12 +120,39 @@ export interface RootInfo {
   devices: string[];
 }
 
+/** A leaf that is frozen, with others standing on it. */
+export interface ImageInfo {
+  path: string;
+  uuid: string;
+  frozen: string | null;
+  /** Bytes that it holds itself. */
+  changed: number | null;
+  /** Why it cannot serve: missing, another one, still writable. */
+  problem: string | null;
+}
+
+/** How much a leaf may hold. */
+export interface Quota {
+  /** Bytes: a write that needs more is refused (ENOSPC). */
+  bytes: number;
+  /** From here on it is said in the log and in the list. */
+  warnBytes: number;
+  /** What the daemon does at the mark and at the quota. */
+  action: 'event' | 'nothing';
+}
+
 export interface LeafInfo {
   kind: 'leaf';
   path: string;
   uuid: string;
   size: number;
-  root: { path: string; identity: RootIdentity };
+  /** Null where an intermediate image is missing or another one: see its `problem`. */
+  root: { path: string; identity: RootIdentity } | null;
+  /** The intermediate images between leaf and root, the topmost first. */
+  chain: ImageInfo[];
+  /** When it was frozen, and became an intermediate image itself; null of a leaf that is in use. */
+  frozen: string | null;
+  quota: Quota | null;
   /** Bytes that the leaf holds (mapped sectors); null where only who has it open knows. */
   changed: number | null;
   /** Bytes that the file takes on its disk; null on a block device. */
@@ -189,6 +216,8 @@ const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   permission: 403,
   unsupported: 501,
   'root-mismatch': 409,
+  'parent-mismatch': 409,
+  frozen: 409,
   'bad-root': 422,
   'not-a-leaf': 422,
   corrupt: 422,

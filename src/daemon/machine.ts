@@ -40,6 +40,13 @@ export interface NewLeaf {
   ephemeral: boolean;
 }
 
+export interface OpenLeafOptions {
+  /** The device takes no writes: a frozen leaf serves as well. */
+  readOnly?: boolean;
+  /** Where the shadow of a leaf would be that was being frozen when its daemon died. */
+  shadowOf?: (uuid: string) => string;
+}
+
 export interface CheckOptions {
   /** The root in full, too. */
   root: boolean;
@@ -55,7 +62,7 @@ export interface Images {
   /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
   removeLeaf(path: string): Promise<void>;
   /** Code `busy` if somebody has it. */
-  openLeaf(path: string): Promise<LeafHandle>;
+  openLeaf(path: string, options?: OpenLeafOptions): Promise<LeafHandle>;
   /** Reads what the leaf says of itself; takes no lock. Code `not-a-leaf` if it is none. */
   leafInfo(path: string): Promise<Omit<LeafInfo, 'kind' | 'device'>>;
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport>;

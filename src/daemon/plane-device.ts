@@ -13,9 +13,11 @@ import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
 import { type Completer, OP, Request } from '../engine/request.ts';
 import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
 import { RootLayer } from '../image/raw-image.ts';
+import { FrozenLayer } from '../leaf/frozen-layer.ts';
 import { Leaf } from '../leaf/leaf.ts';
 import { LeafShadow } from '../leaf/shadow.ts';
 import { native } from '../native/binding.ts';
+import type { Layer } from '../store/store.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
 import { UblkSession } from '../transport/ublk/session.ts';
@@ -24,7 +26,7 @@ import type { Io, IoOp, Memory } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
 import { IOSQE_ASYNC, OPCODE, setFlags } from '../uring/sqe.ts';
 import { FaultLimiter } from './fault-limiter.ts';
-import type { DeviceSpec, DeviceStats, FaultEvent } from './plane-protocol.ts';
+import type { DeviceSpec, DeviceStats, FaultEvent, LayerSpec } from './plane-protocol.ts';
 
 /** flock(2) */
 const LOCK_UN = 8;
@@ -53,12 +55,18 @@ interface Session {
   stop(): void;
 }
 
-/** Every descriptor that a device owns. */
+/** Every descriptor that a device owns: those of a frozen chain are lent. */
 function descriptors(spec: DeviceSpec): number[] {
-  const fds = [spec.transport.fd, ...spec.layers.map(layer => layer.fd)];
+  const fds = [spec.transport.fd];
+  for (const layer of spec.layers) if (layer.kind === 'root') fds.push(layer.fd);
   if (spec.leaf !== null) fds.push(spec.leaf.fd);
   if (spec.shadow !== undefined) fds.push(spec.shadow.fd);
   return fds;
+}
+
+function makeLayer(io: Io, spec: LayerSpec): Layer {
+  if (spec.kind === 'frozen') return new FrozenLayer(io, spec.name, spec.files, spec.owners);
+  return new RootLayer(io, spec.name, spec.fd, bytesToSectors(spec.sizeBytes));
 }
 
 /**
@@ -92,12 +100,12 @@ export class PlaneDevice {
     this.#faults = new FaultLimiter(spec.name, events.onFault);
     this.#shadow = spec.shadow === undefined ? null : new LeafShadow(spec.shadow);
     this.#leaf = spec.leaf === null ? null : new Leaf(io, spec.leaf, undefined, this.#shadow);
+    const below = spec.layers.map(layer => makeLayer(io, layer));
+    const frozen = this.#leaf?.readOnly === true ? [this.#leaf] : [];
     this.#union = new UnionDevice({
       sizeSectors: bytesToSectors(spec.sizeBytes),
-      layers: spec.layers.map(
-        ({ name, fd, sizeBytes }) => new RootLayer(io, name, fd, bytesToSectors(sizeBytes)),
-      ),
-      leaf: this.#leaf === null || this.#leaf.readOnly ? null : this.#leaf,
+      layers: [...frozen, ...below],
+      leaf: frozen.length > 0 ? null : this.#leaf,
       parts,
       onFault: (fault: Fault) => this.#faults.report(fault),
     });

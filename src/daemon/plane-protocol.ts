@@ -8,7 +8,9 @@
  */
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
+import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
+import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 
@@ -26,13 +28,28 @@ export const FLAG = {
   ABANDON: 0,
 } as const;
 
-/** A read-only layer below the leaf, topmost first. */
+/**
+ * A whole chain of intermediate images. Its descriptors are only lent: they stay the main thread's,
+ * who closes them when the device is closed; devices over one chain share them.
+ */
+export interface FrozenLayerSpec {
+  kind: 'frozen';
+  name: string;
+  /** The lowest first. */
+  files: FrozenFile[];
+  /** Shared memory. */
+  owners: OwnerMapState;
+}
+
 export interface RootLayerSpec {
   kind: 'root';
   name: string;
   fd: number;
   sizeBytes: number;
 }
+
+/** A read-only layer below the leaf. */
+export type LayerSpec = FrozenLayerSpec | RootLayerSpec;
 
 export type TransportSpec =
   /** An open /dev/fuse whose file system is not mounted yet, or just was. */
@@ -50,7 +67,8 @@ export interface DeviceSpec {
   leaf: OpenedLeaf | null;
   /** Of the leaf of a device that may outlive this process. */
   shadow?: OpenedShadow;
-  layers: RootLayerSpec[];
+  /** Topmost first. */
+  layers: LayerSpec[];
   transport: TransportSpec;
 }
 

@@ -109,6 +109,10 @@ export class FileMedia implements Media {
     return this.#seek(0, SEEK_END);
   }
 
+  get names(): number {
+    return fstatSync(this.fd).nlink;
+  }
+
   read(target: Uint8Array, position: number): void {
     for (let done = 0; done < target.length; ) {
       let count: number;

@@ -106,6 +106,11 @@ export interface Native {
    */
   socketpair(ends: Uint8Array): number;
   /**
+   * A second descriptor of what is open at `fd`, blocking and close-on-exec, or -errno. From then
+   * on the first one is blocking, too.
+   */
+  duplicate(fd: number): number;
+  /**
    * 0 or -errno. For descriptors that another thread opened or the addon made: Node's own close
    * warns about those in a worker. Rings are refused.
    */
