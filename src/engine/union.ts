@@ -235,6 +235,11 @@ export class UnionDevice {
       const layer = this.#layers[i]!;
       const run = layer.run(sector, limit);
       if (run > 0) {
+        const { loan } = request;
+        if (loan !== null && layer.lend !== undefined) {
+          const lent = layer.lend(sector, run, loan);
+          if (lent > 0) return lent;
+        }
         const part = this.#parts.take();
         if (part === null) return 0;
         part.union = this;
@@ -244,6 +249,7 @@ export class UnionDevice {
         part.count = run;
         request.pending++;
         const start = request.start + (sector - request.sector) * SECTOR_BYTES;
+        loan?.own(request.memory, start, run * SECTOR_BYTES);
         layer.read(sector, run, request.memory, start, part);
         return run;
       }
@@ -251,7 +257,9 @@ export class UnionDevice {
       limit = sector - run;
     }
     const start = request.start + (sector - request.sector) * SECTOR_BYTES;
-    request.memory.bytes.fill(0, start, start + (limit - sector) * SECTOR_BYTES);
+    const bytes = (limit - sector) * SECTOR_BYTES;
+    request.memory.bytes.fill(0, start, start + bytes);
+    request.loan?.own(request.memory, start, bytes);
     return limit - sector;
   }
 
@@ -327,6 +335,8 @@ export class UnionDevice {
   }
 
   #finish(request: Request): void {
+    const { loan } = request;
+    if (loan !== null && (request.result < 0 || !loan.lends)) loan.giveBack();
     this.inFlight--;
     request.completer.complete(request);
   }
