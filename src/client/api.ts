@@ -12,6 +12,7 @@
  *     POST   /v1/check       CheckSpec         → CheckReport
  *     POST   /v1/snapshot    SnapshotSpec      → Snapshot: the leaf of a device, frozen as it goes on
  *     POST   /v1/fork        ForkSpec          → Fork: new leaves on the state of a device or leaf
+ *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
  * absolute. Fields may be added within /v1; none changes its meaning. Unknown fields are refused.
@@ -108,6 +109,8 @@ export interface Status {
   runtimeDir: string;
   log: string;
   devices: { attached: number; failed: number };
+  /** Where NBD clients connect, and how many are served. */
+  exports: { listeners: string[]; connections: number };
   transports: TransportStatus[];
   kernel: string;
   node: string;
@@ -299,6 +302,8 @@ const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   'not-a-leaf': 422,
   corrupt: 422,
   'no-space': 507,
+  conflict: 409,
+  interrupted: 503,
   io: 500,
   daemon: 503,
   internal: 500,

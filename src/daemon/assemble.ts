@@ -4,6 +4,7 @@
  */
 import type { Paths } from '../client/paths.ts';
 import { Chains } from './chains.ts';
+import { PlaneExporter } from './exports/plane-exporter.ts';
 import { FileImages } from './images.ts';
 import { PlaneLiveLeaves } from './life/live-leaves.ts';
 import { LoopTransport } from './loop-transport.ts';
@@ -36,6 +37,7 @@ export async function assemble(
   return {
     images: new FileImages(chains),
     live: new PlaneLiveLeaves(plane, chains, shadows),
+    exporter: new PlaneExporter(plane, events.onDisconnected),
     // ublk is the better one, and young: until its tests are as many, it must be asked for.
     transports: [loop, ublk],
     stats: () => plane.stats(),
