@@ -171,7 +171,8 @@ export class CacheWorld {
     }
     if (this.cache.slab.inUse * FRAME_BYTES !== this.cache.usedBytes)
       throw new Error('frames are lost');
-    if (this.cache.slab.backed > this.cache.slab.budget) throw new Error('memory is not given back');
+    if (this.cache.slab.backed > this.cache.slab.budget)
+      throw new Error('memory is not given back');
     if (this.slabIo.populatedBytes > this.cache.slab.backed * FRAME_BYTES)
       throw new Error('pages are not given back');
   }
