@@ -46,6 +46,18 @@ Napi::Value Socketpair(const Napi::CallbackInfo& info) {
   return ToNumber(env, result);
 }
 
+// O_NONBLOCK belongs to what is open, not to the descriptor: it goes for the original, too.
+Napi::Value Duplicate(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "duplicate");
+  const int fd = args.Fd(0);
+  if (!args.ok()) return env.Undefined();
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
+    return ToNumber(env, ResultOrErrno(-1));
+  return ToNumber(env, ResultOrErrno(fcntl(fd, F_DUPFD_CLOEXEC, 0)));
+}
+
 Napi::Value Close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "close");
@@ -273,11 +285,20 @@ Napi::Value Mlockall(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(mlockall(flags)));
 }
 
+Napi::Value NetlinkSocket(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "netlinkSocket");
+  const int protocol = args.Int32(0, "protocol");
+  if (!args.ok()) return env.Undefined();
+  return ToNumber(env, ResultOrErrno(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)));
+}
+
 }  // namespace
 
 void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("eventfd", Napi::Function::New<Eventfd>(env, "eventfd", environment));
   exports.Set("socketpair", Napi::Function::New<Socketpair>(env, "socketpair", environment));
+  exports.Set("duplicate", Napi::Function::New<Duplicate>(env, "duplicate", environment));
   exports.Set("close", Napi::Function::New<Close>(env, "close", environment));
   exports.Set("flock", Napi::Function::New<Flock>(env, "flock", environment));
   exports.Set("lseek", Napi::Function::New<Lseek>(env, "lseek", environment));
@@ -288,6 +309,8 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("fsmount", Napi::Function::New<Fsmount>(env, "fsmount", environment));
   exports.Set("umount2", Napi::Function::New<Umount2>(env, "umount2", environment));
   exports.Set("prctl", Napi::Function::New<Prctl>(env, "prctl", environment));
+  exports.Set("netlinkSocket",
+              Napi::Function::New<NetlinkSocket>(env, "netlinkSocket", environment));
   exports.Set("mlockall", Napi::Function::New<Mlockall>(env, "mlockall", environment));
 }
 

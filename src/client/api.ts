@@ -9,6 +9,7 @@
  *     DELETE /v1/devices[?force=true]          → DetachResult[]: every device
  *     GET    /v1/info?target=PATH|DEV|NAME     → Info
  *     POST   /v1/check       CheckSpec         → CheckReport
+ *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
  * absolute. Fields may be added within /v1; none changes its meaning. Unknown fields are refused.
@@ -99,6 +100,8 @@ export interface Status {
   runtimeDir: string;
   log: string;
   devices: { attached: number; failed: number };
+  /** Where NBD clients connect, and how many are served. */
+  exports: { listeners: string[]; connections: number };
   transports: TransportStatus[];
   kernel: string;
   node: string;
@@ -120,12 +123,39 @@ export interface RootInfo {
   devices: string[];
 }
 
+/** A leaf that is frozen, with others standing on it. */
+export interface ImageInfo {
+  path: string;
+  uuid: string;
+  frozen: string | null;
+  /** Bytes that it holds itself. */
+  changed: number | null;
+  /** Why it cannot serve: missing, another one, still writable. */
+  problem: string | null;
+}
+
+/** How much a leaf may hold. */
+export interface Quota {
+  /** Bytes: a write that needs more is refused (ENOSPC). */
+  bytes: number;
+  /** From here on it is said in the log and in the list. */
+  warnBytes: number;
+  /** What the daemon does at the mark and at the quota. */
+  action: 'event' | 'nothing';
+}
+
 export interface LeafInfo {
   kind: 'leaf';
   path: string;
   uuid: string;
   size: number;
-  root: { path: string; identity: RootIdentity };
+  /** Null where an intermediate image is missing or another one: see its `problem`. */
+  root: { path: string; identity: RootIdentity } | null;
+  /** The intermediate images between leaf and root, the topmost first. */
+  chain: ImageInfo[];
+  /** When it was frozen, and became an intermediate image itself; null of a leaf that is in use. */
+  frozen: string | null;
+  quota: Quota | null;
   /** Bytes that the leaf holds (mapped sectors); null where only who has it open knows. */
   changed: number | null;
   /** Bytes that the file takes on its disk; null on a block device. */
@@ -189,10 +219,14 @@ const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   permission: 403,
   unsupported: 501,
   'root-mismatch': 409,
+  'parent-mismatch': 409,
+  frozen: 409,
   'bad-root': 422,
   'not-a-leaf': 422,
   corrupt: 422,
   'no-space': 507,
+  conflict: 409,
+  interrupted: 503,
   io: 500,
   daemon: 503,
   internal: 500,

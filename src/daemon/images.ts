@@ -4,15 +4,20 @@
  */
 import { closeSync } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
-import type { CheckReport, LeafInfo } from '../client/api.ts';
+import { UbdError } from '../base/errors.ts';
+import type { CheckReport, LeafInfo, Quota } from '../client/api.ts';
 import { createLeaf } from '../leaf/create.ts';
-import { leafInfo } from '../leaf/info.ts';
+import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
+import type { Quota as StoredQuota } from '../leaf/superblock.ts';
+import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
-import type { CheckOptions, Images, NewLeaf } from './machine.ts';
+import type { CheckOptions, Images, NewLeaf, OpenLeafOptions } from './machine.ts';
 import { FileLeaf, type FileRoot, openIdentified, rootOf } from './opened-files.ts';
 
 export class FileImages implements Images {
+  readonly #chains = new Chains();
+
   openRoot(path: string): Promise<FileRoot> {
     return openIdentified(path);
   }
@@ -38,23 +43,37 @@ export class FileImages implements Images {
     if ((await stat(path)).isFile()) await rm(path);
   }
 
-  async openLeaf(path: string): Promise<FileLeaf> {
-    const opened = openLeaf(path);
+  async openLeaf(
+    path: string,
+    { readOnly = false, shadowOf }: OpenLeafOptions = {},
+  ): Promise<FileLeaf> {
+    const opened = readOnly ? openToRead(path) : openLeaf(path);
+    let chain: ChainHold | null = null;
     try {
-      return new FileLeaf(opened);
+      chain = this.#chains.open(path, opened.superblock, shadowOf && { shadowOf });
+      return new FileLeaf(opened, chain);
     } catch (error) {
       closeSync(opened.fd);
+      chain?.release();
       throw error;
     }
   }
 
   async leafInfo(path: string): Promise<Omit<LeafInfo, 'kind' | 'device'>> {
     const info = leafInfo(path);
+    const { base, images } = lineageOf(path);
     return {
       path,
       uuid: info.uuid,
       size: info.sizeBytes,
-      root: rootOf(path, info.parent),
+      root: base && rootOf(path, base),
+      chain: images.map(({ frozenSeconds, changedBytes, ...image }) => ({
+        ...image,
+        frozen: dateOf(frozenSeconds),
+        changed: changedBytes,
+      })),
+      frozen: dateOf(info.frozenSeconds),
+      quota: toQuota(info.quota),
       changed: info.idle?.changedBytes ?? null,
       allocated: info.allocatedBytes,
       clean: info.idle?.clean ?? null,
@@ -65,4 +84,24 @@ export class FileImages implements Images {
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport> {
     return checkFile(path, options);
   }
+}
+
+/** For a device that is read-only: a frozen leaf serves as well. */
+function openToRead(path: string): ReturnType<typeof openLeaf> {
+  try {
+    return openLeaf(path);
+  } catch (error) {
+    if (!(error instanceof UbdError) || error.code !== 'frozen') throw error;
+    return openLeaf(path, { readOnly: true });
+  }
+}
+
+function dateOf(seconds: number | null): string | null {
+  return seconds === null ? null : new Date(seconds * 1000).toISOString();
+}
+
+function toQuota(quota: StoredQuota | null): Quota | null {
+  if (quota === null) return null;
+  const { bytes, warnBytes, silent } = quota;
+  return { bytes, warnBytes, action: silent ? 'nothing' : 'event' };
 }

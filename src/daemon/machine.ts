@@ -40,6 +40,13 @@ export interface NewLeaf {
   ephemeral: boolean;
 }
 
+export interface OpenLeafOptions {
+  /** The device takes no writes: a frozen leaf serves as well. */
+  readOnly?: boolean;
+  /** Where the shadow of a leaf would be that was being frozen when its daemon died. */
+  shadowOf?: (uuid: string) => string;
+}
+
 export interface CheckOptions {
   /** The root in full, too. */
   root: boolean;
@@ -55,7 +62,7 @@ export interface Images {
   /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
   removeLeaf(path: string): Promise<void>;
   /** Code `busy` if somebody has it. */
-  openLeaf(path: string): Promise<LeafHandle>;
+  openLeaf(path: string, options?: OpenLeafOptions): Promise<LeafHandle>;
   /** Reads what the leaf says of itself; takes no lock. Code `not-a-leaf` if it is none. */
   leafInfo(path: string): Promise<Omit<LeafInfo, 'kind' | 'device'>>;
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport>;
@@ -112,11 +119,36 @@ export interface Transport {
   discard?(name: string): Promise<void>;
 }
 
+/** A client whose handshake is done. */
+export interface ClientChannel {
+  /** A connected stream socket. */
+  fd: number;
+  /** Unique for the daemon's life. */
+  connection: number;
+  readOnly: boolean;
+  replies: 'simple' | 'structured' | 'extended';
+  contexts: { allocation?: number; layer?: number };
+  /** What the client has sent already. */
+  early: Uint8Array;
+}
+
+/** Disks without a node, for NBD clients. */
+export interface Exporter {
+  /** Root and leaf are the exporter's from here on, whatever the outcome. */
+  open(device: TransportDevice): Promise<void>;
+  /** Serves a client; the socket is the exporter's, whatever the outcome. */
+  connect(id: number, channel: ClientChannel): Promise<void>;
+  /** Ends the connections, then makes the leaf durable and clean. */
+  close(id: number): Promise<void>;
+}
+
 export interface MachineEvents {
   /** An I/O error on the data path. */
   onFault(event: FaultEvent): void;
   /** A device went away: as asked ('later'), or because the kernel ended it. */
   onGone(id: number, reason: string): void;
+  /** A client of an export has left: why, or null where it took its leave. */
+  onDisconnected(connection: number, reason: string | null): void;
   /** The data plane died: no device works any more. */
   onDeath(error: Error): void;
 }
@@ -125,6 +157,7 @@ export interface Machine {
   readonly images: Images;
   /** In the order in which `auto` prefers them. */
   readonly transports: readonly Transport[];
+  readonly exporter: Exporter;
   stats(): Promise<DeviceStats[]>;
   /** Ends the data plane. Devices that are still there are made durable and cut off. */
   stop(): Promise<void>;

@@ -14,11 +14,13 @@ import {
 } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { transferList } from '../leaf/open.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
+import type { DeviceOrder, Lent } from './hand-over.ts';
 import {
   type DataPlaneStart,
-  type DeviceSpec,
   type DeviceStats,
+  type DisconnectedEvent,
   type FaultEvent,
   FLAG,
   type LostEvent,
@@ -31,6 +33,7 @@ import {
 interface Events {
   fault: [FaultEvent];
   lost: [LostEvent];
+  disconnected: [DisconnectedEvent];
   /** The worker ended: null after `stop`, else what broke it. No device works any more. */
   exit: [UbdError | null];
 }
@@ -46,6 +49,8 @@ export class DataPlane extends EventEmitter<Events> {
   readonly #wakeFd: number;
   readonly #flags: Int32Array;
   readonly #waiting = new Map<number, Waiting>();
+  /** What devices use and the data plane does not own. */
+  readonly #lent = new Map<number, readonly Lent[]>();
   #nextNumber = 1;
   /** The end of the worker; null while it runs. */
   #ended: UbdError | null = null;
@@ -87,18 +92,42 @@ export class DataPlane extends EventEmitter<Events> {
     process.on('exit', this.#abandon);
   }
 
-  /** Takes over the descriptors and the leaf's arrays, whatever the outcome. */
-  open(device: DeviceSpec): Promise<void> {
+  /**
+   * Takes over the descriptors and the leaf's arrays, whatever the outcome; what is lent goes back
+   * when the device is closed.
+   */
+  async open({ lent = [], ...device }: DeviceOrder): Promise<void> {
     const transfer = device.leaf === null ? [] : transferList(device.leaf);
-    return this.#call({ call: 'open', device }, transfer);
+    try {
+      await this.#call({ call: 'open', device }, transfer);
+    } catch (error) {
+      for (const thing of lent) thing.release();
+      throw error;
+    }
+    this.#lent.set(device.id, lent);
   }
 
-  close(id: number): Promise<void> {
-    return this.#call({ call: 'close', id });
+  async close(id: number): Promise<void> {
+    try {
+      await this.#call({ call: 'close', id });
+    } finally {
+      this.#giveBack(id);
+    }
+  }
+
+  #giveBack(id: number): void {
+    const lent = this.#lent.get(id) ?? [];
+    this.#lent.delete(id);
+    for (const thing of lent) thing.release();
   }
 
   flush(id: number): Promise<void> {
     return this.#call({ call: 'flush', id });
+  }
+
+  /** Takes over the channel's descriptor, whatever the outcome. */
+  connect(id: number, channel: NbdChannel): Promise<void> {
+    return this.#call({ call: 'connect', id, channel });
   }
 
   stats(): Promise<DeviceStats[]> {
@@ -157,6 +186,9 @@ export class DataPlane extends EventEmitter<Events> {
         return;
       case 'lost':
         this.emit('lost', message);
+        return;
+      case 'disconnected':
+        this.emit('disconnected', message);
     }
   }
 

@@ -8,8 +8,11 @@
  */
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
+import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
+import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 
 /** What the main thread starts the worker with. */
@@ -26,7 +29,19 @@ export const FLAG = {
   ABANDON: 0,
 } as const;
 
-/** A read-only layer below the leaf, topmost first. */
+/**
+ * A whole chain of intermediate images. Its descriptors are only lent: they stay the main thread's,
+ * who closes them when the device is closed; devices over one chain share them.
+ */
+export interface FrozenLayerSpec {
+  kind: 'frozen';
+  name: string;
+  /** The lowest first. */
+  files: FrozenFile[];
+  /** Shared memory. */
+  owners: OwnerMapState;
+}
+
 export interface RootLayerSpec {
   kind: 'root';
   name: string;
@@ -34,11 +49,16 @@ export interface RootLayerSpec {
   sizeBytes: number;
 }
 
+/** A read-only layer below the leaf. */
+export type LayerSpec = FrozenLayerSpec | RootLayerSpec;
+
 export type TransportSpec =
   /** An open /dev/fuse whose file system is not mounted yet, or just was. */
   | { kind: 'fuse'; fd: number }
   /** The server's side of a ublk device that is made, and not started yet. */
-  | ({ kind: 'ublk' } & UblkChannel);
+  | ({ kind: 'ublk' } & UblkChannel)
+  /** Connections of NBD clients: more may come (`connect`), and all of them go. */
+  | { kind: 'nbd'; channels: NbdChannel[] };
 
 export interface DeviceSpec {
   /** Unique for the daemon's life. */
@@ -50,7 +70,8 @@ export interface DeviceSpec {
   leaf: OpenedLeaf | null;
   /** Of the leaf of a device that may outlive this process. */
   shadow?: OpenedShadow;
-  layers: RootLayerSpec[];
+  /** Topmost first. */
+  layers: LayerSpec[];
   transport: TransportSpec;
 }
 
@@ -63,6 +84,11 @@ export type PlaneCall =
   | { call: 'close'; id: number }
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }
+  /**
+   * One more connection for a device whose transport is nbd. The descriptor is the data plane's
+   * whatever the answer.
+   */
+  | { call: 'connect'; id: number; channel: NbdChannel }
   | { call: 'stats' }
   /** Answered when every device is closed; the worker ends after it. */
   | { call: 'stop' };
@@ -84,6 +110,7 @@ export interface PlaneResults {
   open: null;
   close: null;
   flush: null;
+  connect: null;
   stats: DeviceStats[];
   stop: null;
 }
@@ -114,8 +141,18 @@ export interface LostEvent {
   reason: string;
 }
 
+/** A connection of a device has ended, and its descriptor is closed; the device goes on. */
+export interface DisconnectedEvent {
+  event: 'disconnected';
+  id: number;
+  /** NbdChannel.connection */
+  connection: number;
+  /** Null: the client took its leave, or the device is being closed. */
+  reason: string | null;
+}
+
 export type PlaneRequest = { number: number } & PlaneCall;
 export type PlaneAnswer =
   | { number: number; result: unknown; error?: undefined }
   | { number: number; error: ErrorRecord; result?: undefined };
-export type PlaneMessage = PlaneAnswer | ReadyEvent | FaultEvent | LostEvent;
+export type PlaneMessage = PlaneAnswer | ReadyEvent | FaultEvent | LostEvent | DisconnectedEvent;

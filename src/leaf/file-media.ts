@@ -104,9 +104,18 @@ export class FileMedia implements Media {
     }
   }
 
+  /** Takes over a descriptor that somebody else has opened and checked. */
+  static adopt(name: string, fd: number, blockDevice: boolean): FileMedia {
+    return new FileMedia(name, fd, blockDevice);
+  }
+
   get sizeBytes(): number {
     if (!this.blockDevice) return fstatSync(this.fd).size;
     return this.#seek(0, SEEK_END);
+  }
+
+  get names(): number {
+    return fstatSync(this.fd).nlink;
   }
 
   read(target: Uint8Array, position: number): void {

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
-import type { DeviceInfo, Info, LeafInfo, RootInfo } from '../../client/api.ts';
+import type { DeviceInfo, ImageInfo, Info, LeafInfo, RootInfo } from '../../client/api.ts';
 import { isNotRunning } from '../../client/http.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
 import { facts, print, printJson } from '../output.ts';
@@ -87,12 +87,22 @@ function leafFacts(leaf: LeafInfo): Facts {
   if (changed !== null) lines.push(['changed', bytes(changed)]);
   if (allocated !== null) lines.push(['takes on disk', bytes(allocated)]);
   if (clean !== null) lines.push(['closed in order', clean ? 'yes' : 'no: its log is replayed']);
-  lines.push(
-    ['root', root.path],
-    ['root size', bytes(root.identity.sizeBytes)],
-    ['root fingerprint', root.identity.fingerprint],
-  );
+  if (leaf.frozen !== null) lines.push(['frozen', leaf.frozen]);
+  if (leaf.quota !== null)
+    lines.push(['quota', `${bytes(leaf.quota.bytes)}, warns at ${bytes(leaf.quota.warnBytes)}`]);
+  for (const image of leaf.chain) lines.push(['stands on', imageFact(image)]);
+  if (root !== null)
+    lines.push(
+      ['root', root.path],
+      ['root size', bytes(root.identity.sizeBytes)],
+      ['root fingerprint', root.identity.fingerprint],
+    );
   return lines;
+}
+
+function imageFact({ path, changed, frozen, problem }: ImageInfo): string {
+  if (problem !== null) return problem;
+  return `${path} (${formatSize(changed ?? 0)}, frozen ${frozen})`;
 }
 
 function deviceFacts(device: DeviceInfo): Facts {
