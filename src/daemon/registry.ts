@@ -100,7 +100,7 @@ export class Registry {
     }
     log.info(`${entry.name}: attached as ${this.#linkPath(entry)} (${entry.node})`);
     const stats = (await this.stats()).find(({ id }) => id === entry.id);
-    return this.show(entry, stats ?? { changedBytes, quota: null, refused: 0 });
+    return this.show(entry, { quota: stats?.quota ?? null, refused: 0, changedBytes });
   }
 
   async #chooseTransport(choice: TransportChoice): Promise<Transport> {
