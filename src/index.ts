@@ -5,4 +5,5 @@ export { Client, type ConnectOptions, connect } from './client/client.ts';
 export type { Dirs, Paths } from './client/paths.ts';
 export { type BlockDiff, type DiffRange, type DiffSpec, diffBlocks } from './life/diff.ts';
 export { type ExportReport, type ExportSpec, exportLeaf } from './life/export.ts';
+export { type RepairReport, type RepairSpec, repairLeaf } from './life/repair.ts';
 export type { WorkOptions } from './life/work.ts';

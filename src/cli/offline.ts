@@ -6,3 +6,4 @@ export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';
 export { diffBlocks } from '../life/diff.ts';
 export { exportLeaf } from '../life/export.ts';
+export { repairLeaf } from '../life/repair.ts';
