@@ -1,11 +1,16 @@
-/** `ubd diff --blocks`: which ranges of a device were written. */
+/**
+ * `ubd diff`: what was changed in a device: its files, or with --blocks the ranges that were
+ * written.
+ */
 import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
-import { type Command, EXIT } from '../command.ts';
-import { print } from '../output.ts';
+import { type Arguments, type Command, EXIT } from '../command.ts';
+import { indexDirectory } from '../files.ts';
+import { printable } from '../names.ts';
+import { print, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
-import { detachedLeaf } from '../work.ts';
+import { detachedLeaf, running } from '../work.ts';
 
 /** Lines gathered before they are printed: there may be millions. */
 const BATCH = 1000;
@@ -17,25 +22,27 @@ export const diff: Command = {
     { name: 'LEAF|NAME', count: 'one', about: 'a leaf, or the name of the device that it is of' },
   ],
   options: {
-    blocks: { type: 'flag', about: 'as ranges of bytes that were written' },
+    blocks: { type: 'flag', about: 'ranges of bytes that were written, instead of files' },
     since: {
       type: 'text',
       value: 'IMAGE',
-      about: 'since this intermediate image, by path or UUID; by default since the root',
+      about: 'with --blocks: since this intermediate image, by path or UUID',
     },
   },
   examples: [
+    { line: 'ubd diff web', about: 'A added, M modified, D deleted, R renamed' },
     { line: 'ubd diff web --blocks', about: 'a table of ranges' },
     { line: 'ubd diff web --blocks --json | jq .ranges', about: 'for a backup program' },
   ],
   needsRoot: false,
   async run(args) {
-    if (!args.flags.has('blocks'))
-      throw new UbdError('usage', 'say --blocks: ranges are what this ubd can compare', {
-        next: helpHint(diff),
-      });
     const leaf = detachedLeaf(args, args.positionals[0]!);
     const since = args.texts.get('since');
+    if (!args.flags.has('blocks')) {
+      if (since !== undefined)
+        throw new UbdError('usage', '--since goes with --blocks', { next: helpHint(diff) });
+      return diffTheFiles(args, leaf);
+    }
     const isPath =
       since !== undefined && !/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(since);
     const { diffBlocks } = await import('../offline.ts');
@@ -49,6 +56,25 @@ export const diff: Command = {
     return EXIT.OK;
   },
 };
+
+const LETTERS = { added: 'A', modified: 'M', deleted: 'D', renamed: 'R' } as const;
+
+async function diffTheFiles(args: Arguments, leaf: string): Promise<number> {
+  const { diffFiles } = await import('../offline.ts');
+  const directory = indexDirectory(args);
+  const changes = await running(options => diffFiles(leaf, { ...options, directory }));
+  if (args.flags.has('json')) {
+    printJson({ changes });
+    return EXIT.OK;
+  }
+  const lines = changes.map(({ path, change, from, type, size }) => {
+    const name = printable(path) + (type === 'directory' && path !== '/' ? '/' : '');
+    const was = from === undefined ? '' : `${printable(from)} -> `;
+    return `${LETTERS[change]} ${formatSize(size).padStart(6)}  ${was}${name}`;
+  });
+  if (lines.length > 0) print(lines.join('\n'));
+  return EXIT.OK;
+}
 
 interface Range {
   start: number;
