@@ -135,6 +135,10 @@ export interface Native {
   ): number;
   fsmount(fd: number, flags: number, attributes: number): number;
   umount2(path: string, flags: number): number;
+  /**
+   * rename(2) to a name that is not taken (-EEXIST if it is; -EINVAL where the file system cannot).
+   */
+  renameNew(from: string, to: string): number;
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;
