@@ -2,6 +2,7 @@
 export { type ErrorCode, type ErrorRecord, type Place, UbdError } from './base/errors.ts';
 export type * from './client/api.ts';
 export { Client, type ConnectOptions, connect } from './client/client.ts';
+export type * from './client/exports.ts';
 export type { Dirs, Paths } from './client/paths.ts';
 export { type BlockDiff, type DiffRange, type DiffSpec, diffBlocks } from './life/diff.ts';
 export { type ExportReport, type ExportSpec, exportLeaf } from './life/export.ts';

@@ -3,9 +3,10 @@
  * chain: its descriptors, its locks, and its map. It is open as long as somebody holds it: a
  * device, or a longer chain on top of it.
  */
-import { type ChainOptions, type FrozenChain, openParents } from '../leaf/chain.ts';
+import { type FrozenChain, openParents } from '../leaf/chain.ts';
 import { resolveParentPath } from '../leaf/lineage.ts';
 import type { LeafParent, Superblock } from '../leaf/superblock.ts';
+import type { ShadowFiles } from './shadows.ts';
 
 /** A share in a chain. */
 export class ChainHold {
@@ -34,10 +35,16 @@ interface Shared {
 }
 
 export class Chains {
+  readonly #shadows: ShadowFiles | null;
   readonly #shared = new Map<string, Shared>();
 
+  /** @param shadows for leaves whose freezing was interrupted; null where there are none */
+  constructor(shadows: ShadowFiles | null) {
+    this.#shadows = shadows;
+  }
+
   /** The images under a leaf; null if it stands on a root. Throws where one is not what it was. */
-  open(leafPath: string, superblock: Superblock, options: ChainOptions = {}): ChainHold | null {
+  open(leafPath: string, superblock: Superblock): ChainHold | null {
     const { parent } = superblock;
     if (parent.kind !== 'leaf') return null;
     const key = keyOf(parent, resolveParentPath(leafPath, parent.path));
@@ -51,7 +58,8 @@ export class Chains {
       return found?.chain;
     };
     try {
-      const chain = openParents(leafPath, superblock, { ...options, known })!;
+      const shadowOf = (uuid: string): string | undefined => this.#shadows?.find(uuid);
+      const chain = openParents(leafPath, superblock, { known, shadowOf })!;
       const opened: Shared = { chain, below, holds: 0 };
       this.#shared.set(key, opened);
       return this.#hold(key, opened);

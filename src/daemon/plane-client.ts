@@ -15,11 +15,13 @@ import {
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { transferList } from '../leaf/open.ts';
 import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
 import type { DeviceOrder, Lent } from './hand-over.ts';
 import {
   type DataPlaneStart,
   type DeviceStats,
+  type DisconnectedEvent,
   type FaultEvent,
   FLAG,
   type FrozenLayerSpec,
@@ -37,6 +39,7 @@ interface Events {
   fault: [FaultEvent];
   lost: [LostEvent];
   quota: [QuotaEvent];
+  disconnected: [DisconnectedEvent];
   /** The worker ended: null after `stop`, else what broke it. No device works any more. */
   exit: [UbdError | null];
 }
@@ -157,6 +160,11 @@ export class DataPlane extends EventEmitter<Events> {
     return this.#call({ call: 'flush', id });
   }
 
+  /** Takes over the channel's descriptor, whatever the outcome. */
+  connect(id: number, channel: NbdChannel): Promise<void> {
+    return this.#call({ call: 'connect', id, channel });
+  }
+
   stats(): Promise<DeviceStats[]> {
     return this.#call({ call: 'stats' });
   }
@@ -216,6 +224,9 @@ export class DataPlane extends EventEmitter<Events> {
         return;
       case 'quota':
         this.emit('quota', message);
+        return;
+      case 'disconnected':
+        this.emit('disconnected', message);
     }
   }
 

@@ -13,6 +13,7 @@ import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
 import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 import type { LeafNames } from './ring-names.ts';
 
@@ -57,7 +58,9 @@ export type TransportSpec =
   /** An open /dev/fuse whose file system is not mounted yet, or just was. */
   | { kind: 'fuse'; fd: number }
   /** The server's side of a ublk device that is made, and not started yet. */
-  | ({ kind: 'ublk' } & UblkChannel);
+  | ({ kind: 'ublk' } & UblkChannel)
+  /** Connections of NBD clients: more may come (`connect`), and all of them go. */
+  | { kind: 'nbd'; channels: NbdChannel[] };
 
 export interface DeviceSpec {
   /** Unique for the daemon's life. */
@@ -109,6 +112,11 @@ export type PlaneCall =
   | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
   /** How much the leaf may hold: remembered in it, and holds at once. */
   | { call: 'limit'; id: number; quota: Quota | null }
+  /**
+   * One more connection for a device whose transport is nbd. The descriptor is the data plane's
+   * whatever the answer.
+   */
+  | { call: 'connect'; id: number; channel: NbdChannel }
   | { call: 'stats' }
   /** Answered when every device is closed; the worker ends after it. */
   | { call: 'stop' };
@@ -138,6 +146,7 @@ export interface PlaneResults {
   seal: null;
   stand: null;
   limit: null;
+  connect: null;
   stats: DeviceStats[];
   stop: null;
 }
@@ -168,15 +177,31 @@ export interface LostEvent {
   reason: string;
 }
 
-/** The leaf has come to its mark, or a write was refused by its quota: the first time since then. */
+/** The leaf has come to its mark, or its quota has refused a write: told once. */
 export interface QuotaEvent {
   event: 'quota';
   id: number;
   mark: 'warning' | 'full';
 }
 
+/** A connection of a device has ended, and its descriptor is closed; the device goes on. */
+export interface DisconnectedEvent {
+  event: 'disconnected';
+  id: number;
+  /** NbdChannel.connection */
+  connection: number;
+  /** Null: the client took its leave, or the device is being closed. */
+  reason: string | null;
+}
+
 export type PlaneRequest = { number: number } & PlaneCall;
 export type PlaneAnswer =
   | { number: number; result: unknown; error?: undefined }
   | { number: number; error: ErrorRecord; result?: undefined };
-export type PlaneMessage = PlaneAnswer | ReadyEvent | FaultEvent | LostEvent | QuotaEvent;
+export type PlaneMessage =
+  | PlaneAnswer
+  | ReadyEvent
+  | FaultEvent
+  | LostEvent
+  | QuotaEvent
+  | DisconnectedEvent;

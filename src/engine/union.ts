@@ -164,6 +164,28 @@ export class UnionDevice {
     else this.#onChanged = onUnused;
   }
 
+  /** What `locate` has found: 1 the leaf, 2 and more the layers below it, 0 none. */
+  located = 0;
+
+  /**
+   * Tells, in `located`, which layer has `sector`; returns for how many sectors that holds: at
+   * least one, none of them beyond `end` (exclusive).
+   */
+  locate(sector: number, end: number): number {
+    const first = this.#leaf === null ? 2 : 1;
+    let limit = end;
+    for (let i = 0; i < this.#layers.length; i++) {
+      const run = this.#layers[i]!.run(sector, limit);
+      if (run > 0) {
+        this.located = first + i;
+        return run;
+      }
+      limit = sector - run;
+    }
+    this.located = 0;
+    return limit - sector;
+  }
+
   /** Takes a request whose range the transport has checked against `sizeSectors`. */
   submit(request: Request): void {
     request.result = 0;
@@ -233,6 +255,11 @@ export class UnionDevice {
       const layer = this.#layers[i]!;
       const run = layer.run(sector, limit);
       if (run > 0) {
+        const { loan } = request;
+        if (loan !== null && layer.lend !== undefined) {
+          const lent = layer.lend(sector, run, loan);
+          if (lent > 0) return lent;
+        }
         const part = this.#parts.take();
         if (part === null) return 0;
         part.union = this;
@@ -242,6 +269,7 @@ export class UnionDevice {
         part.count = run;
         request.pending++;
         const start = request.start + (sector - request.sector) * SECTOR_BYTES;
+        loan?.own(request.memory, start, run * SECTOR_BYTES);
         layer.read(sector, run, request.memory, start, part);
         return run;
       }
@@ -249,7 +277,9 @@ export class UnionDevice {
       limit = sector - run;
     }
     const start = request.start + (sector - request.sector) * SECTOR_BYTES;
-    request.memory.bytes.fill(0, start, start + (limit - sector) * SECTOR_BYTES);
+    const bytes = (limit - sector) * SECTOR_BYTES;
+    request.memory.bytes.fill(0, start, start + bytes);
+    request.loan?.own(request.memory, start, bytes);
     return limit - sector;
   }
 
@@ -325,6 +355,8 @@ export class UnionDevice {
   }
 
   #finish(request: Request): void {
+    const { loan } = request;
+    if (loan !== null && (request.result < 0 || !loan.lends)) loan.giveBack();
     this.inFlight--;
     if (--this.#inFlightIn[request.time] === 0 && request.time !== this.#time) this.#changed();
     request.completer.complete(request);

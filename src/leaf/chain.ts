@@ -90,7 +90,7 @@ export class FrozenChain {
 
 export interface ChainOptions {
   /** Where the shadow of a leaf would be whose freezing was interrupted: see shadow.ts. */
-  shadowOf?: (uuid: string) => string;
+  shadowOf?: (uuid: string) => string | undefined;
   /** The chain of this parent, at this path, if it is open already; it must stay open then. */
   known?: (parent: LeafParent, path: string) => FrozenChain | undefined;
 }
