@@ -9,6 +9,7 @@
  *     DELETE /v1/devices[?force=true]          → DetachResult[]: every device
  *     GET    /v1/info?target=PATH|DEV|NAME     → Info
  *     POST   /v1/check       CheckSpec         → CheckReport
+ *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
  * absolute. Fields may be added within /v1; none changes its meaning. Unknown fields are refused.
@@ -99,6 +100,8 @@ export interface Status {
   runtimeDir: string;
   log: string;
   devices: { attached: number; failed: number };
+  /** Where NBD clients connect, and how many are served. */
+  exports: { listeners: string[]; connections: number };
   transports: TransportStatus[];
   kernel: string;
   node: string;
@@ -222,6 +225,8 @@ const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   'not-a-leaf': 422,
   corrupt: 422,
   'no-space': 507,
+  conflict: 409,
+  interrupted: 503,
   io: 500,
   daemon: 503,
   internal: 500,

@@ -12,6 +12,8 @@ import {
   TRANSPORTS,
 } from '../client/api.ts';
 import { checkImage, describe } from './describe.ts';
+import type { Exports } from './exports/exports.ts';
+import { exportRoutes } from './exports/routes.ts';
 import type { Images } from './machine.ts';
 import type { Registry } from './registry.ts';
 import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
@@ -57,6 +59,7 @@ const isCheckSpec: Check<CheckSpec> = isObject<CheckSpec>({ leaf: isPath, root: 
 
 export interface RouteOptions {
   registry: Registry;
+  exports: Exports;
   images: Images;
   status: () => Promise<Status>;
   /** Fulfilled when the devices on record are back. */
@@ -65,7 +68,7 @@ export interface RouteOptions {
 
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
-export function makeRoutes({ registry, images, status, ready }: RouteOptions): ApiHandler {
+export function makeRoutes({ registry, exports, images, status, ready }: RouteOptions): ApiHandler {
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
   const attach: Route = async ({ body }) => {
@@ -98,6 +101,7 @@ export function makeRoutes({ registry, images, status, ready }: RouteOptions): A
         return ok(await describe(target, registry, images));
       },
     },
+    ...exportRoutes(exports, force),
     check: {
       POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),
     },

@@ -3,6 +3,7 @@
  * them.
  */
 import type { Paths } from '../client/paths.ts';
+import { PlaneExporter } from './exports/plane-exporter.ts';
 import { FileImages } from './images.ts';
 import { LoopTransport } from './loop-transport.ts';
 import type { Machine, MachineEvents } from './machine.ts';
@@ -29,6 +30,7 @@ export async function assemble(
   });
   return {
     images: new FileImages(),
+    exporter: new PlaneExporter(plane, events.onDisconnected),
     // ublk is the better one, and young: until its tests are as many, it must be asked for.
     transports: [loop, ublk],
     stats: () => plane.stats(),

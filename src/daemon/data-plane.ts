@@ -18,6 +18,8 @@ import { asUbdError, UbdError } from '../base/errors.ts';
 import { PartPool } from '../engine/union.ts';
 import { native } from '../native/binding.ts';
 import { FuseSlots } from '../transport/fuse/slots.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
+import { NbdSlots } from '../transport/nbd/slots.ts';
 import { UblkSlots } from '../transport/ublk/slots.ts';
 import { Ring } from '../uring/ring.ts';
 import { RingIo } from '../uring/ring-io.ts';
@@ -38,6 +40,8 @@ const RING_ENTRIES = 512;
  * when used. One device may have half of them, see SlotPool.
  */
 const SLOTS = 64;
+/** What reads of all NBD clients may take together; touched when used. */
+const NBD_MEBIBYTES = 64;
 /**
  * Runs of sectors under way; a request of many short runs takes several, and waits where its device
  * has its share.
@@ -55,6 +59,7 @@ class DataPlane {
   readonly #ring: Ring;
   readonly #fuseSlots: FuseSlots;
   readonly #ublkSlots: UblkSlots;
+  readonly #nbdSlots: NbdSlots;
   readonly #io: RingIo;
   readonly #wake: WakeListener;
   readonly #plant: Plant;
@@ -70,6 +75,7 @@ class DataPlane {
     this.#ring = new Ring({ entries: RING_ENTRIES });
     this.#fuseSlots = new FuseSlots(this.#ring, SLOTS);
     this.#ublkSlots = new UblkSlots(this.#ring, SLOTS);
+    this.#nbdSlots = new NbdSlots(this.#ring, NBD_MEBIBYTES);
     this.#io = new RingIo(this.#ring);
     this.#wake = new WakeListener(this.#ring, wakeFd, () => {
       this.#woken = true;
@@ -79,6 +85,7 @@ class DataPlane {
       io: this.#io,
       fuseSlots: this.#fuseSlots,
       ublkSlots: this.#ublkSlots,
+      nbdSlots: this.#nbdSlots,
       parts: new PartPool(PARTS),
       memory: this.#io.allocate(PAGE_BYTES),
     };
@@ -99,6 +106,7 @@ class DataPlane {
       this.#io.close();
       this.#fuseSlots.close();
       this.#ublkSlots.close();
+      this.#nbdSlots.close();
       this.#plant.memory.free();
     }
   }
@@ -137,6 +145,10 @@ class DataPlane {
       case 'flush':
         this.#device(call.id).flush(done);
         return;
+      case 'connect':
+        this.#connect(call.id, call.channel);
+        done(null);
+        return;
       case 'stats':
         answer(
           [...this.#devices.values()].map(device => device.stats()),
@@ -163,12 +175,20 @@ class DataPlane {
       const device = new PlaneDevice(this.#plant, spec, {
         onFault: event => this.post(event),
         onLost: (id, reason) => this.post({ event: 'lost', id, reason }),
+        onDisconnected: (id, connection, reason) =>
+          this.post({ event: 'disconnected', id, connection, reason }),
       });
       this.#devices.set(spec.id, device);
     } catch (thrown) {
       closeDescriptors(spec);
       throw thrown;
     }
+  }
+
+  #connect(id: number, channel: NbdChannel): void {
+    const device = this.#devices.get(id);
+    if (device === undefined) native.close(channel.fd);
+    this.#device(id).connect(channel);
   }
 
   #close(device: PlaneDevice, done: (error: UbdError | null) => void): void {

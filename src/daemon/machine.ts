@@ -119,11 +119,36 @@ export interface Transport {
   discard?(name: string): Promise<void>;
 }
 
+/** A client whose handshake is done. */
+export interface ClientChannel {
+  /** A connected stream socket. */
+  fd: number;
+  /** Unique for the daemon's life. */
+  connection: number;
+  readOnly: boolean;
+  replies: 'simple' | 'structured' | 'extended';
+  contexts: { allocation?: number; layer?: number };
+  /** What the client has sent already. */
+  early: Uint8Array;
+}
+
+/** Disks without a node, for NBD clients. */
+export interface Exporter {
+  /** Root and leaf are the exporter's from here on, whatever the outcome. */
+  open(device: TransportDevice): Promise<void>;
+  /** Serves a client; the socket is the exporter's, whatever the outcome. */
+  connect(id: number, channel: ClientChannel): Promise<void>;
+  /** Ends the connections, then makes the leaf durable and clean. */
+  close(id: number): Promise<void>;
+}
+
 export interface MachineEvents {
   /** An I/O error on the data path. */
   onFault(event: FaultEvent): void;
   /** A device went away: as asked ('later'), or because the kernel ended it. */
   onGone(id: number, reason: string): void;
+  /** A client of an export has left: why, or null where it took its leave. */
+  onDisconnected(connection: number, reason: string | null): void;
   /** The data plane died: no device works any more. */
   onDeath(error: Error): void;
 }
@@ -132,6 +157,7 @@ export interface Machine {
   readonly images: Images;
   /** In the order in which `auto` prefers them. */
   readonly transports: readonly Transport[];
+  readonly exporter: Exporter;
   stats(): Promise<DeviceStats[]>;
   /** Ends the data plane. Devices that are still there are made durable and cut off. */
   stop(): Promise<void>;

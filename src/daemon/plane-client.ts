@@ -14,11 +14,13 @@ import {
 } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { transferList } from '../leaf/open.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
 import type { DeviceOrder, Lent } from './hand-over.ts';
 import {
   type DataPlaneStart,
   type DeviceStats,
+  type DisconnectedEvent,
   type FaultEvent,
   FLAG,
   type LostEvent,
@@ -31,6 +33,7 @@ import {
 interface Events {
   fault: [FaultEvent];
   lost: [LostEvent];
+  disconnected: [DisconnectedEvent];
   /** The worker ended: null after `stop`, else what broke it. No device works any more. */
   exit: [UbdError | null];
 }
@@ -122,6 +125,11 @@ export class DataPlane extends EventEmitter<Events> {
     return this.#call({ call: 'flush', id });
   }
 
+  /** Takes over the channel's descriptor, whatever the outcome. */
+  connect(id: number, channel: NbdChannel): Promise<void> {
+    return this.#call({ call: 'connect', id, channel });
+  }
+
   stats(): Promise<DeviceStats[]> {
     return this.#call({ call: 'stats' });
   }
@@ -178,6 +186,9 @@ export class DataPlane extends EventEmitter<Events> {
         return;
       case 'lost':
         this.emit('lost', message);
+        return;
+      case 'disconnected':
+        this.emit('disconnected', message);
     }
   }
 

@@ -20,6 +20,9 @@ import { native } from '../native/binding.ts';
 import type { Layer } from '../store/store.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
+import { NbdSession } from '../transport/nbd/session.ts';
+import type { NbdSlots } from '../transport/nbd/slots.ts';
 import { UblkSession } from '../transport/ublk/session.ts';
 import type { UblkSlots } from '../transport/ublk/slots.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
@@ -37,6 +40,7 @@ export interface Plant {
   io: Io;
   fuseSlots: FuseSlots;
   ublkSlots: UblkSlots;
+  nbdSlots: NbdSlots;
   parts: PartPool;
   /** For requests without data. */
   memory: Memory;
@@ -45,6 +49,7 @@ export interface Plant {
 export interface PlaneDeviceEvents {
   onFault: (event: FaultEvent) => void;
   onLost: (id: number, reason: string) => void;
+  onDisconnected: (id: number, connection: number, reason: string | null) => void;
 }
 
 /** The end of an operation: null, or what went wrong. */
@@ -57,7 +62,9 @@ interface Session {
 
 /** Every descriptor that a device owns: those of a frozen chain are lent. */
 function descriptors(spec: DeviceSpec): number[] {
-  const fds = [spec.transport.fd];
+  const { transport } = spec;
+  const fds =
+    transport.kind === 'nbd' ? transport.channels.map(channel => channel.fd) : [transport.fd];
   for (const layer of spec.layers) if (layer.kind === 'root') fds.push(layer.fd);
   if (spec.leaf !== null) fds.push(spec.leaf.fd);
   if (spec.shadow !== undefined) fds.push(spec.shadow.fd);
@@ -90,6 +97,7 @@ export class PlaneDevice {
   readonly #session: Session;
   readonly #faults: FaultLimiter;
   #serving = true;
+  #closing = false;
   #whenCutOff: (() => void) | null = null;
 
   constructor(plant: Plant, spec: DeviceSpec, events: PlaneDeviceEvents) {
@@ -114,11 +122,34 @@ export class PlaneDevice {
 
   #openSession(): Session {
     const { transport } = this.spec;
-    const { fuseSlots, ublkSlots } = this.#plant;
+    const { fuseSlots, ublkSlots, nbdSlots } = this.#plant;
     const common = { device: this.#union, onEnd: (reason: string | null) => this.#cutOff(reason) };
-    return transport.kind === 'ublk'
-      ? new UblkSession({ slots: ublkSlots, channel: transport, ...common })
-      : new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
+    switch (transport.kind) {
+      case 'ublk':
+        return new UblkSession({ slots: ublkSlots, channel: transport, ...common });
+      case 'fuse':
+        return new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
+      case 'nbd': {
+        const { channels } = transport;
+        const onDisconnected = (connection: number, reason: string | null): void => {
+          const at = channels.findIndex(channel => channel.connection === connection);
+          if (at >= 0) channels.splice(at, 1); // its descriptor is closed
+          this.#events.onDisconnected(this.spec.id, connection, reason);
+        };
+        return new NbdSession({ slots: nbdSlots, channels, onDisconnected, ...common });
+      }
+    }
+  }
+
+  /** Serves one more connection. Its descriptor is taken over whatever happens. */
+  connect(channel: NbdChannel): void {
+    const { name, transport } = this.spec;
+    if (transport.kind !== 'nbd' || !(this.#session instanceof NbdSession) || this.#closing) {
+      native.close(channel.fd);
+      throw new UbdError('internal', `${name} takes no connections`);
+    }
+    transport.channels.push(channel);
+    this.#session.connect(channel);
   }
 
   /** Makes everything written so far durable. */
@@ -133,6 +164,7 @@ export class PlaneDevice {
 
   /** Stops serving; then the leaf is made durable and clean, and everything is closed. */
   close(done: Done): void {
+    this.#closing = true;
     this.#whenCutOff = () => this.#closeLeaf(done);
     if (this.#serving) this.#session.stop();
     else this.#whenCutOff();

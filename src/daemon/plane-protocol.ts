@@ -12,6 +12,7 @@ import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 
 /** What the main thread starts the worker with. */
@@ -55,7 +56,9 @@ export type TransportSpec =
   /** An open /dev/fuse whose file system is not mounted yet, or just was. */
   | { kind: 'fuse'; fd: number }
   /** The server's side of a ublk device that is made, and not started yet. */
-  | ({ kind: 'ublk' } & UblkChannel);
+  | ({ kind: 'ublk' } & UblkChannel)
+  /** Connections of NBD clients: more may come (`connect`), and all of them go. */
+  | { kind: 'nbd'; channels: NbdChannel[] };
 
 export interface DeviceSpec {
   /** Unique for the daemon's life. */
@@ -81,6 +84,11 @@ export type PlaneCall =
   | { call: 'close'; id: number }
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }
+  /**
+   * One more connection for a device whose transport is nbd. The descriptor is the data plane's
+   * whatever the answer.
+   */
+  | { call: 'connect'; id: number; channel: NbdChannel }
   | { call: 'stats' }
   /** Answered when every device is closed; the worker ends after it. */
   | { call: 'stop' };
@@ -102,6 +110,7 @@ export interface PlaneResults {
   open: null;
   close: null;
   flush: null;
+  connect: null;
   stats: DeviceStats[];
   stop: null;
 }
@@ -132,8 +141,18 @@ export interface LostEvent {
   reason: string;
 }
 
+/** A connection of a device has ended, and its descriptor is closed; the device goes on. */
+export interface DisconnectedEvent {
+  event: 'disconnected';
+  id: number;
+  /** NbdChannel.connection */
+  connection: number;
+  /** Null: the client took its leave, or the device is being closed. */
+  reason: string | null;
+}
+
 export type PlaneRequest = { number: number } & PlaneCall;
 export type PlaneAnswer =
   | { number: number; result: unknown; error?: undefined }
   | { number: number; error: ErrorRecord; result?: undefined };
-export type PlaneMessage = PlaneAnswer | ReadyEvent | FaultEvent | LostEvent;
+export type PlaneMessage = PlaneAnswer | ReadyEvent | FaultEvent | LostEvent | DisconnectedEvent;

@@ -179,6 +179,28 @@ export class UnionDevice {
     return this.#leaf === null;
   }
 
+  /** What `locate` has found: 1 the leaf, 2 and more the layers below it, 0 none. */
+  located = 0;
+
+  /**
+   * Tells, in `located`, which layer has `sector`; returns for how many sectors that holds: at
+   * least one, none of them beyond `end` (exclusive).
+   */
+  locate(sector: number, end: number): number {
+    const first = this.#leaf === null ? 2 : 1;
+    let limit = end;
+    for (let i = 0; i < this.#layers.length; i++) {
+      const run = this.#layers[i]!.run(sector, limit);
+      if (run > 0) {
+        this.located = first + i;
+        return run;
+      }
+      limit = sector - run;
+    }
+    this.located = 0;
+    return limit - sector;
+  }
+
   /** Takes a request whose range the transport has checked against `sizeSectors`. */
   submit(request: Request): void {
     request.result = 0;
@@ -246,6 +268,11 @@ export class UnionDevice {
       const layer = this.#layers[i]!;
       const run = layer.run(sector, limit);
       if (run > 0) {
+        const { loan } = request;
+        if (loan !== null && layer.lend !== undefined) {
+          const lent = layer.lend(sector, run, loan);
+          if (lent > 0) return lent;
+        }
         const part = this.#parts.take(this);
         if (part === null) return 0;
         part.request = request;
@@ -254,6 +281,7 @@ export class UnionDevice {
         part.count = run;
         request.pending++;
         const start = request.start + (sector - request.sector) * SECTOR_BYTES;
+        loan?.own(request.memory, start, run * SECTOR_BYTES);
         layer.read(sector, run, request.memory, start, part);
         return run;
       }
@@ -261,7 +289,9 @@ export class UnionDevice {
       limit = sector - run;
     }
     const start = request.start + (sector - request.sector) * SECTOR_BYTES;
-    request.memory.bytes.fill(0, start, start + (limit - sector) * SECTOR_BYTES);
+    const bytes = (limit - sector) * SECTOR_BYTES;
+    request.memory.bytes.fill(0, start, start + bytes);
+    request.loan?.own(request.memory, start, bytes);
     return limit - sector;
   }
 
@@ -334,6 +364,8 @@ export class UnionDevice {
   }
 
   #finish(request: Request): void {
+    const { loan } = request;
+    if (loan !== null && (request.result < 0 || !loan.lends)) loan.giveBack();
     this.inFlight--;
     request.completer.complete(request);
   }

@@ -45,6 +45,7 @@ export const OPCODE = {
   CLOSE: 19,
   READ: 22,
   WRITE: 23,
+  MADVISE: 25,
   SEND: 26,
   RECV: 27,
   SPLICE: 30,
