@@ -12,6 +12,8 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   diff: async () => (await import('./commands/diff.ts')).diff,
   index: async () => (await import('./commands/index.ts')).index,
   find: async () => (await import('./commands/find.ts')).find,
+  send: async () => (await import('./commands/send.ts')).send,
+  receive: async () => (await import('./commands/receive.ts')).receive,
   export: async () => (await import('./commands/export.ts')).exportCommand,
   snapshot: async () => (await import('./commands/snapshot.ts')).snapshot,
   fork: async () => (await import('./commands/fork.ts')).fork,
