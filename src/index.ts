@@ -17,4 +17,5 @@ export {
   indexLeaf,
   indexRoot,
 } from './life/files.ts';
+export { type RepairReport, type RepairSpec, repairLeaf } from './life/repair.ts';
 export type { WorkOptions } from './life/work.ts';

@@ -13,3 +13,4 @@ export {
   indexLeaf,
   indexRoot,
 } from '../life/files.ts';
+export { repairLeaf } from '../life/repair.ts';
