@@ -4,3 +4,13 @@
  */
 export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';
+export { diffBlocks } from '../life/diff.ts';
+export { exportLeaf } from '../life/export.ts';
+export {
+  diffFiles,
+  findInLeaf,
+  findInRoot,
+  indexLeaf,
+  indexRoot,
+} from '../life/files.ts';
+export { repairLeaf } from '../life/repair.ts';

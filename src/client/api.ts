@@ -5,10 +5,13 @@
  *     GET    /v1/devices                       → Device[]
  *     POST   /v1/devices     AttachSpec        → 201 Device
  *     POST   /v1/devices     AttachSpec[]      → 200 AttachResult[], in the order asked
+ *     PATCH  /v1/devices/NAME ChangeSpec       → Device
  *     DELETE /v1/devices/NAME[?force=true]     → Detached
  *     DELETE /v1/devices[?force=true]          → DetachResult[]: every device
  *     GET    /v1/info?target=PATH|DEV|NAME     → Info
  *     POST   /v1/check       CheckSpec         → CheckReport
+ *     POST   /v1/snapshot    SnapshotSpec      → Snapshot: the leaf of a device, frozen as it goes on
+ *     POST   /v1/fork        ForkSpec          → Fork: new leaves on the state of a device or leaf
  *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
@@ -42,8 +45,12 @@ export interface AttachSpec {
   /** Size of a new leaf's device; at least the root's. */
   sizeBytes?: number;
   transport?: TransportChoice;
+  /** How much the leaf may hold; null takes a quota away that it has. */
+  quota?: QuotaSpec | null;
 }
 
+/** Below its mark; beyond it; a write was refused. */
+export type QuotaState = 'ok' | 'warning' | 'full';
 export type DeviceState = 'attaching' | 'attached' | 'detaching' | 'failed';
 
 export interface Device {
@@ -62,6 +69,8 @@ export interface Device {
   size: number;
   /** Bytes that the leaf holds; null where it is not known (a failed device). */
   changed: number | null;
+  /** How much the leaf may hold, and where it stands; null: as much as it likes, or not known. */
+  quota: (Quota & { state: QuotaState }) | null;
   state: DeviceState;
   /** Why the device is failed. */
   error?: ErrorRecord;
@@ -144,6 +153,23 @@ export interface Quota {
   action: 'event' | 'nothing';
 }
 
+/** A quota as it is asked for. */
+export interface QuotaSpec {
+  bytes: number;
+  /** Default: 90 % of `bytes`. */
+  warnBytes?: number;
+  /** Default: event. */
+  action?: Quota['action'];
+}
+
+export const QUOTA_ACTIONS = ['event', 'nothing'] as const;
+
+/** What of a device may be changed while it is used; what is left out stays. */
+export interface ChangeSpec {
+  /** Null: as much as it likes. */
+  quota?: QuotaSpec | null;
+}
+
 export interface LeafInfo {
   kind: 'leaf';
   path: string;
@@ -211,6 +237,57 @@ export interface CheckReport {
   };
 }
 
+/** Freezes the leaf of a device as an intermediate image; the device goes on in a new leaf. */
+export interface SnapshotSpec {
+  /** Name, link or node of the device. */
+  target: string;
+  /** The intermediate image to make; on the leaf's file system. */
+  file: string;
+  /** Let file systems that are mounted from the device stand still meanwhile. Default: true. */
+  freeze?: boolean;
+}
+
+/** A file system that is mounted from the device. */
+export interface FrozenMount {
+  mount: string;
+  /** It stood still while the snapshot was taken. */
+  frozen: boolean;
+  /** Why it did not. */
+  reason: string | null;
+}
+
+export interface Snapshot {
+  device: string;
+  /** Where the device goes on: a new leaf, at the old one's path. */
+  leaf: string;
+  image: string;
+  /** Bytes that the image holds itself. */
+  changed: number;
+  /** Intermediate images that the device stands on now. */
+  images: number;
+  mounts: FrozenMount[];
+}
+
+/** Makes leaves that stand on the state of a device, of a leaf, or of an intermediate image. */
+export interface ForkSpec {
+  /** Name, link or node of a device; or the path of a leaf. */
+  source: string;
+  leaves: string[];
+  /** Where the source's leaf stays as intermediate image; chosen beside it when left out. */
+  image?: string;
+  freeze?: boolean;
+}
+
+export interface Fork {
+  source: string;
+  /** What the leaves stand on: an intermediate image, or a root if nothing was changed. */
+  parent: string;
+  /** Whether the source's leaf had to be frozen for it. */
+  frozen: boolean;
+  leaves: string[];
+  mounts: FrozenMount[];
+}
+
 const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   usage: 400,
   'not-found': 404,
@@ -225,6 +302,8 @@ const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   'not-a-leaf': 422,
   corrupt: 422,
   'no-space': 507,
+  conflict: 409,
+  interrupted: 503,
   io: 500,
   daemon: 503,
   internal: 500,

@@ -3,24 +3,30 @@
  * them.
  */
 import type { Paths } from '../client/paths.ts';
+import { Chains } from './chains.ts';
 import { PlaneExporter } from './exports/plane-exporter.ts';
 import { FileImages } from './images.ts';
+import { PlaneLiveLeaves } from './life/live-leaves.ts';
 import { LoopTransport } from './loop-transport.ts';
 import type { Machine, MachineEvents } from './machine.ts';
 import { DataPlane } from './plane-client.ts';
+import { ShadowFiles } from './shadows.ts';
 import { UblkTransport } from './ublk-transport.ts';
 
 /** @param owner names the state directory in what the whole host sees */
 export async function assemble(
   owner: string,
-  { shadows }: Pick<Paths, 'shadows'>,
+  paths: Pick<Paths, 'shadows'>,
   events: MachineEvents,
 ): Promise<Machine> {
   const plane = await DataPlane.start();
   const { onGone } = events;
+  const shadows = new ShadowFiles(paths.shadows);
+  const chains = new Chains(shadows);
   const ublk = new UblkTransport({ plane, owner, shadows, onGone });
   const loop = new LoopTransport(plane, owner, onGone);
   plane.on('fault', events.onFault);
+  plane.on('quota', ({ id, mark }) => events.onQuota(id, mark));
   plane.on('lost', ({ id, reason }) => {
     ublk.lost(id, reason);
     loop.lost(id, reason);
@@ -29,7 +35,8 @@ export async function assemble(
     if (error !== null) events.onDeath(error);
   });
   return {
-    images: new FileImages(),
+    images: new FileImages(chains),
+    live: new PlaneLiveLeaves(plane, chains, shadows),
     exporter: new PlaneExporter(plane, events.onDisconnected),
     // ublk is the better one, and young: until its tests are as many, it must be asked for.
     transports: [loop, ublk],

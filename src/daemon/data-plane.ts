@@ -24,13 +24,16 @@ import { UblkSlots } from '../transport/ublk/slots.ts';
 import { Ring } from '../uring/ring.ts';
 import { RingIo } from '../uring/ring-io.ts';
 import { WakeListener } from '../uring/wake.ts';
-import { closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
+import { type Answer, closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
+import { closeLeaf } from './plane-leaves.ts';
 import {
   type DataPlaneStart,
   FLAG,
   type PlaneCall,
   type PlaneMessage,
   type PlaneRequest,
+  type Succeeded,
+  type SuccessionSpec,
 } from './plane-protocol.ts';
 
 /** Submission entries: a turn that prepares more submits in between. */
@@ -102,7 +105,7 @@ class DataPlane {
     } finally {
       // ends what is under way, so that the descriptors are the last to hold their files
       this.#ring.close();
-      for (const device of this.#devices.values()) closeDescriptors(device.spec);
+      for (const device of this.#devices.values()) device.closeDescriptors();
       this.#wake.close();
       this.#io.close();
       this.#fuseSlots.close();
@@ -146,6 +149,21 @@ class DataPlane {
       case 'flush':
         this.#device(call.id).flush(done);
         return;
+      case 'prepare':
+        this.#device(call.id).prepare(call.freeze, done);
+        return;
+      case 'succeed':
+        this.#succeed(call, answer);
+        return;
+      case 'seal':
+        this.#device(call.id).seal(done);
+        return;
+      case 'stand':
+        this.#device(call.id).stand(call.frozen, done);
+        return;
+      case 'limit':
+        this.#device(call.id).limit(call.quota, done);
+        return;
       case 'connect':
         this.#connect(call.id, call.channel);
         done(null);
@@ -176,6 +194,7 @@ class DataPlane {
       const device = new PlaneDevice(this.#plant, spec, {
         onFault: event => this.post(event),
         onLost: (id, reason) => this.post({ event: 'lost', id, reason }),
+        onQuota: (id, mark) => this.post({ event: 'quota', id, mark }),
         onDisconnected: (id, connection, reason) =>
           this.post({ event: 'disconnected', id, connection, reason }),
       });
@@ -184,6 +203,17 @@ class DataPlane {
       closeDescriptors(spec);
       throw thrown;
     }
+  }
+
+  #succeed(call: { id: number } & SuccessionSpec, answer: Answer<Succeeded>): void {
+    const device = this.#devices.get(call.id);
+    if (device !== undefined) {
+      device.succeed(call, answer);
+      return;
+    }
+    closeLeaf(call.leaf, call.shadow);
+    native.close(call.names.directoryFd);
+    this.#device(call.id); // throws
   }
 
   #connect(id: number, channel: NbdChannel): void {

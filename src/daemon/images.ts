@@ -16,7 +16,11 @@ import type { CheckOptions, Images, NewLeaf, OpenLeafOptions } from './machine.t
 import { FileLeaf, type FileRoot, openIdentified, rootOf } from './opened-files.ts';
 
 export class FileImages implements Images {
-  readonly #chains = new Chains();
+  readonly #chains: Chains;
+
+  constructor(chains: Chains = new Chains(null)) {
+    this.#chains = chains;
+  }
 
   openRoot(path: string): Promise<FileRoot> {
     return openIdentified(path);
@@ -43,14 +47,14 @@ export class FileImages implements Images {
     if ((await stat(path)).isFile()) await rm(path);
   }
 
-  async openLeaf(
-    path: string,
-    { readOnly = false, shadowOf }: OpenLeafOptions = {},
-  ): Promise<FileLeaf> {
-    const opened = readOnly ? openToRead(path) : openLeaf(path);
+  async openLeaf(path: string, options: OpenLeafOptions = {}): Promise<FileLeaf> {
+    const { quota } = options;
+    const opened = options.readOnly
+      ? openToRead(path)
+      : openLeaf(path, quota === undefined ? {} : { quota: fromQuota(quota) });
     let chain: ChainHold | null = null;
     try {
-      chain = this.#chains.open(path, opened.superblock, shadowOf && { shadowOf });
+      chain = this.#chains.open(path, opened.superblock);
       return new FileLeaf(opened, chain);
     } catch (error) {
       closeSync(opened.fd);
@@ -100,7 +104,13 @@ function dateOf(seconds: number | null): string | null {
   return seconds === null ? null : new Date(seconds * 1000).toISOString();
 }
 
-function toQuota(quota: StoredQuota | null): Quota | null {
+export function fromQuota(quota: Quota | null): StoredQuota | null {
+  if (quota === null) return null;
+  const { bytes, warnBytes, action } = quota;
+  return { bytes, warnBytes, silent: action === 'nothing' };
+}
+
+export function toQuota(quota: StoredQuota | null): Quota | null {
   if (quota === null) return null;
   const { bytes, warnBytes, silent } = quota;
   return { bytes, warnBytes, action: silent ? 'nothing' : 'event' };

@@ -6,7 +6,7 @@
  * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf
  * over and then fail; so `close` of what was handed on does nothing.
  */
-import type { CheckReport, LeafInfo, RootIdentity, TransportName } from '../client/api.ts';
+import type { CheckReport, LeafInfo, Quota, RootIdentity, TransportName } from '../client/api.ts';
 import type { DeviceStats, FaultEvent } from './plane-protocol.ts';
 
 /** A root that is open for reading. */
@@ -43,8 +43,8 @@ export interface NewLeaf {
 export interface OpenLeafOptions {
   /** The device takes no writes: a frozen leaf serves as well. */
   readOnly?: boolean;
-  /** Where the shadow of a leaf would be that was being frozen when its daemon died. */
-  shadowOf?: (uuid: string) => string;
+  /** From now on it may hold so much. Default: as it says itself. */
+  quota?: Quota | null;
 }
 
 export interface CheckOptions {
@@ -81,6 +81,8 @@ export interface TransportDevice {
 /** A way to make a device node. */
 export interface Transport {
   readonly name: TransportName;
+  /** Its devices may live on without this process. */
+  readonly outlives?: boolean;
   /** Why it is not offered here, or null. */
   missing(): Promise<string | null>;
   /** Makes the device. The node is usable when this returns. */
@@ -119,6 +121,49 @@ export interface Transport {
   discard?(name: string): Promise<void>;
 }
 
+/** A device whose leaf is changed while it is served. */
+export interface LiveDevice {
+  id: number;
+  name: string;
+  leaf: { path: string; ephemeral: boolean };
+  /** It may live on without this process: unflushed writes are not to be lost with that. */
+  outlives: boolean;
+}
+
+/** Files of a snapshot under way, for tidying up after a crash. */
+export interface SnapshotFiles {
+  /** The second name of the leaf. */
+  file: string;
+  /** The new leaf, before it takes the other's place. */
+  successor: string;
+}
+
+export interface SnapshotHooks {
+  /** Durable when it returns. Null: it is over. */
+  remember(files: SnapshotFiles | null): Promise<void>;
+  /** Just before the moment, and just after it. */
+  freeze(): Promise<void>;
+  thaw(): Promise<void>;
+  report(text: string): void;
+}
+
+export interface SnapshotMade {
+  /** What the new intermediate image holds itself. */
+  changedBytes: number;
+  /** How many the device stands on now. */
+  images: number;
+}
+
+/** What is done to leaves of devices that are served. One at a time for each device. */
+export interface LiveLeaves {
+  /** The leaf becomes the intermediate image `file`; the device goes on in a new one. */
+  snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade>;
+  /** How much the leaf may hold: from now on, and remembered in it. */
+  limit(id: number, quota: Quota | null): Promise<void>;
+  /** The device is no more. */
+  gone(id: number): void;
+}
+
 /** A client whose handshake is done. */
 export interface ClientChannel {
   /** A connected stream socket. */
@@ -147,6 +192,8 @@ export interface MachineEvents {
   onFault(event: FaultEvent): void;
   /** A device went away: as asked ('later'), or because the kernel ended it. */
   onGone(id: number, reason: string): void;
+  /** A leaf has come to the mark of its quota, or refused a write because of it. */
+  onQuota(id: number, mark: 'warning' | 'full'): void;
   /** A client of an export has left: why, or null where it took its leave. */
   onDisconnected(connection: number, reason: string | null): void;
   /** The data plane died: no device works any more. */
@@ -155,6 +202,7 @@ export interface MachineEvents {
 
 export interface Machine {
   readonly images: Images;
+  readonly live: LiveLeaves;
   /** In the order in which `auto` prefers them. */
   readonly transports: readonly Transport[];
   readonly exporter: Exporter;

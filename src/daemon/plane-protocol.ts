@@ -12,8 +12,10 @@ import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
+import type { Freeze, Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
+import type { LeafNames } from './ring-names.ts';
 
 /** What the main thread starts the worker with. */
 export interface DataPlaneStart {
@@ -75,6 +77,19 @@ export interface DeviceSpec {
   transport: TransportSpec;
 }
 
+/** A leaf that takes the place of the one in use. */
+export interface SuccessionSpec {
+  leaf: OpenedLeaf;
+  shadow?: OpenedShadow | undefined;
+  /** `from` is its name so far; `to` the other's. The descriptor of the directory goes along. */
+  names: LeafNames;
+}
+
+export interface Succeeded {
+  /** 0, or why not all that the old leaf was given is durable yet. */
+  errno: number;
+}
+
 export type PlaneCall =
   | { call: 'open'; device: DeviceSpec }
   /**
@@ -84,6 +99,19 @@ export type PlaneCall =
   | { call: 'close'; id: number }
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }
+  /** The leaf is about to be frozen: it says so, durably. With null: it is not after all. */
+  | { call: 'prepare'; id: number; freeze: Freeze | null }
+  /**
+   * Another leaf takes the place of the one in use, which becomes what it stands on. An error: the
+   * rename failed, and nothing has changed. Its descriptors are the data plane's all the same.
+   */
+  | ({ call: 'succeed'; id: number } & SuccessionSpec)
+  /** Freezes the leaf that was followed; again after `no-space`. */
+  | { call: 'seal'; id: number }
+  /** The chain that now includes it; what was lent for the device before is free when answered. */
+  | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
+  /** How much the leaf may hold: remembered in it, and holds at once. */
+  | { call: 'limit'; id: number; quota: Quota | null }
   /**
    * One more connection for a device whose transport is nbd. The descriptor is the data plane's
    * whatever the answer.
@@ -104,12 +132,20 @@ export interface DeviceStats {
   faults: number;
   /** Bytes that the leaf holds (mapped sectors). */
   changedBytes: number;
+  quota: Quota | null;
+  /** How often the quota has refused a write since it was set. */
+  refused: number;
 }
 
 export interface PlaneResults {
   open: null;
   close: null;
   flush: null;
+  prepare: null;
+  succeed: Succeeded;
+  seal: null;
+  stand: null;
+  limit: null;
   connect: null;
   stats: DeviceStats[];
   stop: null;
@@ -141,6 +177,13 @@ export interface LostEvent {
   reason: string;
 }
 
+/** The leaf has come to its mark, or a write was refused by its quota: the first time since then. */
+export interface QuotaEvent {
+  event: 'quota';
+  id: number;
+  mark: 'warning' | 'full';
+}
+
 /** A connection of a device has ended, and its descriptor is closed; the device goes on. */
 export interface DisconnectedEvent {
   event: 'disconnected';
@@ -155,4 +198,10 @@ export type PlaneRequest = { number: number } & PlaneCall;
 export type PlaneAnswer =
   | { number: number; result: unknown; error?: undefined }
   | { number: number; error: ErrorRecord; result?: undefined };
-export type PlaneMessage = PlaneAnswer | ReadyEvent | FaultEvent | LostEvent | DisconnectedEvent;
+export type PlaneMessage =
+  | PlaneAnswer
+  | ReadyEvent
+  | FaultEvent
+  | LostEvent
+  | QuotaEvent
+  | DisconnectedEvent;

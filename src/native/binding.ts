@@ -57,6 +57,11 @@ export interface Native {
   mapFile(fd: number, lengthBytes: number, position: number): MappedMemory | number;
   /** Unmaps it and detaches its ArrayBuffer: later use in TypeScript throws, it does not crash. */
   unmapMemory(address: number): void;
+  /**
+   * Copies within memory of `mapMemory`; the ranges may overlap. Throws where one does not lie in
+   * one mapping as a whole.
+   */
+  copyMemory(target: number, source: number, length: number): void;
 
   /**
    * Throws an Error with code where the kernel refuses. `cqEntries` 0 leaves the size to the

@@ -116,6 +116,8 @@ export class FakeMachine implements Machine {
       writtenBytes: 1024,
       flushes: 3,
       faults: 0,
+      quota: null,
+      refused: 0,
       changedBytes: 1024,
     }));
   }
