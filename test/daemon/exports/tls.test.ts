@@ -185,16 +185,17 @@ t.test('certificates', { skip }, async t => {
   });
 
   t.test('a client that does not go on with TLS is gone in time', async t => {
-    const world = await tlsWorld(t, { handshakeMs: 400 });
+    const world = await tlsWorld(t, { handshakeMs: 1000 });
     await world.listen({ tlsDir: await world.authority.server() });
     const before = await filesAtRest(world);
+    const options = clientOf(await world.authority.client('web'));
     const silent = await world.caller();
     await silent.ask(OPT.STARTTLS);
     const junk = await world.caller();
     await junk.ask(OPT.STARTTLS);
     junk.socket.write(randomBytes(100));
     const secured = await world.caller();
-    await secured.secure(clientOf(await world.authority.client('web')));
+    await secured.secure(options);
     await Promise.all([silent.rest(), junk.rest(), secured.rest()]);
     await world.quiet();
     await until('every descriptor is closed', () => openFiles() <= before);
