@@ -7,13 +7,19 @@ import {
   type AttachResult,
   type AttachSpec,
   BATCH_MAX,
+  type ChangeSpec,
   type CheckSpec,
+  type ForkSpec,
+  QUOTA_ACTIONS,
+  type QuotaSpec,
+  type SnapshotSpec,
   type Status,
   TRANSPORTS,
 } from '../client/api.ts';
 import { checkImage, describe } from './describe.ts';
 import type { Exports } from './exports/exports.ts';
 import { exportRoutes } from './exports/routes.ts';
+import type { Life } from './life/life.ts';
 import type { Images } from './machine.ts';
 import type { Registry } from './registry.ts';
 import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
@@ -23,9 +29,12 @@ import {
   isBoolean,
   isDeviceBytes,
   isName,
+  isNullOr,
   isObject,
   isOneOf,
   isPath,
+  isText,
+  isWhole,
 } from './validate.ts';
 
 const ATTACH_FIELDS = [
@@ -36,7 +45,13 @@ const ATTACH_FIELDS = [
   'readOnly',
   'sizeBytes',
   'transport',
+  'quota',
 ] as const;
+
+const isQuota: Check<QuotaSpec> = isObject<QuotaSpec>(
+  { bytes: isDeviceBytes, warnBytes: isWhole, action: isOneOf(QUOTA_ACTIONS) },
+  ['warnBytes', 'action'],
+);
 
 export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
   {
@@ -47,8 +62,23 @@ export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
     readOnly: isBoolean,
     sizeBytes: isDeviceBytes,
     transport: isOneOf(TRANSPORTS),
+    quota: isNullOr(isQuota),
   },
   ATTACH_FIELDS,
+);
+
+const isChangeSpec: Check<ChangeSpec> = isObject<ChangeSpec>({ quota: isNullOr(isQuota) }, [
+  'quota',
+]);
+
+const isSnapshotSpec: Check<SnapshotSpec> = isObject<SnapshotSpec>(
+  { target: isText, file: isPath, freeze: isBoolean },
+  ['freeze'],
+);
+
+const isForkSpec: Check<ForkSpec> = isObject<ForkSpec>(
+  { source: isText, leaves: isArrayOf(isPath, BATCH_MAX), image: isPath, freeze: isBoolean },
+  ['image', 'freeze'],
 );
 
 const isAttachSpecs: Check<AttachSpec[]> = isArrayOf(isAttachSpec, BATCH_MAX);
@@ -59,6 +89,7 @@ const isCheckSpec: Check<CheckSpec> = isObject<CheckSpec>({ leaf: isPath, root: 
 
 export interface RouteOptions {
   registry: Registry;
+  life: Life;
   exports: Exports;
   images: Images;
   status: () => Promise<Status>;
@@ -68,7 +99,8 @@ export interface RouteOptions {
 
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
-export function makeRoutes({ registry, exports, images, status, ready }: RouteOptions): ApiHandler {
+export function makeRoutes(options: RouteOptions): ApiHandler {
+  const { registry, life, exports, images, status, ready } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
   const attach: Route = async ({ body }) => {
@@ -91,6 +123,8 @@ export function makeRoutes({ registry, exports, images, status, ready }: RouteOp
     },
     'devices/*': {
       GET: async ({ path }) => ok(await describe(`${path[2]}`, registry, images)),
+      PATCH: async ({ path, body }) =>
+        ok(await life.change(`${path[2]}`, isChangeSpec(body, 'body'))),
       DELETE: async request =>
         ok(await registry.detach(`${request.path[2]}`, { force: force(request) })),
     },
@@ -101,6 +135,10 @@ export function makeRoutes({ registry, exports, images, status, ready }: RouteOp
         return ok(await describe(target, registry, images));
       },
     },
+    snapshot: {
+      POST: async ({ body }) => ok(await life.snapshot(isSnapshotSpec(body, 'body'))),
+    },
+    fork: { POST: async ({ body }) => ok(await life.fork(isForkSpec(body, 'body'))) },
     ...exportRoutes(exports, force),
     check: {
       POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),

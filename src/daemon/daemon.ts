@@ -17,6 +17,7 @@ import { makeRoutes } from './api-routes.ts';
 import { assemble } from './assemble.ts';
 import { Lock, makeDirectories, ownerOf } from './directories.ts';
 import { checkServing, Exports, type Serving } from './exports/exports.ts';
+import { Life } from './life/life.ts';
 import { Log } from './log.ts';
 import { Registry } from './registry.ts';
 import { ApiServer } from './server.ts';
@@ -51,6 +52,9 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +
           (suppressed > 0 ? `; ${suppressed} more were not logged` : ''),
       ),
+    onQuota: (id, mark) => {
+      life.quotaReached(id, mark).catch((error: Error) => log.error(error.message));
+    },
     onGone: (id, reason) => {
       registry.gone(id, reason).catch((error: Error) => log.error(error.message));
     },
@@ -62,6 +66,7 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
     },
   });
   const registry = new Registry({ paths, machine, log, owner });
+  const life = new Life(registry, machine.live);
   registry.watchPartitions('/dev');
   const exports = new Exports({ paths, machine, registry, log });
 
@@ -97,7 +102,7 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
     paths.socket,
     paths.stateDir,
     log,
-    makeRoutes({ registry, exports, images: machine.images, status, ready: isReady }),
+    makeRoutes({ registry, life, exports, images: machine.images, status, ready: isReady }),
   );
   log.info(`ubd ${version} serves ${paths.socket} (pid ${process.pid})`);
 
