@@ -13,13 +13,26 @@ export const info: Command = {
   name: 'info',
   about: 'what a root, a leaf or a device is',
   positionals: [{ name: 'PATH|DEV|NAME', count: 'one', about: 'file, device link, node or name' }],
-  options: {},
+  options: {
+    'rebase-path': {
+      type: 'text',
+      value: 'NEWPATH',
+      about: 'remember in a leaf that its root or intermediate image has moved there',
+    },
+  },
   examples: [
     { line: 'ubd info web', about: 'a device and its counters' },
-    { line: 'ubd info ./web.leaf', about: 'a leaf: its root, and how much changed' },
+    { line: 'ubd info ./web.leaf', about: 'a leaf: what it stands on, how much changed' },
+    { line: 'ubd info ./web.leaf --rebase-path new.img', about: 'its root was renamed' },
   ],
   needsRoot: false,
   async run(args) {
+    const moved = args.texts.get('rebase-path');
+    if (moved !== undefined) {
+      const { rebaseLeafPath } = await import('../offline.ts');
+      const isUri = /^[a-z][a-z0-9+]*:\/\//.test(moved);
+      await rebaseLeafPath(resolve(args.positionals[0]!), isUri ? moved : resolve(moved));
+    }
     const found = await look(args, args.positionals[0]!);
     if (args.flags.has('json')) printJson(found);
     else print(render(found));
