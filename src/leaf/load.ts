@@ -10,6 +10,7 @@ import { SECTOR_BYTES } from '../base/units.ts';
 import {
   DIRECTORY_MAGIC,
   DIRECTORY_PAGES,
+  fileBytesFor,
   KNOWN_READ_ONLY_COMPATIBLE,
   MAP_MAGIC,
   type Owner,
@@ -139,7 +140,7 @@ export function checkSuperblock(media: Media, superblock: Superblock, readOnly: 
       `${file}: this ubd cannot write features of the leaf (0x${(unknown >>> 0).toString(16)})`,
       { place: { file }, next: 'Attach it read-only, or use the version of ubd that made it.' },
     );
-  const needed = superblock.geometry.dataOffset + superblock.sizeSectors * SECTOR_BYTES;
+  const needed = fileBytesFor(superblock.sizeSectors, superblock.geometry);
   if (media.sizeBytes < needed)
     throw corrupt(
       file,
@@ -273,7 +274,8 @@ class PageReader {
     this.#mapOffset = mapOffset;
     this.#onDamage = onDamage;
     this.#sectorsMax = Math.min(PIECE_SECTORS, map.pages);
-    this.#piece = new Uint8Array(this.#sectorsMax * SECTOR_BYTES);
+    // Not zeroed: a chain opens many leaves, and little of this is ever used.
+    this.#piece = new Uint8Array(Buffer.allocUnsafeSlow(this.#sectorsMax * SECTOR_BYTES).buffer);
     this.#view = new DataView(this.#piece.buffer);
   }
 
