@@ -4,3 +4,4 @@
  */
 export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';
+export { makeManifest } from '../daemon/remote/make-manifest.ts';

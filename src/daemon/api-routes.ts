@@ -3,16 +3,18 @@
  * it.
  */
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import {
   type AttachResult,
   type AttachSpec,
   BATCH_MAX,
   type CheckSpec,
+  type ReplicaSpec,
   type Status,
   TRANSPORTS,
 } from '../client/api.ts';
 import { checkImage, describe } from './describe.ts';
-import type { Images } from './machine.ts';
+import type { Images, Replicas } from './machine.ts';
 import type { Registry } from './registry.ts';
 import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
 import {
@@ -24,6 +26,9 @@ import {
   isObject,
   isOneOf,
   isPath,
+  isPlace,
+  isRoot,
+  isText,
 } from './validate.ts';
 
 const ATTACH_FIELDS = [
@@ -39,7 +44,7 @@ const ATTACH_FIELDS = [
 export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
   {
     name: isName,
-    root: isPath,
+    root: isRoot,
     leaf: isPath,
     ephemeral: isBoolean,
     readOnly: isBoolean,
@@ -55,9 +60,12 @@ const isCheckSpec: Check<CheckSpec> = isObject<CheckSpec>({ leaf: isPath, root: 
   'root',
 ]);
 
+const isReplicaSpec: Check<ReplicaSpec> = isObject<ReplicaSpec>({ root: isText, uri: isPlace });
+
 export interface RouteOptions {
   registry: Registry;
   images: Images;
+  replicas: Replicas;
   status: () => Promise<Status>;
   /** Fulfilled when the devices on record are back. */
   ready: Promise<void>;
@@ -65,7 +73,8 @@ export interface RouteOptions {
 
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
-export function makeRoutes({ registry, images, status, ready }: RouteOptions): ApiHandler {
+export function makeRoutes(options: RouteOptions): ApiHandler {
+  const { registry, images, replicas, status, ready } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
   const attach: Route = async ({ body }) => {
@@ -77,6 +86,19 @@ export function makeRoutes({ registry, images, status, ready }: RouteOptions): A
     const results: AttachResult[] = await registry.attachAll(specs);
     return ok(results);
   };
+
+  /** A root by its URI, or by a device that stands on it. */
+  function rootOf(target: string): string;
+  function rootOf(target: string | undefined): string | undefined;
+  function rootOf(target: string | undefined): string | undefined {
+    if (target === undefined || isUri(target)) return target;
+    const path = registry.tryFind(target)?.root ?? target;
+    if (isUri(path)) return path;
+    throw new UbdError('usage', `${path} is no remote root: only those have replicas`, {
+      place: { file: path },
+      next: `attach it by a URI: file://${path.startsWith('/') ? path : '/PATH'}`,
+    });
+  }
 
   /** By the path below /v1, `*` for any one part; then by method. */
   const routes: Readonly<Record<string, Readonly<Record<string, Route>>>> = {
@@ -96,6 +118,19 @@ export function makeRoutes({ registry, images, status, ready }: RouteOptions): A
         const target = query.get('target');
         if (!target) throw new UbdError('usage', 'the query has no target');
         return ok(await describe(target, registry, images));
+      },
+    },
+    replicas: {
+      GET: async ({ query }) => ok(await replicas.list(rootOf(query.get('root') ?? undefined))),
+      POST: async ({ body }) => {
+        const { root, uri } = isReplicaSpec(body, 'body');
+        return { status: 201, body: await replicas.add(rootOf(root), uri) };
+      },
+      DELETE: async ({ query }) => {
+        const spec = { root: query.get('root') ?? undefined, uri: query.get('uri') ?? undefined };
+        const { root, uri } = isReplicaSpec(spec, 'query');
+        await replicas.remove(rootOf(root), uri);
+        return ok({ root: rootOf(root), uri });
       },
     },
     check: {

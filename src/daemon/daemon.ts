@@ -46,6 +46,7 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +
           (suppressed > 0 ? `; ${suppressed} more were not logged` : ''),
       ),
+    onReport: (level, text) => log[level](text),
     onGone: (id, reason) => {
       registry.gone(id, reason).catch((error: Error) => log.error(error.message));
     },
@@ -86,7 +87,13 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
     paths.socket,
     paths.stateDir,
     log,
-    makeRoutes({ registry, images: machine.images, status, ready: isReady }),
+    makeRoutes({
+      registry,
+      images: machine.images,
+      replicas: machine.replicas,
+      status,
+      ready: isReady,
+    }),
   );
   log.info(`ubd ${version} serves ${paths.socket} (pid ${process.pid})`);
 

@@ -6,15 +6,26 @@
  * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf
  * over and then fail; so `close` of what was handed on does nothing.
  */
-import type { CheckReport, LeafInfo, RootIdentity, TransportName } from '../client/api.ts';
+import type {
+  CheckReport,
+  LeafInfo,
+  Replica,
+  RootIdentity,
+  RootInfo,
+  RootReplicas,
+  TransportName,
+} from '../client/api.ts';
+import type { LogLevel } from './log.ts';
 import type { DeviceStats, FaultEvent } from './plane-protocol.ts';
 
 /** A root that is open for reading. */
 export interface RootHandle {
   readonly path: string;
-  readonly type: 'file' | 'block device';
+  readonly type: RootInfo['type'];
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
+  /** Of the manifest that it is verified with; null if there is none. */
+  readonly treeDigest?: string | null;
   /** Idempotent; does nothing after a transport has taken it over. */
   close(): void;
 }
@@ -56,7 +67,12 @@ export interface CheckOptions {
 
 /** Images and leaves. */
 export interface Images {
-  openRoot(path: string): Promise<RootHandle>;
+  /**
+   * @param path or URI
+   * @param comeback what the root of a device that comes back is: a remote one opens although
+   * nobody answers now
+   */
+  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle>;
   /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
   createLeaf(leaf: NewLeaf): Promise<void>;
   /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
@@ -119,7 +135,17 @@ export interface Transport {
   discard?(name: string): Promise<void>;
 }
 
+/** Places of remote roots beside the first one. */
+export interface Replicas {
+  add(root: string, uri: string): Promise<Replica>;
+  remove(root: string, uri: string): Promise<void>;
+  /** Of one root, or of all that are in use or have several. */
+  list(root?: string): Promise<RootReplicas[]>;
+}
+
 export interface MachineEvents {
+  /** What is worth a line in the log. */
+  onReport(level: LogLevel, text: string): void;
   /** An I/O error on the data path. */
   onFault(event: FaultEvent): void;
   /** A device went away: as asked ('later'), or because the kernel ended it. */
@@ -130,6 +156,7 @@ export interface MachineEvents {
 
 export interface Machine {
   readonly images: Images;
+  readonly replicas: Replicas;
   /** In the order in which `auto` prefers them. */
   readonly transports: readonly Transport[];
   stats(): Promise<DeviceStats[]>;

@@ -17,6 +17,7 @@ import { FrozenLayer } from '../leaf/frozen-layer.ts';
 import { Leaf } from '../leaf/leaf.ts';
 import { LeafShadow } from '../leaf/shadow.ts';
 import { native } from '../native/binding.ts';
+import { UpstreamLayer } from '../remote/upstream-layer.ts';
 import type { Layer } from '../store/store.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
@@ -58,15 +59,18 @@ interface Session {
 /** Every descriptor that a device owns: those of a frozen chain are lent. */
 function descriptors(spec: DeviceSpec): number[] {
   const fds = [spec.transport.fd];
-  for (const layer of spec.layers) if (layer.kind === 'root') fds.push(layer.fd);
+  for (const layer of spec.layers) if (layer.kind !== 'frozen') fds.push(layer.fd);
   if (spec.leaf !== null) fds.push(spec.leaf.fd);
   if (spec.shadow !== undefined) fds.push(spec.shadow.fd);
   return fds;
 }
 
-function makeLayer(io: Io, spec: LayerSpec): Layer {
+function makeLayer({ io, ring }: Plant, spec: LayerSpec): Layer {
   if (spec.kind === 'frozen') return new FrozenLayer(io, spec.name, spec.files, spec.owners);
-  return new RootLayer(io, spec.name, spec.fd, bytesToSectors(spec.sizeBytes));
+  const sizeSectors = bytesToSectors(spec.sizeBytes);
+  return spec.kind === 'root'
+    ? new RootLayer(io, spec.name, spec.fd, sizeSectors)
+    : new UpstreamLayer(ring, spec.name, spec.fd, sizeSectors);
 }
 
 /**
@@ -86,6 +90,7 @@ export class PlaneDevice {
   readonly #events: PlaneDeviceEvents;
   readonly #leaf: Leaf | null;
   readonly #shadow: LeafShadow | null;
+  readonly #upstream: readonly UpstreamLayer[];
   readonly #union: UnionDevice;
   readonly #session: Session;
   readonly #faults: FaultLimiter;
@@ -100,7 +105,8 @@ export class PlaneDevice {
     this.#faults = new FaultLimiter(spec.name, events.onFault);
     this.#shadow = spec.shadow === undefined ? null : new LeafShadow(spec.shadow);
     this.#leaf = spec.leaf === null ? null : new Leaf(io, spec.leaf, undefined, this.#shadow);
-    const below = spec.layers.map(layer => makeLayer(io, layer));
+    const below = spec.layers.map(layer => makeLayer(plant, layer));
+    this.#upstream = below.filter(layer => layer instanceof UpstreamLayer);
     const frozen = this.#leaf?.readOnly === true ? [this.#leaf] : [];
     this.#union = new UnionDevice({
       sizeSectors: bytesToSectors(spec.sizeBytes),
@@ -174,8 +180,23 @@ export class PlaneDevice {
         setFlags(ring.words, word, IOSQE_ASYNC);
       },
     };
-    if (this.#leaf === null) end.done(0, 0);
-    else this.#leaf.close(end);
+    const closeLeaf = (): void => {
+      if (this.#leaf === null) end.done(0, 0);
+      else this.#leaf.close(end);
+    };
+    this.#closeUpstream(closeLeaf);
+  }
+
+  /** Nothing is received any more, so that their sockets may be closed. */
+  #closeUpstream(then: () => void): void {
+    let left = this.#upstream.length;
+    if (left === 0) then();
+    const closed: IoOp = {
+      done: () => {
+        if (--left === 0) then();
+      },
+    };
+    for (const layer of this.#upstream) layer.close(closed);
   }
 
   #failure(what: string, result: number): UbdError | null {

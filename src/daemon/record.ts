@@ -24,6 +24,7 @@ import {
   isObject,
   isOneOf,
   isPath,
+  isRoot,
   isRootIdentity,
   isText,
   isWhole,
@@ -51,7 +52,7 @@ const isVersion: Check<1> = (value, at) => {
 const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>({
   version: isVersion,
   name: isName,
-  root: isObject({ path: isPath, identity: isRootIdentity }),
+  root: isObject({ path: isRoot, identity: isRootIdentity }),
   leaf: isNullOr(isObject({ path: isPath, ephemeral: isBoolean })),
   sizeBytes: isDeviceBytes,
   readOnly: isBoolean,

@@ -79,7 +79,7 @@ export class HttpPlace implements Place {
 
   async read(position: number, length: number, signal: AbortSignal): Promise<Buffer> {
     const pin = this.#pin;
-    if (pin === null) throw new PlaceError('unreachable', 'the place is not open');
+    if (pin === null) throw new PlaceError('unreachable', 'is not open');
     const last = position + length - 1;
     const headers: Record<string, string> = { range: `bytes=${position}-${last}` };
     if (isStrong(pin.etag)) headers['if-match'] = pin.etag;
@@ -108,7 +108,7 @@ export class HttpPlace implements Place {
       response = await this.#follow(url, {}, signal);
       if (response.statusCode !== 200) throw statusError(response);
       const length = Number(response.headers['content-length'] ?? MANIFEST_BYTES_MAX);
-      if (length > MANIFEST_BYTES_MAX) throw nonsense(`its manifest has ${length} bytes`);
+      if (length > MANIFEST_BYTES_MAX) throw nonsense(`has a manifest of ${length} bytes`);
       return await readAll(response, MANIFEST_BYTES_MAX);
     } catch (thrown) {
       const error = asPlaceError(thrown);
@@ -336,7 +336,7 @@ async function readAll(response: http.IncomingMessage, bytesMax: number): Promis
   let length = 0;
   for await (const chunk of response) {
     length += (chunk as Buffer).length;
-    if (length > bytesMax) throw nonsense(`its manifest has more than ${bytesMax} bytes`);
+    if (length > bytesMax) throw nonsense(`has a manifest of more than ${bytesMax} bytes`);
     chunks.push(chunk as Buffer);
   }
   return Buffer.concat(chunks);

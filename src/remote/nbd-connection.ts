@@ -118,7 +118,7 @@ export class NbdConnection {
       goodbye.writeUInt16BE(COMMAND.DISC, 6);
       this.#socket.write(goodbye);
     }
-    this.#end(new PlaceError('unreachable', 'the connection was closed'));
+    this.#end(new PlaceError('unreachable', 'has its connection closed'));
   }
 
   #end(error: PlaceError): void {

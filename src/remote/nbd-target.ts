@@ -76,7 +76,10 @@ async function tlsOptions(
     return { ...options, ca, cert, key };
   }
   if (named !== null)
-    throw new PlaceError('denied', `${named}/ca-cert.pem cannot be read (tls-certificates)`);
+    throw new PlaceError(
+      'denied',
+      `needs ${named}/ca-cert.pem, which cannot be read (tls-certificates)`,
+    );
   const ca = systemAuthorities();
   return ca === undefined ? options : { ...options, ca };
 }
@@ -87,12 +90,15 @@ async function readKey(file: string, name: string): Promise<Buffer> {
   try {
     text = await readFile(file, 'utf8');
   } catch (cause) {
-    const message = `${file} cannot be read (tls-psk-file): ${(cause as Error).message}`;
+    const message = `needs ${file} (tls-psk-file): ${(cause as Error).message}`;
     throw new PlaceError('denied', message, { cause });
   }
   for (const line of text.split('\n')) {
     const at = line.lastIndexOf(':');
     if (at > 0 && line.slice(0, at) === name) return Buffer.from(line.slice(at + 1).trim(), 'hex');
   }
-  throw new PlaceError('denied', `${file} has no key for '${name}' (tls-psk-file, tls-username)`);
+  throw new PlaceError(
+    'denied',
+    `needs a key for '${name}' in ${file} (tls-psk-file, tls-username)`,
+  );
 }

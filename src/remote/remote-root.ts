@@ -16,13 +16,13 @@
  */
 import { createHash, randomUUID } from 'node:crypto';
 import type { LRUCache } from 'lru-cache';
-import { UbdError } from '../base/errors.ts';
+import { type ErrorCode, UbdError } from '../base/errors.ts';
 import type { RootIdentity } from '../image/identity.ts';
 import type { DiskCache } from './disk-cache.ts';
 import type { DiskShelf } from './disk-shelf.ts';
 import { CHUNK_BYTES, type Manifest } from './manifest.ts';
 import type { RemoteOptions } from './options.ts';
-import type { Place } from './place.ts';
+import type { Place, Trouble } from './place.ts';
 import type { PortSource } from './port.ts';
 import { Readahead } from './readahead.ts';
 import type { ReplicaReport, ReplicaState } from './replica.ts';
@@ -54,6 +54,14 @@ export interface RemoteStats {
   ahead: number;
   replicas: ReplicaReport[];
 }
+
+/** What keeps a place from becoming a replica at all. */
+const USELESS: Readonly<Partial<Record<Trouble, ErrorCode>>> = {
+  differs: 'root-mismatch',
+  nonsense: 'bad-root',
+  missing: 'not-found',
+  denied: 'permission',
+};
 
 let nextNumber = 1;
 
@@ -165,15 +173,14 @@ export class RemoteRoot implements PortSource {
     const replica = await this.#set.add(place);
     const { state, trouble } = replica;
     if (state === 'live') return state;
-    if (trouble?.trouble === 'differs' || trouble?.trouble === 'nonsense') {
-      this.#set.remove(place.uri);
-      throw new UbdError(
-        trouble.trouble === 'differs' ? 'root-mismatch' : 'bad-root',
-        `${place.uri} cannot be a replica of ${this.name}: it ${trouble.message}`,
-        { place: { file: place.uri }, next: 'a replica is an exact copy of its root' },
-      );
-    }
-    return state;
+    const code = trouble && USELESS[trouble.trouble];
+    if (!code) return state; // it may be well soon
+    this.#set.remove(place.uri);
+    throw new UbdError(
+      code,
+      `${place.uri} cannot be a replica of ${this.name}: it ${trouble.message}`,
+      { place: { file: place.uri }, next: 'a replica is an exact copy of its root' },
+    );
   }
 
   removeReplica(uri: string): boolean {

@@ -190,7 +190,9 @@ export class ReplicaSet implements ReplicaHost, ReadHost {
     if (now < (this.#said.get(key) ?? 0)) return;
     for (const [old, untilMs] of this.#said) if (untilMs < now) this.#said.delete(old);
     this.#said.set(key, now + QUIET_MS);
-    this.#report(level, `${this.name}: ${text}`);
+    // The first place has the root's own name: once is enough.
+    const isOwn = text.startsWith(`${this.name} `);
+    this.#report(level, isOwn ? text : `${this.name}: ${text}`);
   }
 
   /** Each asks once more, in the order in which they came; who finds nothing waits on. */

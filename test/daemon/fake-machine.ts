@@ -13,6 +13,7 @@ import type {
   LeafHandle,
   Machine,
   NewLeaf,
+  Replicas,
   RootHandle,
   Transport,
   TransportDevice,
@@ -37,6 +38,11 @@ export class FakeMachine implements Machine {
   stopped = false;
   readonly nodes: string;
   readonly images: Images;
+  readonly replicas: Replicas = {
+    add: async () => this.#noRemote(),
+    remove: async () => this.#noRemote(),
+    list: async () => [],
+  };
   readonly transports: readonly Transport[];
   readonly #attached = new Map<number, { node: string; device: TransportDevice }>();
   #nextNode = 0;
@@ -44,6 +50,10 @@ export class FakeMachine implements Machine {
   readonly foreign: Set<string> = new Set();
   /** Ids that were detached in use. */
   readonly later: number[] = [];
+
+  #noRemote(): never {
+    throw new Error('the machine of this test has no remote roots');
+  }
 
   constructor(nodes: string) {
     this.nodes = nodes;

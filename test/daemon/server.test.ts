@@ -32,6 +32,7 @@ async function serve(teardown: (fn: () => unknown) => void): Promise<Served> {
     makeRoutes({
       registry,
       images: machine.images,
+      replicas: machine.replicas,
       status: async () => ({ pid: process.pid }) as Status,
       ready: Promise.resolve(),
     }),
