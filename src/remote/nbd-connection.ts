@@ -191,7 +191,9 @@ export class NbdConnection {
   }
 }
 
-/** The part of a read that a chunk brings. Those of one reply come in any order, and overlap not. */
+/**
+ * The part of a read that a chunk brings. Those of one reply come in any order, and overlap not.
+ */
 function partOf(read: Read, offset: number, length: number): Buffer {
   const start = offset - read.position;
   const end = start + length;

@@ -56,7 +56,8 @@ async function tlsOptions(
     const psk = await readKey(keyFile, name);
     return {
       ...options,
-      // Keys that are shared work without certificates: with cipher suites of TLS 1.2 made for them.
+      // Keys that are shared work without certificates: with cipher suites of TLS 1.2 made for
+      // them.
       ciphers: 'PSK+AESGCM:PSK+CHACHA20',
       minVersion: 'TLSv1.2',
       maxVersion: 'TLSv1.2',

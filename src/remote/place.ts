@@ -46,7 +46,9 @@ export type Trouble =
   | 'damaged' // what it sent is not what the manifest says
   | 'nonsense'; // it does not keep to its protocol: too little, too much, something else
 
-/** What went wrong at a place. The message is what the place did: `URI ${message}` is a sentence. */
+/**
+ * What went wrong at a place. The message is what the place did: `URI ${message}` is a sentence.
+ */
 export class PlaceError extends Error {
   override readonly name = 'PlaceError';
   readonly trouble: Trouble;

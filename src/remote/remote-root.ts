@@ -1,18 +1,18 @@
 /**
  * A remote root, open: what every reader of it shares.
  *
- *     read ─▶ chunks ─▶ in memory? ─▶ being fetched? ─▶ on the local disk? ─▶ from a replica
- *                          │            (once,            (checked)             (verified, where
- *                          ▼             whoever asks)                           there is a manifest)
- *                       pieces ◀──────────┴──────────────────┴────────────────────┘
+ *     read ─▶ chunks ─▶ in memory? ─▶ being fetched? ─▶ on the disk? ─▶ from a replica
+ *                          │            (once,            (checked)       (verified, where there
+ *                          ▼             whoever asks)                     is a manifest)
+ *                       pieces ◀──────────┴──────────────────┴──────────────┘
  *
  * A root is read in chunks: those of its manifest, or 128 KiB. A reader that goes through it in
  * order has the next ones fetched ahead.
  *
  * The key of its generation stands for the content, as exactly as that can be known: the manifest's
  * tree digest; or the identity with the version of the place that it was opened at; or, where no
- * place tells versions, this very opening. Caches keep chunks by it, so they never serve the content
- * of another generation.
+ * place tells versions, this very opening. Caches keep chunks by it, so they never serve the
+ * content of another generation.
  */
 import { createHash, randomUUID } from 'node:crypto';
 import type { LRUCache } from 'lru-cache';

@@ -2,9 +2,9 @@
  * What the main thread and the upstream thread say to each other.
  *
  * The upstream thread is a worker with an ordinary event loop: it talks to the network and keeps
- * the disk cache. The data plane reaches it over sockets alone (remote/wire.ts). A root that is open
- * is a number; it stays open as long as somebody holds it: whoever opened it until `release`, and
- * each device until its socket ends.
+ * the disk cache. The data plane reaches it over sockets alone (remote/wire.ts). A root that is
+ * open is a number; it stays open as long as somebody holds it: whoever opened it until `release`,
+ * and each device until its socket ends.
  */
 import type { ErrorRecord } from '../../base/errors.ts';
 import type { RootIdentity } from '../../client/api.ts';

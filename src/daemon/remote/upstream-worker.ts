@@ -1,6 +1,6 @@
 /**
- * The upstream thread: opens remote roots, serves the devices that stand on them, and keeps the disk
- * cache (upstream-protocol.ts).
+ * The upstream thread: opens remote roots, serves the devices that stand on them, and keeps the
+ * disk cache (upstream-protocol.ts).
  */
 import { parentPort, workerData } from 'node:worker_threads';
 import { LRUCache } from 'lru-cache';
