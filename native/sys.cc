@@ -285,6 +285,14 @@ Napi::Value Mlockall(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(mlockall(flags)));
 }
 
+Napi::Value NetlinkSocket(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "netlinkSocket");
+  const int protocol = args.Int32(0, "protocol");
+  if (!args.ok()) return env.Undefined();
+  return ToNumber(env, ResultOrErrno(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)));
+}
+
 }  // namespace
 
 void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
@@ -301,6 +309,8 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("fsmount", Napi::Function::New<Fsmount>(env, "fsmount", environment));
   exports.Set("umount2", Napi::Function::New<Umount2>(env, "umount2", environment));
   exports.Set("prctl", Napi::Function::New<Prctl>(env, "prctl", environment));
+  exports.Set("netlinkSocket",
+              Napi::Function::New<NetlinkSocket>(env, "netlinkSocket", environment));
   exports.Set("mlockall", Napi::Function::New<Mlockall>(env, "mlockall", environment));
 }
 

@@ -5,3 +5,13 @@
 export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';
 export { makeManifest } from '../daemon/remote/make-manifest.ts';
+export { diffBlocks } from '../life/diff.ts';
+export { exportLeaf } from '../life/export.ts';
+export {
+  diffFiles,
+  findInLeaf,
+  findInRoot,
+  indexLeaf,
+  indexRoot,
+} from '../life/files.ts';
+export { repairLeaf } from '../life/repair.ts';

@@ -26,6 +26,14 @@ import type {
   Status,
 } from './api.ts';
 import { API_PREFIX } from './api.ts';
+import type {
+  Export,
+  ExportSpec,
+  Listener,
+  ListenerSpec,
+  Template,
+  TemplateSpec,
+} from './exports.ts';
 import { type Call, isNotRunning, SocketCaller } from './http.ts';
 import { type Dirs, findPaths, type Paths } from './paths.ts';
 
@@ -118,6 +126,57 @@ export class Client {
     await this.#call({ method: 'DELETE', path: REPLICAS + query });
   }
 
+  // ---- exports: disks for machines other than this one
+
+  /** Offers a disk to NBD clients, by its name. */
+  async addExport(spec: ExportSpec): Promise<Export> {
+    const body = absoluteExport(spec);
+    return (await this.#call({ method: 'POST', path: EXPORTS, body })) as Export;
+  }
+
+  async exports(): Promise<Export[]> {
+    return (await this.#call({ method: 'GET', path: EXPORTS })) as Export[];
+  }
+
+  /** With `force` its clients are cut off; what they have written is durable when it returns. */
+  async removeExport(name: string, options: { force?: boolean } = {}): Promise<Export> {
+    const path = `${EXPORTS}/${encodeURIComponent(name)}${forceQuery(options)}`;
+    return (await this.#call({ method: 'DELETE', path })) as Export;
+  }
+
+  /** Makes a disk for every name that a client asks for. */
+  async addTemplate(spec: TemplateSpec): Promise<Template> {
+    const body = absoluteExport(spec);
+    return (await this.#call({ method: 'POST', path: TEMPLATES, body })) as Template;
+  }
+
+  async templates(): Promise<Template[]> {
+    return (await this.#call({ method: 'GET', path: TEMPLATES })) as Template[];
+  }
+
+  async removeTemplate(prefix: string, options: { force?: boolean } = {}): Promise<Template> {
+    const path = `${TEMPLATES}/${encodeURIComponent(prefix || '*')}${forceQuery(options)}`;
+    return (await this.#call({ method: 'DELETE', path })) as Template;
+  }
+
+  /** Lets NBD clients in at an address: `nbd+unix:///?socket=/run/ubd/nbd.sock`. */
+  async listen(spec: ListenerSpec): Promise<Listener> {
+    const body: ListenerSpec = { ...spec };
+    if (spec.tlsDir !== undefined) body.tlsDir = resolve(spec.tlsDir);
+    if (spec.tlsPsk !== undefined) body.tlsPsk = resolve(spec.tlsPsk);
+    return (await this.#call({ method: 'POST', path: LISTENERS, body })) as Listener;
+  }
+
+  async listeners(): Promise<Listener[]> {
+    return (await this.#call({ method: 'GET', path: LISTENERS })) as Listener[];
+  }
+
+  /** Takes no more clients there; those that are served are served on. */
+  async unlisten(uri: string): Promise<Listener> {
+    const path = `${LISTENERS}/${encodeURIComponent(uri)}`;
+    return (await this.#call({ method: 'DELETE', path })) as Listener;
+  }
+
   async status(): Promise<Status> {
     return (await this.#call({ method: 'GET', path: `${API_PREFIX}/status` })) as Status;
   }
@@ -137,6 +196,9 @@ export class Client {
 
 const DEVICES = `${API_PREFIX}/devices`;
 const REPLICAS = `${API_PREFIX}/replicas`;
+const EXPORTS = `${API_PREFIX}/exports`;
+const TEMPLATES = `${API_PREFIX}/templates`;
+const LISTENERS = `${API_PREFIX}/listeners`;
 
 function forceQuery(options: { force?: boolean }): string {
   return options.force ? '?force=true' : '';
@@ -146,5 +208,13 @@ function absolute(spec: AttachSpec): AttachSpec {
   const out: AttachSpec = { ...spec };
   if (spec.root !== undefined && !isUri(spec.root)) out.root = resolve(spec.root);
   if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
+  return out;
+}
+
+function absoluteExport<T extends { root?: string; leaf?: string; dir?: string }>(spec: T): T {
+  const out: T = { ...spec };
+  if (spec.root !== undefined) out.root = resolve(spec.root);
+  if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
+  if (spec.dir !== undefined) out.dir = resolve(spec.dir);
   return out;
 }

@@ -7,6 +7,7 @@
  *       ephemeral/NAME.leaf  leaves that go away at detach
  *       roots/KEY.json       replicas of remote roots; beside it manifests
  *       cache/               chunks of remote roots: the disk cache
+ *       indexes/             indexes of files whose place is not beside their root
  *       daemon.lock          flock: the only judge of who is the daemon of this state
  *       ubd.log, ubd.log.1   the daemon's log
  *     runtime directory  (UBD_RUNTIME_DIR, /run/ubd)
@@ -28,6 +29,7 @@ export interface Paths extends Dirs {
   ephemeral: string;
   roots: string;
   diskCache: string;
+  indexes: string;
   stateLock: string;
   log: string;
   runtimeLock: string;
@@ -56,6 +58,7 @@ export function findPaths(given: Partial<Dirs> = {}): Paths {
     ephemeral: `${stateDir}/ephemeral`,
     roots: `${stateDir}/roots`,
     diskCache: `${stateDir}/cache`,
+    indexes: `${stateDir}/indexes`,
     stateLock: `${stateDir}/daemon.lock`,
     log: `${stateDir}/ubd.log`,
     runtimeLock: `${runtimeDir}/daemon.lock`,

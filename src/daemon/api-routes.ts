@@ -14,6 +14,8 @@ import {
   TRANSPORTS,
 } from '../client/api.ts';
 import { checkImage, describe } from './describe.ts';
+import type { Exports } from './exports/exports.ts';
+import { exportRoutes } from './exports/routes.ts';
 import type { Images, Replicas } from './machine.ts';
 import type { Registry } from './registry.ts';
 import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
@@ -64,6 +66,7 @@ const isReplicaSpec: Check<ReplicaSpec> = isObject<ReplicaSpec>({ root: isText, 
 
 export interface RouteOptions {
   registry: Registry;
+  exports: Exports;
   images: Images;
   replicas: Replicas;
   status: () => Promise<Status>;
@@ -74,7 +77,7 @@ export interface RouteOptions {
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
 export function makeRoutes(options: RouteOptions): ApiHandler {
-  const { registry, images, replicas, status, ready } = options;
+  const { registry, exports, images, replicas, status, ready } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
   const attach: Route = async ({ body }) => {
@@ -133,6 +136,7 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
         return ok({ root: rootOf(root), uri });
       },
     },
+    ...exportRoutes(exports, force),
     check: {
       POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),
     },

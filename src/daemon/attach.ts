@@ -140,7 +140,10 @@ async function prepareLeaf(
     await shop.images.createLeaf({ path, sizeBytes: deviceBytes(plan, root), root, ephemeral });
     undo.add('make the leaf', () => shop.images.removeLeaf(path));
   }
-  const leaf = await shop.images.openLeaf(path, { readOnly: plan.readOnly });
+  const leaf = await shop.images.openLeaf(path, {
+    readOnly: plan.readOnly,
+    ...(plan.quota !== undefined && { quota: plan.quota }),
+  });
   undo.add('open the leaf', () => leaf.close());
   for (const note of leaf.notes) shop.log.warning(`${path}: ${note}`);
   compareIdentity(path, plan, root, leaf.root.identity);

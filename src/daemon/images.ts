@@ -19,11 +19,12 @@ import { openContent } from './remote/content.ts';
 import type { RemoteRoots } from './remote/remote-roots.ts';
 
 export class FileImages implements Images {
-  readonly #chains = new Chains();
+  readonly #chains: Chains;
   readonly #remote: RemoteRoots | null;
 
   /** @param remote null: remote roots are opened in this thread, and only to be looked at */
-  constructor(remote: RemoteRoots | null = null) {
+  constructor(chains: Chains = new Chains(null), remote: RemoteRoots | null = null) {
+    this.#chains = chains;
     this.#remote = remote;
   }
 
@@ -53,14 +54,14 @@ export class FileImages implements Images {
     if ((await stat(path)).isFile()) await rm(path);
   }
 
-  async openLeaf(
-    path: string,
-    { readOnly = false, shadowOf }: OpenLeafOptions = {},
-  ): Promise<FileLeaf> {
-    const opened = readOnly ? openToRead(path) : openLeaf(path);
+  async openLeaf(path: string, options: OpenLeafOptions = {}): Promise<FileLeaf> {
+    const { quota } = options;
+    const opened = options.readOnly
+      ? openToRead(path)
+      : openLeaf(path, quota === undefined ? {} : { quota: fromQuota(quota) });
     let chain: ChainHold | null = null;
     try {
-      chain = this.#chains.open(path, opened.superblock, shadowOf && { shadowOf });
+      chain = this.#chains.open(path, opened.superblock);
       return new FileLeaf(opened, chain);
     } catch (error) {
       closeSync(opened.fd);
@@ -110,7 +111,13 @@ function dateOf(seconds: number | null): string | null {
   return seconds === null ? null : new Date(seconds * 1000).toISOString();
 }
 
-function toQuota(quota: StoredQuota | null): Quota | null {
+export function fromQuota(quota: Quota | null): StoredQuota | null {
+  if (quota === null) return null;
+  const { bytes, warnBytes, action } = quota;
+  return { bytes, warnBytes, silent: action === 'nothing' };
+}
+
+export function toQuota(quota: StoredQuota | null): Quota | null {
   if (quota === null) return null;
   const { bytes, warnBytes, silent } = quota;
   return { bytes, warnBytes, action: silent ? 'nothing' : 'event' };

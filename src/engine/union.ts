@@ -112,8 +112,8 @@ export interface UnionOptions {
 
 export class UnionDevice {
   readonly sizeSectors: number;
-  readonly #layers: readonly Layer[];
-  readonly #leaf: WritableLayer | null;
+  #layers: readonly Layer[];
+  #leaf: WritableLayer | null;
   readonly #parts: PartPool;
   readonly #onFault: (fault: Fault) => void;
   #lineHead: Request | null = null;
@@ -125,6 +125,10 @@ export class UnionDevice {
 
   /** Requests submitted and not completed. */
   inFlight = 0;
+  /** Requests that may still use the layers of before, by the parity of their time. */
+  readonly #inFlightIn: [number, number] = [0, 0];
+  #time: 0 | 1 = 0;
+  #onChanged: (() => void) | null = null;
   readonly counters = {
     reads: 0,
     readSectors: 0,
@@ -146,6 +150,42 @@ export class UnionDevice {
     return this.#leaf === null;
   }
 
+  /**
+   * Other layers from now on: parts that are under way end where they began. A new leaf gets the
+   * changes that are still to come.
+   * @param onUnused nobody uses any more what is left out; called once, also from inside
+   */
+  change(layers: readonly Layer[], leaf: WritableLayer, onUnused: () => void): void {
+    assert(this.#onChanged === null && this.#leaf !== null, 'one change at a time');
+    this.#layers = [leaf, ...layers];
+    this.#leaf = leaf;
+    this.#time ^= 1;
+    if (this.#inFlightIn[this.#time ^ 1] === 0) onUnused();
+    else this.#onChanged = onUnused;
+  }
+
+  /** What `locate` has found: 1 the leaf, 2 and more the layers below it, 0 none. */
+  located = 0;
+
+  /**
+   * Tells, in `located`, which layer has `sector`; returns for how many sectors that holds: at
+   * least one, none of them beyond `end` (exclusive).
+   */
+  locate(sector: number, end: number): number {
+    const first = this.#leaf === null ? 2 : 1;
+    let limit = end;
+    for (let i = 0; i < this.#layers.length; i++) {
+      const run = this.#layers[i]!.run(sector, limit);
+      if (run > 0) {
+        this.located = first + i;
+        return run;
+      }
+      limit = sector - run;
+    }
+    this.located = 0;
+    return limit - sector;
+  }
+
   /** Takes a request whose range the transport has checked against `sizeSectors`. */
   submit(request: Request): void {
     request.result = 0;
@@ -153,6 +193,8 @@ export class UnionDevice {
     request.flushing = false;
     request.cursor = request.sector;
     this.inFlight++;
+    request.time = this.#time;
+    this.#inFlightIn[this.#time]++;
     if (request.op === OP.READ) {
       this.counters.reads++;
       this.counters.readSectors += request.count;
@@ -213,6 +255,11 @@ export class UnionDevice {
       const layer = this.#layers[i]!;
       const run = layer.run(sector, limit);
       if (run > 0) {
+        const { loan } = request;
+        if (loan !== null && layer.lend !== undefined) {
+          const lent = layer.lend(sector, run, loan);
+          if (lent > 0) return lent;
+        }
         const part = this.#parts.take();
         if (part === null) return 0;
         part.union = this;
@@ -222,6 +269,7 @@ export class UnionDevice {
         part.count = run;
         request.pending++;
         const start = request.start + (sector - request.sector) * SECTOR_BYTES;
+        loan?.own(request.memory, start, run * SECTOR_BYTES);
         layer.read(sector, run, request.memory, start, part);
         return run;
       }
@@ -229,7 +277,9 @@ export class UnionDevice {
       limit = sector - run;
     }
     const start = request.start + (sector - request.sector) * SECTOR_BYTES;
-    request.memory.bytes.fill(0, start, start + (limit - sector) * SECTOR_BYTES);
+    const bytes = (limit - sector) * SECTOR_BYTES;
+    request.memory.bytes.fill(0, start, start + bytes);
+    request.loan?.own(request.memory, start, bytes);
     return limit - sector;
   }
 
@@ -305,8 +355,17 @@ export class UnionDevice {
   }
 
   #finish(request: Request): void {
+    const { loan } = request;
+    if (loan !== null && (request.result < 0 || !loan.lends)) loan.giveBack();
     this.inFlight--;
+    if (--this.#inFlightIn[request.time] === 0 && request.time !== this.#time) this.#changed();
     request.completer.complete(request);
+  }
+
+  #changed(): void {
+    const onChanged = this.#onChanged;
+    this.#onChanged = null;
+    onChanged?.();
   }
 
   #queue(request: Request): void {

@@ -94,7 +94,7 @@ function isBlockDevice(path: string): boolean {
 /**
  * Any byte that is not zero where file systems and partition tables have theirs: somebody's data.
  */
-function refuseContent(media: Media): void {
+export function refuseContent(media: Media): void {
   const length = Math.min(128 * 1024, media.sizeBytes);
   const raw = new Uint8Array(length);
   for (const position of [0, media.sizeBytes - length]) {

@@ -104,6 +104,11 @@ export class FileMedia implements Media {
     }
   }
 
+  /** Takes over a descriptor that somebody else has opened and checked. */
+  static adopt(name: string, fd: number, blockDevice: boolean): FileMedia {
+    return new FileMedia(name, fd, blockDevice);
+  }
+
   get sizeBytes(): number {
     if (!this.blockDevice) return fstatSync(this.fd).size;
     return this.#seek(0, SEEK_END);

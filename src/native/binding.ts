@@ -57,6 +57,11 @@ export interface Native {
   mapFile(fd: number, lengthBytes: number, position: number): MappedMemory | number;
   /** Unmaps it and detaches its ArrayBuffer: later use in TypeScript throws, it does not crash. */
   unmapMemory(address: number): void;
+  /**
+   * Copies within memory of `mapMemory`; the ranges may overlap. Throws where one does not lie in
+   * one mapping as a whole.
+   */
+  copyMemory(target: number, source: number, length: number): void;
 
   /**
    * Throws an Error with code where the kernel refuses. `cqEntries` 0 leaves the size to the
@@ -138,6 +143,8 @@ export interface Native {
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;
+  /** A blocking, close-on-exec netlink socket (NETLINK_*), or -errno. */
+  netlinkSocket(protocol: number): number;
 }
 
 const require = createRequire(import.meta.url);

@@ -45,9 +45,11 @@ export const OPCODE = {
   CLOSE: 19,
   READ: 22,
   WRITE: 23,
+  MADVISE: 25,
   SEND: 26,
   RECV: 27,
   SPLICE: 30,
+  RENAMEAT: 35,
   MSG_RING: 40,
   URING_CMD: 46,
   SEND_ZC: 47,
@@ -103,6 +105,9 @@ export function setCurrentPosition(words: Uint32Array, word: number): void {
   words[word + 2] = 0xffffffff;
   words[word + 3] = 0xffffffff;
 }
+
+/** A second address, where the position would be: the new name of RENAMEAT. */
+export const setAddress2: typeof setPosition = setPosition;
 
 /** Bytes, or an opcode's own 32-bit number. */
 export function setLength(words: Uint32Array, word: number, length: number): void {

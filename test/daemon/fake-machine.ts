@@ -9,6 +9,8 @@ import type { CheckReport, LeafInfo, RootIdentity } from '../../src/client/api.t
 import { findPaths, type Paths } from '../../src/client/paths.ts';
 import { Log } from '../../src/daemon/log.ts';
 import type {
+  ClientChannel,
+  Exporter,
   Images,
   LeafHandle,
   Machine,
@@ -21,7 +23,13 @@ import type {
 import type { DeviceStats } from '../../src/daemon/plane-protocol.ts';
 import { Registry } from '../../src/daemon/registry.ts';
 
-export type Step = 'openRoot' | 'createLeaf' | 'openLeaf' | 'transport.attach';
+export type Step =
+  | 'exporter.open'
+  | 'exporter.close'
+  | 'openRoot'
+  | 'createLeaf'
+  | 'openLeaf'
+  | 'transport.attach';
 
 interface LeafFile {
   sizeBytes: number;
@@ -44,6 +52,10 @@ export class FakeMachine implements Machine {
     list: async () => [],
   };
   readonly transports: readonly Transport[];
+  readonly exporter: Exporter;
+  /** Exports that are open, by their number, and their clients. */
+  readonly exported: Map<number, { device: TransportDevice; channels: ClientChannel[] }> =
+    new Map();
   readonly #attached = new Map<number, { node: string; device: TransportDevice }>();
   #nextNode = 0;
   missing: string | null = null;
@@ -65,6 +77,7 @@ export class FakeMachine implements Machine {
       leafInfo: async path => leafInfo(path),
       checkLeaf: async path => checkReport(path),
     };
+    this.exporter = this.#exporter();
     this.transports = [
       {
         name: 'loop',
@@ -79,6 +92,30 @@ export class FakeMachine implements Machine {
     ];
   }
 
+  #exporter(): Exporter {
+    const find = (id: number): { device: TransportDevice; channels: ClientChannel[] } => {
+      const found = this.exported.get(id);
+      if (found === undefined) throw new UbdError('internal', `no export ${id}`);
+      return found;
+    };
+    return {
+      open: async device => {
+        await this.#step('exporter.open');
+        this.exported.set(device.id, { device, channels: [] });
+      },
+      connect: async (id, channel) => {
+        find(id).channels.push(channel);
+      },
+      close: async id => {
+        const { device } = find(id);
+        await this.#step('exporter.close');
+        device.root.close();
+        device.leaf?.close();
+        this.exported.delete(id);
+      },
+    };
+  }
+
   async stats(): Promise<DeviceStats[]> {
     return [...this.#attached.keys()].map(id => ({
       id,
@@ -89,6 +126,8 @@ export class FakeMachine implements Machine {
       writtenBytes: 1024,
       flushes: 3,
       faults: 0,
+      quota: null,
+      refused: 0,
       changedBytes: 1024,
     }));
   }
