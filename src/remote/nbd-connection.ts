@@ -79,7 +79,7 @@ export class NbdConnection {
   /** The server cannot be told to stop: what it still sends of an aborted read is thrown away. */
   async read(position: number, target: Buffer, signal: AbortSignal): Promise<void> {
     if (this.#ended !== null) throw this.#ended;
-    signal.throwIfAborted();
+    if (signal.aborted) throw asPlaceError(signal.reason);
     const cookie = this.#nextCookie++;
     const request = Buffer.alloc(REQUEST_BYTES);
     request.writeUInt32BE(REQUEST_MAGIC, 0);
@@ -209,8 +209,10 @@ function partOf(read: Read, offset: number, length: number): Buffer {
 const ESHUTDOWN = 108;
 
 function serverError(error: number, text: string): PlaceError {
-  const message = `answered ${errnoName(error)}${text === '' ? '' : ` (${text.trim()})`}`;
-  return new PlaceError(error === ESHUTDOWN ? 'busy' : 'failing', message);
+  const note = text === '' ? '' : ` (${text.trim()})`;
+  return error === ESHUTDOWN
+    ? new PlaceError('busy', `is ending${note}`)
+    : new PlaceError('failing', `answered ${errnoName(error)}${note}`);
 }
 
 const HALF = 2 ** 32;

@@ -34,7 +34,7 @@ export interface OpenedNbd {
 }
 
 export async function openNbd(target: NbdTarget, signal: AbortSignal): Promise<OpenedNbd> {
-  signal.throwIfAborted();
+  if (signal.aborted) throw asPlaceError(signal.reason);
   const socket = connect({ ...target.address, noDelay: true });
   // One that waits in the handshake is woken by the end of its socket.
   const abort = (): void => {
