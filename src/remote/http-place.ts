@@ -25,6 +25,8 @@ import type { RootUri } from './uri.ts';
 /** Connections of one place. */
 const CONNECTIONS_MAX = 16;
 const REDIRECTS_MAX = 5;
+/** Asked for to learn the size. Not one byte: there are servers that take 0-0 for everything. */
+const PROBE_BYTES = 512;
 /** A server may close an idle connection at any time; we do it first. */
 const IDLE_MS_MAX = 15_000;
 
@@ -64,11 +66,12 @@ export class HttpPlace implements Place {
 
   async open(signal: AbortSignal): Promise<PlaceFacts> {
     this.#url = this.#first;
-    const response = await this.#get({ range: 'bytes=0-0' }, signal);
+    const response = await this.#get({ range: `bytes=0-${PROBE_BYTES - 1}` }, signal);
     try {
       expectPartial(response);
       const { first, last, total } = contentRange(response);
-      if (first !== 0 || last !== 0) throw nonsense(`sent bytes ${first}-${last} instead of 0-0`);
+      if (first !== 0 || last !== Math.min(PROBE_BYTES, total) - 1)
+        throw nonsense(`sent bytes ${first}-${last} instead of 0-${PROBE_BYTES - 1}`);
       this.#sizeBytes = total;
       this.#pin = pinOf(response);
     } finally {
