@@ -14,4 +14,6 @@ export {
   indexLeaf,
   indexRoot,
 } from '../life/files.ts';
+export { receiveLeaf } from '../life/receive.ts';
 export { repairLeaf } from '../life/repair.ts';
+export { sendLeaf } from '../life/send.ts';

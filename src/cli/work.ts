@@ -2,8 +2,16 @@
  * What the commands that work on leaves themselves have in common: which file is meant, a way to be
  * stopped, and how far they are.
  */
-import { existsSync, readdirSync, readFileSync, realpathSync } from 'node:fs';
+import {
+  createWriteStream,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  type WriteStream,
+} from 'node:fs';
 import { resolve } from 'node:path';
+import type { Writable } from 'node:stream';
 import { UbdError } from '../base/errors.ts';
 import { findPaths, type Paths } from '../client/paths.ts';
 import type { Arguments } from './command.ts';
@@ -34,6 +42,12 @@ export async function running<T>(work: (options: Running) => Promise<T>): Promis
   }
 }
 
+/** Standard output for data: a reader that goes away is a failure, told to who writes. */
+export function standardOutput(): Writable {
+  process.stdout.removeAllListeners('error').on('error', () => {});
+  return process.stdout;
+}
+
 /** What a LEAF|DEV argument means. */
 export interface Subject {
   /** The leaf's path. */
@@ -62,6 +76,11 @@ export function subjectOf(args: Arguments, text: string): Subject {
     });
   const leaf = realpathSync(text);
   return { leaf, device: records.find(one => one.leaf === leaf)?.name ?? null };
+}
+
+/** An image may be named by its path or its UUID. */
+export function isUuid(text: string): boolean {
+  return /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(text);
 }
 
 /** The leaf of an argument; throws `busy` where a device has it, also one whose daemon is dead. */

@@ -13,8 +13,8 @@
  *     GET    /v1/replicas[?root=ROOT]          → RootReplicas[]
  *     POST   /v1/replicas    ReplicaSpec       → 201 Replica
  *     DELETE /v1/replicas?root=ROOT&uri=URI    → ReplicaSpec
- *     POST   /v1/snapshot    SnapshotSpec      → Snapshot: the leaf of a device, frozen as it goes on
- *     POST   /v1/fork        ForkSpec          → Fork: new leaves on the state of a device or leaf
+ *     POST   /v1/snapshot    SnapshotSpec      → Snapshot
+ *     POST   /v1/fork        ForkSpec          → Fork
  *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
@@ -203,6 +203,8 @@ export interface LeafInfo {
 
 export interface DeviceInfo extends Device {
   kind: 'device';
+  /** The intermediate images between leaf and root, the topmost first. */
+  chain: ImageInfo[];
   identity: RootIdentity | null;
   attachedAt: string;
   /** Partition links that exist: /dev/ubdNpM. */

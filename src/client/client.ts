@@ -14,15 +14,20 @@ import { isUri } from '../base/uri.ts';
 import type {
   AttachResult,
   AttachSpec,
+  ChangeSpec,
   CheckReport,
   CheckSpec,
   Detached,
   DetachResult,
   Device,
+  Fork,
+  ForkSpec,
   Info,
   Replica,
   ReplicaSpec,
   RootReplicas,
+  Snapshot,
+  SnapshotSpec,
   Status,
 } from './api.ts';
 import { API_PREFIX } from './api.ts';
@@ -100,6 +105,26 @@ export class Client {
   async info(target: string): Promise<Info> {
     const path = `${API_PREFIX}/info?target=${encodeURIComponent(target)}`;
     return (await this.#call({ method: 'GET', path })) as Info;
+  }
+
+  /** Freezes the leaf of a device as an intermediate image, while the device goes on. */
+  async snapshot(spec: SnapshotSpec): Promise<Snapshot> {
+    const body: SnapshotSpec = { ...spec, file: resolve(spec.file) };
+    return (await this.#call({ method: 'POST', path: `${API_PREFIX}/snapshot`, body })) as Snapshot;
+  }
+
+  /** Makes leaves that stand on the state of a device, a leaf or an intermediate image. */
+  async fork(spec: ForkSpec): Promise<Fork> {
+    const body: ForkSpec = { ...spec, leaves: spec.leaves.map(leaf => resolve(leaf)) };
+    if (spec.source.includes('/')) body.source = resolve(spec.source);
+    if (spec.image !== undefined) body.image = resolve(spec.image);
+    return (await this.#call({ method: 'POST', path: `${API_PREFIX}/fork`, body })) as Fork;
+  }
+
+  /** Changes a device in use: its quota. */
+  async change(target: string, body: ChangeSpec): Promise<Device> {
+    const path = `${DEVICES}/${encodeURIComponent(target)}`;
+    return (await this.#call({ method: 'PATCH', path, body })) as Device;
   }
 
   /** Verifies a leaf that is not attached; with `root`, its root too, in full. */

@@ -8,14 +8,20 @@ import {
   type AttachResult,
   type AttachSpec,
   BATCH_MAX,
+  type ChangeSpec,
   type CheckSpec,
+  type ForkSpec,
+  QUOTA_ACTIONS,
+  type QuotaSpec,
   type ReplicaSpec,
+  type SnapshotSpec,
   type Status,
   TRANSPORTS,
 } from '../client/api.ts';
 import { checkImage, describe } from './describe.ts';
 import type { Exports } from './exports/exports.ts';
 import { exportRoutes } from './exports/routes.ts';
+import type { Life } from './life/life.ts';
 import type { Images, Replicas } from './machine.ts';
 import type { Registry } from './registry.ts';
 import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
@@ -25,12 +31,14 @@ import {
   isBoolean,
   isDeviceBytes,
   isName,
+  isNullOr,
   isObject,
   isOneOf,
   isPath,
   isPlace,
   isRoot,
   isText,
+  isWhole,
 } from './validate.ts';
 
 const ATTACH_FIELDS = [
@@ -41,7 +49,13 @@ const ATTACH_FIELDS = [
   'readOnly',
   'sizeBytes',
   'transport',
+  'quota',
 ] as const;
+
+const isQuota: Check<QuotaSpec> = isObject<QuotaSpec>(
+  { bytes: isDeviceBytes, warnBytes: isWhole, action: isOneOf(QUOTA_ACTIONS) },
+  ['warnBytes', 'action'],
+);
 
 export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
   {
@@ -52,8 +66,23 @@ export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
     readOnly: isBoolean,
     sizeBytes: isDeviceBytes,
     transport: isOneOf(TRANSPORTS),
+    quota: isNullOr(isQuota),
   },
   ATTACH_FIELDS,
+);
+
+const isChangeSpec: Check<ChangeSpec> = isObject<ChangeSpec>({ quota: isNullOr(isQuota) }, [
+  'quota',
+]);
+
+const isSnapshotSpec: Check<SnapshotSpec> = isObject<SnapshotSpec>(
+  { target: isText, file: isPath, freeze: isBoolean },
+  ['freeze'],
+);
+
+const isForkSpec: Check<ForkSpec> = isObject<ForkSpec>(
+  { source: isText, leaves: isArrayOf(isPath, BATCH_MAX), image: isPath, freeze: isBoolean },
+  ['image', 'freeze'],
 );
 
 const isAttachSpecs: Check<AttachSpec[]> = isArrayOf(isAttachSpec, BATCH_MAX);
@@ -66,6 +95,7 @@ const isReplicaSpec: Check<ReplicaSpec> = isObject<ReplicaSpec>({ root: isText, 
 
 export interface RouteOptions {
   registry: Registry;
+  life: Life;
   exports: Exports;
   images: Images;
   replicas: Replicas;
@@ -77,7 +107,7 @@ export interface RouteOptions {
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
 export function makeRoutes(options: RouteOptions): ApiHandler {
-  const { registry, exports, images, replicas, status, ready } = options;
+  const { registry, life, exports, images, replicas, status, ready } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
   const attach: Route = async ({ body }) => {
@@ -113,6 +143,8 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
     },
     'devices/*': {
       GET: async ({ path }) => ok(await describe(`${path[2]}`, registry, images)),
+      PATCH: async ({ path, body }) =>
+        ok(await life.change(`${path[2]}`, isChangeSpec(body, 'body'))),
       DELETE: async request =>
         ok(await registry.detach(`${request.path[2]}`, { force: force(request) })),
     },
@@ -136,6 +168,10 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
         return ok({ root: rootOf(root), uri });
       },
     },
+    snapshot: {
+      POST: async ({ body }) => ok(await life.snapshot(isSnapshotSpec(body, 'body'))),
+    },
+    fork: { POST: async ({ body }) => ok(await life.fork(isForkSpec(body, 'body'))) },
     ...exportRoutes(exports, force),
     check: {
       POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),

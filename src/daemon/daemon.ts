@@ -17,6 +17,7 @@ import { makeRoutes } from './api-routes.ts';
 import { assemble } from './assemble.ts';
 import { Lock, makeDirectories, ownerOf } from './directories.ts';
 import { checkServing, Exports, type Serving } from './exports/exports.ts';
+import { Life } from './life/life.ts';
 import { Log } from './log.ts';
 import { Registry } from './registry.ts';
 import { ApiServer } from './server.ts';
@@ -52,6 +53,9 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
           (suppressed > 0 ? `; ${suppressed} more were not logged` : ''),
       ),
     onReport: (level, text) => log[level](text),
+    onQuota: (id, mark) => {
+      life.quotaReached(id, mark).catch((error: Error) => log.error(error.message));
+    },
     onGone: (id, reason) => {
       registry.gone(id, reason).catch((error: Error) => log.error(error.message));
     },
@@ -63,6 +67,7 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
     },
   });
   const registry = new Registry({ paths, machine, log, owner });
+  const life = new Life(registry, machine.live);
   registry.watchPartitions('/dev');
   const exports = new Exports({ paths, machine, registry, log });
 
@@ -100,6 +105,7 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
     log,
     makeRoutes({
       registry,
+      life,
       exports,
       images: machine.images,
       replicas: machine.replicas,

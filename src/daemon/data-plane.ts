@@ -40,17 +40,16 @@ import {
 const RING_ENTRIES = 512;
 /**
  * Requests of a transport served at a time, over all devices; 1 MiB of address space each, touched
- * when used.
+ * when used. One device may have half of them, see SlotPool.
  */
 const SLOTS = 64;
 /** What reads of all NBD clients may take together; touched when used. */
 const NBD_MEBIBYTES = 64;
 /**
- * Runs of sectors under way; a request of many short runs takes several, and waits where there are
- * none.
+ * Runs of sectors under way; a request of many short runs takes several, and waits where its device
+ * has its share.
  */
 const PARTS = 1024;
-const BUFFER_GROUP = 0;
 /** Smallest mapped memory: for requests that carry no data. */
 const PAGE_BYTES = 4096;
 
@@ -77,7 +76,7 @@ class DataPlane {
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
     this.#ring = new Ring({ entries: RING_ENTRIES });
-    this.#fuseSlots = new FuseSlots(this.#ring, BUFFER_GROUP, SLOTS);
+    this.#fuseSlots = new FuseSlots(this.#ring, SLOTS);
     this.#ublkSlots = new UblkSlots(this.#ring, SLOTS);
     this.#nbdSlots = new NbdSlots(this.#ring, NBD_MEBIBYTES);
     this.#io = new RingIo(this.#ring);

@@ -9,6 +9,7 @@ import type {
   CheckReport,
   CheckSpec,
   DeviceInfo,
+  ImageInfo,
   Info,
   LeafInfo,
   RootInfo,
@@ -24,7 +25,7 @@ export async function describe(
   images: Images,
 ): Promise<Info> {
   const entry = registry?.tryFind(target);
-  if (registry && entry) return describeDevice(entry, registry);
+  if (registry && entry) return describeDevice(entry, registry, images);
   if (isUri(target)) return describeRoot(parseRootUri(target).text, registry, images);
   if (!target.startsWith('/'))
     throw new UbdError('not-found', `there is no device ${target}`, {
@@ -98,12 +99,26 @@ async function describeUsedLeaf(
   };
 }
 
-async function describeDevice(entry: Entry, registry: Registry): Promise<DeviceInfo> {
+/** None of a device whose leaf cannot be looked at: that it is failed says why. */
+async function chainOf({ leaf }: Entry, images: Images): Promise<ImageInfo[]> {
+  if (leaf === null) return [];
+  return images.leafInfo(leaf.path).then(
+    ({ chain }) => chain,
+    () => [],
+  );
+}
+
+async function describeDevice(
+  entry: Entry,
+  registry: Registry,
+  images: Images,
+): Promise<DeviceInfo> {
   const stats = (await registry.stats()).find(({ id }) => id === entry.id);
   const users = entry.node && entry.transport ? await entry.transport.users(entry.node) : [];
   return {
     kind: 'device',
-    ...registry.show(entry, stats?.changedBytes ?? null),
+    ...registry.show(entry, stats ?? null),
+    chain: await chainOf(entry, images),
     identity: entry.identity,
     attachedAt: entry.attachedAt,
     partitions: entry.partitions,

@@ -99,9 +99,10 @@ export function toRecord(
   };
 }
 
-type QuotaStats = Pick<DeviceStats, 'changedBytes' | 'quota' | 'refused'>;
+/** What the data plane knows of a device's leaf. */
+export type LeafStats = Pick<DeviceStats, 'changedBytes' | 'quota' | 'refused'>;
 
-function quotaOf({ changedBytes, quota, refused }: QuotaStats): Device['quota'] {
+function quotaOf({ changedBytes, quota, refused }: LeafStats): Device['quota'] {
   if (quota === null) return null;
   const { bytes, warnBytes, silent } = quota;
   const state = refused > 0 ? 'full' : changedBytes >= warnBytes ? 'warning' : 'ok';
@@ -112,7 +113,7 @@ function quotaOf({ changedBytes, quota, refused }: QuotaStats): Device['quota'] 
 export function toDevice(
   entry: Entry,
   linkPath: (link: number) => string,
-  stats: QuotaStats | null,
+  stats: LeafStats | null,
 ): Device {
   const usable = entry.state === 'attached' && entry.link !== null;
   const device: Device = {

@@ -4,12 +4,12 @@
  */
 import { closeSync } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
-import { UbdError } from '../base/errors.ts';
 import { isUri } from '../base/uri.ts';
 import type { CheckReport, LeafInfo, Quota, RootIdentity } from '../client/api.ts';
 import { createLeaf } from '../leaf/create.ts';
 import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
+import { peekSuperblock } from '../leaf/successor.ts';
 import type { Quota as StoredQuota } from '../leaf/superblock.ts';
 import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
@@ -99,12 +99,7 @@ export class FileImages implements Images {
 
 /** For a device that is read-only: a frozen leaf serves as well. */
 function openToRead(path: string): ReturnType<typeof openLeaf> {
-  try {
-    return openLeaf(path);
-  } catch (error) {
-    if (!(error instanceof UbdError) || error.code !== 'frozen') throw error;
-    return openLeaf(path, { readOnly: true });
-  }
+  return openLeaf(path, { readOnly: peekSuperblock(path).freeze?.done === true });
 }
 
 function dateOf(seconds: number | null): string | null {

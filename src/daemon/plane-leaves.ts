@@ -88,7 +88,9 @@ export class PlaneLeaves {
 
   #serve(opened: OpenedLeaf, shadow: OpenedShadow | undefined): Served {
     const served = new Served(this.#io, opened, shadow);
-    served.leaf.onQuota = this.#onQuota;
+    served.leaf.onQuota = mark => {
+      if (opened.superblock.quota?.silent === false) this.#onQuota(mark);
+    };
     return served;
   }
 

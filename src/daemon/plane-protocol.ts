@@ -187,7 +187,7 @@ export interface LostEvent {
   reason: string;
 }
 
-/** The leaf has come to its mark, or a write was refused by its quota: the first time since then. */
+/** The leaf has come to its mark, or its quota has refused a write: told once. */
 export interface QuotaEvent {
   event: 'quota';
   id: number;

@@ -52,10 +52,7 @@ export interface Files {
   canonical(path: string): string;
   /** Whether both names are of one file. False where one does not exist. */
   isSame(a: string, b: string): boolean;
-  /**
-   * Gives a finished file a second name, unless that is taken (`exists`). Where the file system has
-   * no second names, the first one goes.
-   */
+  /** Renames, unless the new name is taken (`exists`). */
   giveName(temporary: string, path: string): void;
   /** Replaces what has the new name. */
   rename(from: string, to: string): void;

@@ -111,8 +111,8 @@ export function dropSuccessor({ leafPath, file, path }: Omit<Successor, 'freeze'
 }
 
 /**
- * After a crash: takes back what was under way, if the new leaf has not taken the other's place; the
- * leaf goes on as it was.
+ * After a crash: takes back what was under way, if the new leaf has not taken the other's place;
+ * the leaf goes on as it was.
  */
 export function abandonSuccessor(files: Omit<Successor, 'freeze'>): void {
   const { leafPath, file } = files;

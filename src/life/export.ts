@@ -244,7 +244,7 @@ async function toStream(
   work.begin('writing', report.sizeBytes);
   const put = async (bytes: Uint8Array): Promise<void> => {
     hash?.update(bytes);
-    await writeTo(target, bytes);
+    await writeTo(target, bytes, work);
     work.advance(bytes.length);
   };
   for (const { sector, count, layer, data } of stack.pieces(0, stack.sizeSectors)) {
@@ -267,12 +267,13 @@ async function toStream(
 }
 
 /** Waits until the stream has taken it. */
-export function writeTo(stream: Writable, bytes: Uint8Array): Promise<void> {
-  return new Promise((resolve, reject) => {
+export function writeTo(stream: Writable, bytes: Uint8Array, work: Work): Promise<void> {
+  const written = new Promise<void>((resolve, reject) => {
     stream.write(bytes, error => {
       if (!error) resolve();
       else
         reject(new UbdError('io', `cannot write the stream: ${error.message}`, { cause: error }));
     });
   });
+  return work.orStop(written);
 }

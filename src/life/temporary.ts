@@ -44,6 +44,11 @@ export class Temporary {
     this.#world.syncDirectory(dirname(place));
   }
 
+  /** Leaves it under its temporary name, open and locked: somebody else goes on with it. */
+  release(): void {
+    this.#there = false;
+  }
+
   /** Takes the temporary name away: all of it, if it was not published. Idempotent. */
   discard(): void {
     if (!this.#there) return;

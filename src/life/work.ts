@@ -53,6 +53,25 @@ export class Work {
       throw new UbdError('interrupted', 'interrupted: nothing was changed');
   }
 
+  /** Waits for what may never come, but no longer than until the operation is to stop. */
+  async orStop<T>(pending: Promise<T>): Promise<T> {
+    const signal = this.#signal;
+    if (signal === undefined) return pending;
+    this.goOn();
+    let stop = (): void => {};
+    const stopped = new Promise<void>(resolve => {
+      stop = resolve;
+    });
+    signal.addEventListener('abort', stop);
+    try {
+      await Promise.race([pending, stopped]);
+      this.goOn();
+      return await pending;
+    } finally {
+      signal.removeEventListener('abort', stop);
+    }
+  }
+
   /**
    * Lets the thread see to other things, such as a signal. For long stretches of work that wait for
    * nothing.

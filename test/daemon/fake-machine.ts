@@ -13,6 +13,7 @@ import type {
   Exporter,
   Images,
   LeafHandle,
+  LiveLeaves,
   Machine,
   NewLeaf,
   Replicas,
@@ -29,6 +30,7 @@ export type Step =
   | 'openRoot'
   | 'createLeaf'
   | 'openLeaf'
+  | 'snapshot'
   | 'transport.attach';
 
 interface LeafFile {
@@ -37,6 +39,19 @@ interface LeafFile {
 }
 
 export class FakeMachine implements Machine {
+  readonly live: LiveLeaves = {
+    snapshot: async (_, file, hooks) => {
+      await hooks.remember({ file, successor: `${file}.next` });
+      try {
+        await this.#step('snapshot');
+      } finally {
+        await hooks.remember(null);
+      }
+      return { changedBytes: 0, images: 1 };
+    },
+    limit: async () => {},
+    gone: () => {},
+  };
   /** What is open or attached now: root and leaf paths, nodes. */
   readonly open: Set<string> = new Set();
   readonly users: Map<string, string[]> = new Map();

@@ -48,7 +48,10 @@ export async function startS3(directory: string, bucket: string): Promise<S3Serv
     endpoint,
     async put(name, key, content) {
       const url = `${endpoint}/${name}/${key.split('/').map(encodeURIComponent).join('/')}`;
-      const response = await client.fetch(url, { method: 'PUT', body: content as unknown as string });
+      const response = await client.fetch(url, {
+        method: 'PUT',
+        body: content as unknown as string,
+      });
       if (!response.ok) throw new Error(`PUT ${key}: ${response.status} ${await response.text()}`);
     },
     stop: () => server.close(),

@@ -140,7 +140,10 @@ export class SimMachine implements World {
   giveName(temporary: string, path: string): void {
     this.step();
     if (this.#names.has(path)) throw new UbdError('exists', `${path}: cannot create it: EEXIST`);
-    this.#change(dirname(path), [[path, this.file(temporary)]]);
+    this.#change(dirname(path), [
+      [path, this.file(temporary)],
+      [temporary, null],
+    ]);
   }
 
   rename(from: string, to: string): void {

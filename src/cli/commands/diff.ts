@@ -10,7 +10,7 @@ import { indexDirectory } from '../files.ts';
 import { printable } from '../names.ts';
 import { print, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
-import { detachedLeaf, running } from '../work.ts';
+import { detachedLeaf, isUuid, running } from '../work.ts';
 
 /** Lines gathered before they are printed: there may be millions. */
 const BATCH = 1000;
@@ -43,11 +43,9 @@ export const diff: Command = {
         throw new UbdError('usage', '--since goes with --blocks', { next: helpHint(diff) });
       return diffTheFiles(args, leaf);
     }
-    const isPath =
-      since !== undefined && !/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(since);
     const { diffBlocks } = await import('../offline.ts');
     await diffBlocks(
-      { leaf, ...(since !== undefined && { since: isPath ? resolve(since) : since }) },
+      { leaf, ...(since !== undefined && { since: isUuid(since) ? since : resolve(since) }) },
       ({ ranges, sizeBytes, since: base }) =>
         args.flags.has('json')
           ? printRanges({ leaf, size: sizeBytes, since: base }, ranges)

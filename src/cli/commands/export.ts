@@ -4,7 +4,7 @@ import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Command, EXIT } from '../command.ts';
 import { print, printJson } from '../output.ts';
-import { detachedLeaf, running } from '../work.ts';
+import { detachedLeaf, running, standardOutput } from '../work.ts';
 
 export const exportCommand: Command = {
   name: 'export',
@@ -48,7 +48,7 @@ export const exportCommand: Command = {
       exportLeaf(
         {
           leaf,
-          target: toStdout ? process.stdout : resolve(target),
+          target: toStdout ? standardOutput() : resolve(target),
           force: args.flags.has('force'),
           digest: args.flags.has('sha256'),
           ...(format && { format }),

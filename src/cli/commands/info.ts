@@ -162,6 +162,11 @@ function deviceFacts(device: DeviceInfo): Facts {
     ['used by', device.users.join(', ') || 'nobody'],
   ];
   if (device.changed !== null) lines.push(['changed', bytes(device.changed)]);
+  if (device.quota !== null) {
+    const { bytes: most, warnBytes, state } = device.quota;
+    lines.push(['quota', `${bytes(most)}, warns at ${bytes(warnBytes)}: ${state}`]);
+  }
+  for (const image of device.chain) lines.push(['stands on', imageFact(image)]);
   if (device.partitions.length > 0) lines.push(['partitions', device.partitions.join(', ')]);
   const { requests } = device;
   if (requests) {
