@@ -22,6 +22,7 @@ import { run, tryRun, until } from '../support/run.ts';
 import { type Attached, Sandbox } from '../support/sandbox.ts';
 
 const skip = await missing(...DEVICES, 'nginx', 'nbdkit', 'qemu-nbd', 'dd');
+t.setTimeout(240_000);
 const MIB = 2 ** 20;
 const SIZE = 48 * MIB;
 
