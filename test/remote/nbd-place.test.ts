@@ -1,7 +1,7 @@
 /**
- * Goal: from real NBD servers, plain and over TLS, come the bytes that were asked for; from one that
- * breaks the protocol comes an error, and never another block's bytes. Method: qemu-nbd and nbdkit;
- * and a server in this process that misbehaves.
+ * Goal: from real NBD servers, plain and over TLS, come the bytes that were asked for; from one
+ * that breaks the protocol comes an error, and never another block's bytes. Method: qemu-nbd and
+ * nbdkit; and a server in this process that misbehaves.
  */
 import { createHash } from 'node:crypto';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';

@@ -1,7 +1,7 @@
 /**
- * Goal: what readers of a remote root get is the root's content, fetched as seldom as possible, also
- * from a disk cache that somebody has tampered with. Method: places in memory and files, opened as
- * the upstream thread does it.
+ * Goal: what readers of a remote root get is the root's content, fetched as seldom as possible,
+ * also from a disk cache that somebody has tampered with. Method: places in memory and files,
+ * opened as the upstream thread does it.
  */
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';

@@ -27,10 +27,16 @@ export const info: Command = {
       value: 'FILE',
       about: 'where the manifest goes; that of a remote root is kept in the state directory',
     },
+    'rebase-path': {
+      type: 'text',
+      value: 'NEWPATH',
+      about: 'remember in a leaf that its root or intermediate image has moved there',
+    },
   },
   examples: [
     { line: 'ubd info web', about: 'a device and its counters' },
-    { line: 'ubd info ./web.leaf', about: 'a leaf: its root, and how much changed' },
+    { line: 'ubd info ./web.leaf', about: 'a leaf: what it stands on, how much changed' },
+    { line: 'ubd info ./web.leaf --rebase-path new.img', about: 'its root was renamed' },
     { line: 'ubd info --manifest debian.img', about: 'makes debian.img.ubdmanifest' },
   ],
   needsRoot: false,
@@ -38,6 +44,11 @@ export const info: Command = {
     if (args.flags.has('manifest')) return manifest(args, args.positionals[0]!);
     if (args.texts.has('output'))
       throw new UbdError('usage', '--output goes with --manifest', { next: helpHint(info) });
+    const moved = args.texts.get('rebase-path');
+    if (moved !== undefined) {
+      const { rebaseLeafPath } = await import('../offline.ts');
+      await rebaseLeafPath(resolve(args.positionals[0]!), isUri(moved) ? moved : resolve(moved));
+    }
     const found = await look(args, args.positionals[0]!);
     if (args.flags.has('json')) printJson(found);
     else print(render(found));

@@ -126,6 +126,7 @@ export class Catalog {
     refuseUsed(made, options.force);
     const shown = this.#showTemplate(entry);
     this.#templates.delete(prefix);
+    for (const { disk } of made) this.#named.delete(disk.name);
     await Promise.all(made.map(({ disk }) => disk.close()));
     return shown;
   }

@@ -153,6 +153,11 @@ export class Handshake {
     this.#steps.push({ step: 'send', bytes: greeting() });
   }
 
+  /** Bytes that are kept. */
+  get buffered(): number {
+    return this.#buffered;
+  }
+
   /** Bytes from the client. They are kept until `next` gets to them. */
   take(bytes: Buffer): void {
     if (this.#state === 'over' || bytes.length === 0) return;
