@@ -17,6 +17,11 @@ export const info: Command = {
   about: 'what a root, a leaf or a device is',
   positionals: [{ name: 'PATH|DEV|NAME', count: 'one', about: 'file, device link, node or name' }],
   options: {
+    'rebase-path': {
+      type: 'text',
+      value: 'NEWPATH',
+      about: 'remember in a leaf that its root or intermediate image has moved there',
+    },
     manifest: {
       type: 'flag',
       about: 'read all of a root, and make its manifest: a digest for each part, beside the root',
@@ -26,11 +31,6 @@ export const info: Command = {
       short: 'o',
       value: 'FILE',
       about: 'where the manifest goes; that of a remote root is kept in the state directory',
-    },
-    'rebase-path': {
-      type: 'text',
-      value: 'NEWPATH',
-      about: 'remember in a leaf that its root or intermediate image has moved there',
     },
   },
   examples: [
