@@ -187,7 +187,7 @@ async function findManifest(
     ),
   );
   const candidates = [...places.map(({ uri }, i) => ({ from: uri, raw: beside[i]! }))];
-  candidates.push({ from: 'on record', raw: spec.manifest! });
+  candidates.push({ from: 'the state directory', raw: spec.manifest! });
   for (const { from, raw } of candidates) {
     if (raw === null) continue;
     try {

@@ -229,7 +229,15 @@ t.test('every damage on the disk is a miss, and is told', async t => {
   for (let round = 0; round < 30; round++) {
     const spoiled = sound.map(bytes => Buffer.from(bytes));
     const which = spoiled[random.below(2)]!;
-    switch (random.below(4)) {
+    switch (random.below(5)) {
+      case 4: // two chunks that changed places, with their records
+        for (const [i, bytes] of [...spoiled.entries()]) {
+          const [start, length] = i === 0 ? [64, 40] : [0, CHUNK_BYTES];
+          const first = Buffer.from(bytes.subarray(start, start + length));
+          bytes.copyWithin(start, start + length, start + 2 * length);
+          first.copy(bytes, start + length);
+        }
+        break;
       case 0: // bits
         for (let i = 0; i < 20; i++) which[random.below(which.length)]! ^= 1 << random.below(8);
         break;
@@ -468,6 +476,24 @@ t.test('a root that is known opens although nobody answers, and its reads wait',
   t.teardown(() => second.stop());
   await waiting;
   t.pass('and go on when it is there');
+});
+
+t.test('a manifest of another root is not used for one that is known', async t => {
+  const server = await HttpRoot.start(image);
+  t.teardown(() => server.stop());
+  const plain = await openRemoteRoot({ ...spec, uri: server.url() }, machine());
+  const { identity } = plain.root;
+  plain.root.close();
+  const manifest = manifestOf(imageOf(SIZE, 4), 'ab'.repeat(32)).encode();
+  const log: string[] = [];
+  const { root } = await openRemoteRoot(
+    { ...spec, uri: server.url(), identity, manifest },
+    machine(log),
+  );
+  t.teardown(() => root.close());
+  t.equal(root.manifest, null);
+  t.match(log[0], /error .*the manifest of the state directory is of another root; it is not used/);
+  await read(root, 0, SIZE);
 });
 
 t.test('a root that was replaced is no comeback', async t => {
