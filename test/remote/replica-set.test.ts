@@ -76,8 +76,8 @@ t.test('the fast one gets most, the slow one some', async t => {
 });
 
 t.test('a reader that waits for each read gets the fast one', async t => {
-  const { set, places } = await setUp(2, { hedgeMsMin: 90 }, (place, i) => {
-    place.delayMs = i === 0 ? 20 : 1;
+  const { set, places } = await setUp(2, { hedgeMsMin: 300, hedgeMsMax: 400 }, (place, i) => {
+    place.delayMs = i === 0 ? 150 : 1;
   });
   await load(set, 100, 1);
   t.ok(places[0]!.reads < 20, `${places[0]!.reads} of 100 from the slow one`);
