@@ -2,7 +2,7 @@
 import { UbdError } from '../../base/errors.ts';
 import { rebasePath } from '../../leaf/rebase-path.ts';
 import type { LeafParent } from '../../leaf/superblock.ts';
-import { openIdentified } from '../opened-files.ts';
+import { openContent } from '../remote/content.ts';
 
 /** @param newPath absolute; of the root or intermediate image that the leaf was made on */
 export function rebaseLeafPath(leafPath: string, newPath: string): Promise<void> {
@@ -10,7 +10,7 @@ export function rebaseLeafPath(leafPath: string, newPath: string): Promise<void>
 }
 
 async function requireRoot(leafPath: string, parent: LeafParent, path: string): Promise<void> {
-  const root = await openIdentified(path);
+  const root = await openContent(path);
   root.close();
   const { sizeBytes, fingerprint } = root.identity;
   const expected = Buffer.from(parent.fingerprint).toString('hex');

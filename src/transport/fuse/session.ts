@@ -75,9 +75,14 @@ const HALF = 2 ** 32;
 
 /**
  * The most requests that are read in one batch. It begins with one, doubles while there are more,
- * and falls back to what there was: so a single request costs no second read that finds nothing.
+ * and falls back to what there was.
  */
 const BURST_MAX = 32;
+/**
+ * After a batch of one that had asked for more: so many batches of one go by until the next asks for
+ * two. A client that has one request under way costs hardly any read that finds nothing.
+ */
+const PATIENCE = 8;
 
 /** poll(2) */
 const POLLIN = 1;
@@ -127,6 +132,7 @@ export class FuseSession {
   #polling = false;
   /** How many requests the next batch asks for. */
   #burst = 1;
+  #patience = 0;
   /** Of the batch under way: reads asked for, reads without a result, requests that came. */
   #asked = 0;
   #reads = 0;
@@ -226,11 +232,22 @@ export class FuseSession {
       );
     }
     if (this.#reads === 0 && this.#state === STATE.SERVING) {
-      const more = this.#came === this.#asked;
-      this.#burst = more ? Math.min(2 * this.#asked, BURST_MAX) : Math.max(1, this.#came);
+      this.#adapt();
       this.#startPoll();
     }
     this.#settle();
+  }
+
+  /** Learns from a batch how many requests the next one should ask for. */
+  #adapt(): void {
+    if (this.#came < this.#asked) {
+      this.#burst = Math.max(1, this.#came);
+      if (this.#burst === 1) this.#patience = PATIENCE;
+    } else if (this.#burst === 1 && this.#patience > 0) {
+      this.#patience--;
+    } else {
+      this.#burst = Math.min(2 * this.#asked, BURST_MAX);
+    }
   }
 
   #dispatch(slot: Slot, length: number): void {
