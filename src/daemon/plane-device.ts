@@ -68,6 +68,8 @@ export type Answer<T> = (result: T | null, error: UbdError | null) => void;
 /** What every transport has: it answers what it holds, and ends. */
 interface Session {
   stop(): void;
+  /** The device has grown. */
+  resized?(done: IoOp): void;
 }
 
 /** Closes what a device has besides its leaves; the descriptors of a frozen chain are lent. */
@@ -194,6 +196,23 @@ export class PlaneDevice {
   stand(frozen: FrozenLayerSpec, done: Done): void {
     // Once round through the ring: what was prepared for the descriptors that go is submitted.
     this.#leaves.stand(frozen, () => this.#passRing(() => done(null)));
+  }
+
+  /** A larger device; its transport's node follows when this is done. */
+  grow(sizeBytes: number, directoryOffset: number, done: Done): void {
+    const sizeSectors = bytesToSectors(sizeBytes);
+    const end = (result: number): void => done(this.#failure('growing', result));
+    this.#leaves.grow(sizeSectors, directoryOffset, {
+      done: result => {
+        if (result < 0) {
+          end(result);
+          return;
+        }
+        this.#union.sizeSectors = sizeSectors;
+        if (this.#session.resized === undefined) end(0);
+        else this.#session.resized({ done: end });
+      },
+    });
   }
 
   /** How much the leaf may hold. */

@@ -41,6 +41,7 @@ import { OP } from '../../engine/request.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { CALL } from '../../uring/calls.ts';
 import type { IoOp } from '../../uring/io.ts';
+import { allocateMemory } from '../../uring/memory.ts';
 import { Share } from '../../uring/slot-pool.ts';
 import { OPCODE, setAddress, setCurrentPosition, setLength, setOpFlags } from '../../uring/sqe.ts';
 import { DATA_BYTES, DATA_PAGES, type FuseSlots, REQUEST_BYTES, type Slot } from './slots.ts';
@@ -51,6 +52,7 @@ import {
   IN_HEADER_BYTES,
   INIT,
   INIT_BYTES,
+  INVALIDATION_BYTES,
   NODE_FILE,
   NODE_ROOT,
   OUT_HEADER_BYTES,
@@ -64,6 +66,7 @@ import {
   writeAttr,
   writeEntry,
   writeInit,
+  writeInvalidation,
   writeOpen,
   writeStatfs,
 } from './wire.ts';
@@ -122,7 +125,6 @@ export class FuseSession {
   readonly #slots: FuseSlots;
   readonly #fd: number;
   readonly #device: UnionDevice;
-  readonly #sizeBytes: number;
   readonly #onEnd: (reason: string | null) => void;
   #state: State = STATE.SERVING;
   #reason: string | null = null;
@@ -142,9 +144,29 @@ export class FuseSession {
     this.#slots = slots;
     this.#fd = fd;
     this.#device = device;
-    this.#sizeBytes = device.sizeSectors * SECTOR_BYTES;
     this.#onEnd = onEnd;
     this.#startPoll();
+  }
+
+  get #sizeBytes(): number {
+    return this.#device.sizeSectors * SECTOR_BYTES;
+  }
+
+  /** The device has another size: the kernel is to ask for it again. */
+  resized(done: IoOp): void {
+    const { ring } = this.#slots;
+    const memory = allocateMemory(INVALIDATION_BYTES);
+    writeInvalidation(memory.view, NODE_FILE);
+    const word = ring.prepare(OPCODE.WRITE, this.#fd, {
+      done: result => {
+        memory.free();
+        // -ENOENT: it has not asked for the file at all.
+        done.done(result === -ENOENT ? 0 : Math.min(result, 0), 0);
+      },
+    });
+    setAddress(ring.words, word, memory.address);
+    setLength(ring.words, word, INVALIDATION_BYTES);
+    setCurrentPosition(ring.words, word);
   }
 
   /** Takes no more requests, answers those that it has, and ends. */
