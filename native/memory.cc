@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 
 #include <cerrno>
+#include <cstring>
 
 #include "args.h"
 #include "environment.h"
@@ -17,7 +18,8 @@ namespace {
 constexpr double kLengthMax = 4294967296.0;
 
 // Wraps a fresh mapping in an ArrayBuffer and takes it into the registry: { address, buffer }.
-Napi::Value Register(Napi::Env env, MemoryRegistry* memory, Mapping mapping, size_t length) {
+Napi::Value Register(Napi::Env env, MemoryRegistry* memory, Mapping mapping, size_t length,
+                     bool anonymous) {
   // A child process must not share pages that the kernel is about to fill: after a fork,
   // copy-on-write could leave the data of a read in the child's copy. Best effort: without it only
   // such a child suffers.
@@ -33,7 +35,7 @@ Napi::Value Register(Napi::Env env, MemoryRegistry* memory, Mapping mapping, siz
   result.Set("buffer", buffer);
   // A strong reference: memory that the kernel may be writing to is not left to the garbage
   // collector.
-  memory->Add({std::move(mapping), Napi::Persistent(buffer)});
+  memory->Add({std::move(mapping), Napi::Persistent(buffer), anonymous});
   return result;
 }
 
@@ -51,7 +53,7 @@ Napi::Value MapMemory(const Napi::CallbackInfo& info) {
     ThrowErrno(env, errno, "mmap");
     return env.Undefined();
   }
-  return Register(env, &Environment::Of(info).memory, Mapping(address, mapped), length);
+  return Register(env, &Environment::Of(info).memory, Mapping(address, mapped), length, true);
 }
 
 // mapDevice(fd, lengthBytes, position): { address, buffer } | -errno
@@ -71,7 +73,7 @@ Napi::Value MapDevice(const Napi::CallbackInfo& info) {
   const size_t mapped = RoundUpToPage(length);
   void* address = mmap(nullptr, mapped, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, position);
   if (address == MAP_FAILED) return Napi::Number::New(env, -errno);
-  return Register(env, &Environment::Of(info).memory, Mapping(address, mapped), length);
+  return Register(env, &Environment::Of(info).memory, Mapping(address, mapped), length, false);
 }
 
 // mapFile(fd, lengthBytes, position): { address, buffer } | -errno
@@ -92,7 +94,7 @@ Napi::Value MapFile(const Napi::CallbackInfo& info) {
                        static_cast<off_t>(position));
   if (address == MAP_FAILED) return Napi::Number::New(env, -errno);
   return Register(env, &Environment::Of(info).memory, Mapping(address, mapped),
-                  static_cast<size_t>(length));
+                  static_cast<size_t>(length), false);
 }
 
 // unmapMemory(address)
@@ -112,6 +114,27 @@ Napi::Value UnmapMemory(const Napi::CallbackInfo& info) {
   return env.Undefined();
 }
 
+// copyMemory(target, source, length)
+Napi::Value CopyMemory(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "copyMemory");
+  const double target = args.Whole(0, "target", 0, kSafeIntegerMax);
+  const double source = args.Whole(1, "source", 0, kSafeIntegerMax);
+  const double length = args.Whole(2, "length", 0, kLengthMax);
+  if (!args.ok()) return env.Undefined();
+
+  const MemoryRegistry& memory = Environment::Of(info).memory;
+  if (!memory.ContainsAnonymous(target, length)) args.OutOfRange("target", "in memory of mapMemory");
+  if (!memory.ContainsAnonymous(source, length)) args.OutOfRange("source", "in memory of mapMemory");
+  if (!args.ok()) return env.Undefined();
+  // SAFETY: both ranges lie in mappings of this thread, which nobody else can unmap meanwhile, and
+  // which no file stands behind. They may overlap: hence memmove.
+  memmove(reinterpret_cast<void*>(static_cast<uintptr_t>(target)),
+          reinterpret_cast<const void*>(static_cast<uintptr_t>(source)),
+          static_cast<size_t>(length));
+  return env.Undefined();
+}
+
 }  // namespace
 
 bool DetachOwned(Napi::ArrayBuffer buffer) {
@@ -127,15 +150,25 @@ void MemoryRegistry::Add(Region region) {
   regions_.insert_or_assign(address, std::move(region));
 }
 
-bool MemoryRegistry::Contains(double address, double length) const {
-  if (!IsWhole(address, 0, kSafeIntegerMax) || !IsWhole(length, 0, kSafeIntegerMax)) return false;
+const MemoryRegistry::Region* MemoryRegistry::Find(double address, double length) const {
+  if (!IsWhole(address, 0, kSafeIntegerMax) || !IsWhole(length, 0, kSafeIntegerMax)) return nullptr;
   const auto start = static_cast<uintptr_t>(address);
   const auto bytes = static_cast<uintptr_t>(length);
   auto next = regions_.upper_bound(start);
-  if (next == regions_.begin()) return false;
-  const Mapping& mapping = std::prev(next)->second.mapping;
-  const uintptr_t offset = start - mapping.address();
-  return offset <= mapping.length() && bytes <= mapping.length() - offset;
+  if (next == regions_.begin()) return nullptr;
+  const Region& region = std::prev(next)->second;
+  const uintptr_t offset = start - region.mapping.address();
+  const size_t room = region.mapping.length();
+  return offset <= room && bytes <= room - offset ? &region : nullptr;
+}
+
+bool MemoryRegistry::Contains(double address, double length) const {
+  return Find(address, length) != nullptr;
+}
+
+bool MemoryRegistry::ContainsAnonymous(double address, double length) const {
+  const Region* region = Find(address, length);
+  return region != nullptr && region->anonymous;
 }
 
 bool MemoryRegistry::Take(double address, Region* region) {
@@ -158,6 +191,7 @@ void DefineMemory(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("mapDevice", Napi::Function::New<MapDevice>(env, "mapDevice", environment));
   exports.Set("mapFile", Napi::Function::New<MapFile>(env, "mapFile", environment));
   exports.Set("unmapMemory", Napi::Function::New<UnmapMemory>(env, "unmapMemory", environment));
+  exports.Set("copyMemory", Napi::Function::New<CopyMemory>(env, "copyMemory", environment));
 }
 
 }  // namespace ubd

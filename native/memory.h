@@ -23,12 +23,16 @@ class MemoryRegistry {
     // `mapping` is declared first: it goes last, after the reference to the buffer over it.
     Mapping mapping;
     Napi::Reference<Napi::ArrayBuffer> buffer;
+    // Nothing but ours: it can be read and written without a signal, whatever becomes of any file.
+    bool anonymous = false;
   };
 
   void Add(Region region);
 
   // Whether the whole range lies in one mapping. Any double may be asked about.
   bool Contains(double address, double length) const;
+  // The same of anonymous memory alone: we may touch it ourselves.
+  bool ContainsAnonymous(double address, double length) const;
 
   // Takes the region that starts at `address` out; false if none does.
   bool Take(double address, Region* region);
@@ -42,6 +46,9 @@ class MemoryRegistry {
   void Clear();
 
  private:
+  // The region that the whole range lies in, or null.
+  const Region* Find(double address, double length) const;
+
   std::map<uintptr_t, Region> regions_;
   bool keep_ = false;
 };

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "args.h"
@@ -44,6 +45,18 @@ Napi::Value Socketpair(const Napi::CallbackInfo& info) {
   const int64_t result = ResultOrErrno(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds));
   if (result == 0) memcpy(ends.data(), fds, sizeof fds);
   return ToNumber(env, result);
+}
+
+// O_NONBLOCK belongs to what is open, not to the descriptor: it goes for the original, too.
+Napi::Value Duplicate(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "duplicate");
+  const int fd = args.Fd(0);
+  if (!args.ok()) return env.Undefined();
+  const int flags = fcntl(fd, F_GETFL);
+  if (flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
+    return ToNumber(env, ResultOrErrno(-1));
+  return ToNumber(env, ResultOrErrno(fcntl(fd, F_DUPFD_CLOEXEC, 0)));
 }
 
 Napi::Value Close(const Napi::CallbackInfo& info) {
@@ -232,6 +245,16 @@ Napi::Value Umount2(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(umount2(path.c_str(), flags)));
 }
 
+Napi::Value RenameNew(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "renameNew");
+  const std::string from = args.Text(0, "from");
+  const std::string to = args.Text(1, "to");
+  if (!args.ok()) return env.Undefined();
+  return ToNumber(env, ResultOrErrno(renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(),
+                                               RENAME_NOREPLACE)));
+}
+
 // Many options of prctl take addresses, or stop the process: only these are let through.
 bool PrctlTakesNumbers(int option) {
 #ifndef PR_SET_IO_FLUSHER  // Linux 5.6
@@ -286,6 +309,7 @@ Napi::Value NetlinkSocket(const Napi::CallbackInfo& info) {
 void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("eventfd", Napi::Function::New<Eventfd>(env, "eventfd", environment));
   exports.Set("socketpair", Napi::Function::New<Socketpair>(env, "socketpair", environment));
+  exports.Set("duplicate", Napi::Function::New<Duplicate>(env, "duplicate", environment));
   exports.Set("close", Napi::Function::New<Close>(env, "close", environment));
   exports.Set("flock", Napi::Function::New<Flock>(env, "flock", environment));
   exports.Set("lseek", Napi::Function::New<Lseek>(env, "lseek", environment));
@@ -295,6 +319,7 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("fsconfig", Napi::Function::New<Fsconfig>(env, "fsconfig", environment));
   exports.Set("fsmount", Napi::Function::New<Fsmount>(env, "fsmount", environment));
   exports.Set("umount2", Napi::Function::New<Umount2>(env, "umount2", environment));
+  exports.Set("renameNew", Napi::Function::New<RenameNew>(env, "renameNew", environment));
   exports.Set("prctl", Napi::Function::New<Prctl>(env, "prctl", environment));
   exports.Set("netlinkSocket",
               Napi::Function::New<NetlinkSocket>(env, "netlinkSocket", environment));

@@ -15,10 +15,14 @@ export type ErrorCode =
   | 'permission' // not root, or a capability is missing
   | 'unsupported' // this kernel or file lacks a feature
   | 'root-mismatch' // the root is not the one the leaf was made on
+  | 'parent-mismatch' // the intermediate image is not the one that the leaf was made on
+  | 'frozen' // it is an intermediate image: never written again
   | 'bad-root' // the root cannot be used as one
   | 'not-a-leaf' // the file has no leaf's superblock
   | 'corrupt' // media fail their checks; `place` says where
   | 'no-space'
+  | 'conflict' // two changes of the same place; nothing was changed
+  | 'interrupted' // somebody stopped it; nothing was changed
   | 'io' // the kernel or the store failed a read or write
   | 'daemon' // the daemon is not there, or did not answer
   | 'internal';

@@ -7,12 +7,13 @@
  */
 import { UbdError } from '../base/errors.ts';
 import type { CheckReport } from '../client/api.ts';
-import { digestRoot } from '../image/digest.ts';
 import { checkLeaf } from '../leaf/check.ts';
+import { lineageOf } from '../leaf/info.ts';
 import { recordDigest } from '../leaf/record-digest.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import type { CheckOptions } from './machine.ts';
-import { openIdentified, rootOf } from './opened-files.ts';
+import { rootOf } from './opened-files.ts';
+import { openContent } from './remote/content.ts';
 
 export async function checkFile(path: string, options: CheckOptions): Promise<CheckReport> {
   const found = checkLeaf(path);
@@ -23,10 +24,15 @@ export async function checkFile(path: string, options: CheckOptions): Promise<Ch
     ok: found.ok,
     problems: found.findings.filter(({ severity }) => severity === 'damage').map(say),
     notes: found.findings.filter(({ severity }) => severity === 'note').map(say),
-    root: { path: found.superblock?.parent.path ?? '', result: 'not asked', digest: null },
+    root: { path: '', result: 'not asked', digest: null },
   };
-  if (options.root && found.superblock !== null)
-    await checkRoot(path, found.superblock.parent, options, report);
+  if (found.superblock !== null) {
+    const { images, base } = lineageOf(path);
+    for (const { problem } of images) if (problem !== null) report.problems.push(problem);
+    report.root.path = base?.path ?? '';
+    if (options.root && base !== null)
+      await checkRoot(path, base, { ...options, chained: images.length > 0 }, report);
+  }
   report.ok = report.problems.length === 0;
   return report;
 }
@@ -34,13 +40,13 @@ export async function checkFile(path: string, options: CheckOptions): Promise<Ch
 async function checkRoot(
   path: string,
   parent: LeafParent,
-  options: CheckOptions,
+  options: CheckOptions & { chained: boolean },
   report: CheckReport,
 ): Promise<void> {
   const { root } = report;
   const expected = rootOf(path, parent);
   try {
-    const opened = await openIdentified(expected.path);
+    const opened = await openContent(expected.path);
     try {
       const { identity } = opened;
       if (
@@ -55,8 +61,7 @@ async function checkRoot(
         );
         return;
       }
-      const progress = options.onProgress === undefined ? {} : { progress: options.onProgress };
-      root.digest = await digestRoot(opened.image, progress);
+      root.digest = await opened.digest(options.onProgress);
     } finally {
       opened.close();
     }
@@ -64,6 +69,13 @@ async function checkRoot(
     if (!(error instanceof UbdError)) throw error;
     root.result = 'unreadable';
     report.problems.push(error.message);
+    return;
+  }
+  if (parent.digest === null && options.chained) {
+    // It is the lowest image's to keep, and that is never written.
+    report.notes.push(
+      `${root.path}: SHA-256 ${root.digest}; nothing is recorded to compare it with`,
+    );
     return;
   }
   if (parent.digest === null) {

@@ -1,11 +1,23 @@
 /** What transports ask of the data plane, and how they hand a device over to it. */
+import type { FrozenChain } from '../leaf/chain.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
 import type { TransportDevice } from './machine.ts';
 import type { FileLeaf, FileRoot } from './opened-files.ts';
-import type { DeviceSpec, TransportSpec } from './plane-protocol.ts';
+import type { DeviceSpec, FrozenLayerSpec, TransportSpec } from './plane-protocol.ts';
+import type { UpstreamRoot } from './remote/remote-roots.ts';
+
+/** What the data plane works with and does not own. */
+export interface Lent {
+  release(): void;
+}
+
+/** A device for the data plane, and what goes back when it is closed. */
+export interface DeviceOrder extends DeviceSpec {
+  lent?: readonly Lent[];
+}
 
 export interface Plane {
-  open(device: DeviceSpec): Promise<void>;
+  open(device: DeviceOrder): Promise<void>;
   close(id: number): Promise<void>;
   flush(id: number): Promise<void>;
 }
@@ -15,20 +27,28 @@ export function handOver(
   device: TransportDevice,
   transport: TransportSpec,
   shadow?: OpenedShadow,
-): DeviceSpec {
+): DeviceOrder {
   const { id, name, sizeBytes } = device;
-  const root = device.root as FileRoot;
+  const root = device.root as FileRoot | UpstreamRoot;
   const leaf = device.leaf as FileLeaf | null;
   leaf?.descriptor.release();
-  const fd = root.descriptor.release();
-  const spec: DeviceSpec = {
+  const chain = leaf?.takeChain() ?? null;
+  const spec: DeviceOrder = {
     id,
     name,
     sizeBytes,
     leaf: leaf?.opened ?? null,
-    layers: [{ kind: 'root', name: root.path, fd, sizeBytes: root.sizeBytes }],
+    layers: [root.takeLayer()],
     transport,
   };
+  if (chain !== null) {
+    spec.layers.unshift(frozenLayer(chain.chain));
+    spec.lent = [chain];
+  }
   if (shadow !== undefined) spec.shadow = shadow;
   return spec;
+}
+
+export function frozenLayer({ path, files, owners }: FrozenChain): FrozenLayerSpec {
+  return { kind: 'frozen', name: path, files, owners: owners.state };
 }

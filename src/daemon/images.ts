@@ -4,17 +4,33 @@
  */
 import { closeSync } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
-import type { CheckReport, LeafInfo } from '../client/api.ts';
+import { isUri } from '../base/uri.ts';
+import type { CheckReport, LeafInfo, Quota, RootIdentity } from '../client/api.ts';
 import { createLeaf } from '../leaf/create.ts';
-import { leafInfo } from '../leaf/info.ts';
+import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
+import { peekSuperblock } from '../leaf/successor.ts';
+import type { Quota as StoredQuota } from '../leaf/superblock.ts';
+import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
-import type { CheckOptions, Images, NewLeaf } from './machine.ts';
-import { FileLeaf, type FileRoot, openIdentified, rootOf } from './opened-files.ts';
+import type { CheckOptions, Images, NewLeaf, OpenLeafOptions, RootHandle } from './machine.ts';
+import { FileLeaf, openIdentified, rootOf } from './opened-files.ts';
+import { openContent } from './remote/content.ts';
+import type { RemoteRoots } from './remote/remote-roots.ts';
 
 export class FileImages implements Images {
-  openRoot(path: string): Promise<FileRoot> {
-    return openIdentified(path);
+  readonly #chains: Chains;
+  readonly #remote: RemoteRoots | null;
+
+  /** @param remote null: remote roots are opened in this thread, and only to be looked at */
+  constructor(chains: Chains = new Chains(null), remote: RemoteRoots | null = null) {
+    this.#chains = chains;
+    this.#remote = remote;
+  }
+
+  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
+    if (!isUri(path)) return openIdentified(path);
+    return this.#remote === null ? openContent(path) : this.#remote.open(path, comeback);
   }
 
   async createLeaf({ path, sizeBytes, root, ephemeral }: NewLeaf): Promise<void> {
@@ -38,23 +54,37 @@ export class FileImages implements Images {
     if ((await stat(path)).isFile()) await rm(path);
   }
 
-  async openLeaf(path: string): Promise<FileLeaf> {
-    const opened = openLeaf(path);
+  async openLeaf(path: string, options: OpenLeafOptions = {}): Promise<FileLeaf> {
+    const { quota } = options;
+    const opened = options.readOnly
+      ? openToRead(path)
+      : openLeaf(path, quota === undefined ? {} : { quota: fromQuota(quota) });
+    let chain: ChainHold | null = null;
     try {
-      return new FileLeaf(opened);
+      chain = this.#chains.open(path, opened.superblock);
+      return new FileLeaf(opened, chain);
     } catch (error) {
       closeSync(opened.fd);
+      chain?.release();
       throw error;
     }
   }
 
   async leafInfo(path: string): Promise<Omit<LeafInfo, 'kind' | 'device'>> {
     const info = leafInfo(path);
+    const { base, images } = lineageOf(path);
     return {
       path,
       uuid: info.uuid,
       size: info.sizeBytes,
-      root: rootOf(path, info.parent),
+      root: base && rootOf(path, base),
+      chain: images.map(({ frozenSeconds, changedBytes, ...image }) => ({
+        ...image,
+        frozen: dateOf(frozenSeconds),
+        changed: changedBytes,
+      })),
+      frozen: dateOf(info.frozenSeconds),
+      quota: toQuota(info.quota),
       changed: info.idle?.changedBytes ?? null,
       allocated: info.allocatedBytes,
       clean: info.idle?.clean ?? null,
@@ -65,4 +95,25 @@ export class FileImages implements Images {
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport> {
     return checkFile(path, options);
   }
+}
+
+/** For a device that is read-only: a frozen leaf serves as well. */
+function openToRead(path: string): ReturnType<typeof openLeaf> {
+  return openLeaf(path, { readOnly: peekSuperblock(path).freeze?.done === true });
+}
+
+function dateOf(seconds: number | null): string | null {
+  return seconds === null ? null : new Date(seconds * 1000).toISOString();
+}
+
+export function fromQuota(quota: Quota | null): StoredQuota | null {
+  if (quota === null) return null;
+  const { bytes, warnBytes, action } = quota;
+  return { bytes, warnBytes, silent: action === 'nothing' };
+}
+
+export function toQuota(quota: StoredQuota | null): Quota | null {
+  if (quota === null) return null;
+  const { bytes, warnBytes, silent } = quota;
+  return { bytes, warnBytes, action: silent ? 'nothing' : 'event' };
 }

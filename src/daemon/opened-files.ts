@@ -8,9 +8,12 @@ import { SECTOR_BYTES } from '../base/units.ts';
 import type { RootIdentity } from '../client/api.ts';
 import { identify } from '../image/identity.ts';
 import { type OpenRoot, openRoot } from '../image/raw-image.ts';
+import { baseOf } from '../leaf/chain.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
+import type { ChainHold } from './chains.ts';
 import type { LeafHandle, RootHandle } from './machine.ts';
+import type { RootLayerSpec } from './plane-protocol.ts';
 
 /** A descriptor with one owner at a time. */
 class Descriptor {
@@ -38,7 +41,7 @@ class Descriptor {
 
 export class FileRoot implements RootHandle {
   readonly path: string;
-  readonly type: RootHandle['type'];
+  readonly type: 'file' | 'block device';
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
   readonly image: OpenRoot;
@@ -51,6 +54,12 @@ export class FileRoot implements RootHandle {
     this.sizeBytes = opened.sizeBytes;
     this.identity = identity;
     this.descriptor = new Descriptor(opened.fd);
+  }
+
+  /** Hands it on, as a layer of a device. */
+  takeLayer(): RootLayerSpec {
+    const fd = this.descriptor.release();
+    return { kind: 'root', name: this.path, fd, sizeBytes: this.sizeBytes };
   }
 
   close(): void {
@@ -66,20 +75,31 @@ export class FileLeaf implements LeafHandle {
   readonly notes: readonly string[];
   readonly opened: OpenedLeaf;
   readonly descriptor: Descriptor;
+  #chain: ChainHold | null;
 
-  constructor(opened: OpenedLeaf) {
+  /** @param chain the images that it stands on; goes with it */
+  constructor(opened: OpenedLeaf, chain: ChainHold | null) {
     const { superblock } = opened;
     this.path = opened.name;
     this.sizeBytes = superblock.sizeSectors * SECTOR_BYTES;
-    this.root = rootOf(opened.name, superblock.parent);
+    this.#chain = chain;
+    this.root = rootOf(opened.name, chain?.chain.base ?? baseOf(opened.name, superblock));
     this.changedBytes = opened.map.mapped * SECTOR_BYTES;
     this.notes = opened.notes;
     this.opened = opened;
     this.descriptor = new Descriptor(opened.fd);
   }
 
+  /** Hands the images on. */
+  takeChain(): ChainHold | null {
+    const chain = this.#chain;
+    this.#chain = null;
+    return chain;
+  }
+
   close(): void {
     this.descriptor.close();
+    this.takeChain()?.release();
   }
 }
 
@@ -94,12 +114,12 @@ export async function openIdentified(path: string): Promise<FileRoot> {
   }
 }
 
-/** The root that a leaf says it stands on. */
+/** The root that a leaf, or the lowest image under it, says it stands on. */
 export function rootOf(leaf: string, parent: LeafParent): { path: string; identity: RootIdentity } {
   if (parent.kind !== 'root')
     throw new UbdError('unsupported', `${leaf} stands on ${parent.kind}, not on a root`, {
       place: { file: leaf },
-      next: 'it was made by a later version of ubd: use that one',
+      next: 'a device needs a root: make a new leaf on one',
     });
   return {
     path: parent.path,

@@ -14,25 +14,31 @@ import {
 } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { transferList } from '../leaf/open.ts';
+import type { Freeze, Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
+import type { DeviceOrder, Lent } from './hand-over.ts';
 import {
   type DataPlaneStart,
-  type DeviceSpec,
   type DeviceStats,
   type DisconnectedEvent,
   type FaultEvent,
   FLAG,
+  type FrozenLayerSpec,
   type LostEvent,
   type PlaneCall,
   type PlaneMessage,
   type PlaneRequest,
   type PlaneResults,
+  type QuotaEvent,
+  type Succeeded,
+  type SuccessionSpec,
 } from './plane-protocol.ts';
 
 interface Events {
   fault: [FaultEvent];
   lost: [LostEvent];
+  quota: [QuotaEvent];
   disconnected: [DisconnectedEvent];
   /** The worker ended: null after `stop`, else what broke it. No device works any more. */
   exit: [UbdError | null];
@@ -49,6 +55,8 @@ export class DataPlane extends EventEmitter<Events> {
   readonly #wakeFd: number;
   readonly #flags: Int32Array;
   readonly #waiting = new Map<number, Waiting>();
+  /** What devices use and the data plane does not own. */
+  readonly #lent = new Map<number, readonly Lent[]>();
   #nextNumber = 1;
   /** The end of the worker; null while it runs. */
   #ended: UbdError | null = null;
@@ -90,14 +98,62 @@ export class DataPlane extends EventEmitter<Events> {
     process.on('exit', this.#abandon);
   }
 
-  /** Takes over the descriptors and the leaf's arrays, whatever the outcome. */
-  open(device: DeviceSpec): Promise<void> {
+  /**
+   * Takes over the descriptors and the leaf's arrays, whatever the outcome; what is lent goes back
+   * when the device is closed.
+   */
+  async open({ lent = [], ...device }: DeviceOrder): Promise<void> {
     const transfer = device.leaf === null ? [] : transferList(device.leaf);
-    return this.#call({ call: 'open', device }, transfer);
+    try {
+      await this.#call({ call: 'open', device }, transfer);
+    } catch (error) {
+      for (const thing of lent) thing.release();
+      throw error;
+    }
+    this.#lent.set(device.id, lent);
   }
 
-  close(id: number): Promise<void> {
-    return this.#call({ call: 'close', id });
+  async close(id: number): Promise<void> {
+    try {
+      await this.#call({ call: 'close', id });
+    } finally {
+      this.#giveBack(id);
+    }
+  }
+
+  prepare(id: number, freeze: Freeze | null): Promise<void> {
+    return this.#call({ call: 'prepare', id, freeze });
+  }
+
+  /** Takes over the descriptors and the leaf's arrays, whatever the outcome. */
+  succeed(id: number, spec: SuccessionSpec): Promise<Succeeded> {
+    return this.#call({ call: 'succeed', id, ...spec }, transferList(spec.leaf));
+  }
+
+  seal(id: number): Promise<void> {
+    return this.#call({ call: 'seal', id });
+  }
+
+  /** What was lent before goes back, and these things take its place. */
+  async stand(id: number, frozen: FrozenLayerSpec, lent: readonly Lent[]): Promise<void> {
+    try {
+      await this.#call({ call: 'stand', id, frozen });
+    } catch (error) {
+      for (const thing of lent) thing.release();
+      throw error;
+    }
+    this.#giveBack(id);
+    this.#lent.set(id, lent);
+  }
+
+  limit(id: number, quota: Quota | null): Promise<void> {
+    return this.#call({ call: 'limit', id, quota });
+  }
+
+  #giveBack(id: number): void {
+    const lent = this.#lent.get(id) ?? [];
+    this.#lent.delete(id);
+    for (const thing of lent) thing.release();
   }
 
   flush(id: number): Promise<void> {
@@ -165,6 +221,9 @@ export class DataPlane extends EventEmitter<Events> {
         return;
       case 'lost':
         this.emit('lost', message);
+        return;
+      case 'quota':
+        this.emit('quota', message);
         return;
       case 'disconnected':
         this.emit('disconnected', message);

@@ -8,10 +8,14 @@
  */
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
+import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
+import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
+import type { Freeze, Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
+import type { LeafNames } from './ring-names.ts';
 
 /** What the main thread starts the worker with. */
 export interface DataPlaneStart {
@@ -27,13 +31,38 @@ export const FLAG = {
   ABANDON: 0,
 } as const;
 
-/** A read-only layer below the leaf, topmost first. */
+/**
+ * A whole chain of intermediate images. Its descriptors are only lent: they stay the main thread's,
+ * who closes them when the device is closed; devices over one chain share them.
+ */
+export interface FrozenLayerSpec {
+  kind: 'frozen';
+  name: string;
+  /** The lowest first. */
+  files: FrozenFile[];
+  /** Shared memory. */
+  owners: OwnerMapState;
+}
+
 export interface RootLayerSpec {
   kind: 'root';
   name: string;
   fd: number;
   sizeBytes: number;
 }
+
+/** A remote root, behind a socket to the upstream thread (remote/wire.ts). */
+export interface UpstreamLayerSpec {
+  kind: 'upstream';
+  name: string;
+  fd: number;
+  sizeBytes: number;
+  /** Stands for the content, as exactly as it can be known (remote/remote-root.ts). */
+  generation: string;
+}
+
+/** A read-only layer below the leaf. */
+export type LayerSpec = FrozenLayerSpec | RootLayerSpec | UpstreamLayerSpec;
 
 export type TransportSpec =
   /** An open /dev/fuse whose file system is not mounted yet, or just was. */
@@ -53,8 +82,22 @@ export interface DeviceSpec {
   leaf: OpenedLeaf | null;
   /** Of the leaf of a device that may outlive this process. */
   shadow?: OpenedShadow;
-  layers: RootLayerSpec[];
+  /** Topmost first. */
+  layers: LayerSpec[];
   transport: TransportSpec;
+}
+
+/** A leaf that takes the place of the one in use. */
+export interface SuccessionSpec {
+  leaf: OpenedLeaf;
+  shadow?: OpenedShadow | undefined;
+  /** `from` is its name so far; `to` the other's. The descriptor of the directory goes along. */
+  names: LeafNames;
+}
+
+export interface Succeeded {
+  /** 0, or why not all that the old leaf was given is durable yet. */
+  errno: number;
 }
 
 export type PlaneCall =
@@ -66,6 +109,19 @@ export type PlaneCall =
   | { call: 'close'; id: number }
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }
+  /** The leaf is about to be frozen: it says so, durably. With null: it is not after all. */
+  | { call: 'prepare'; id: number; freeze: Freeze | null }
+  /**
+   * Another leaf takes the place of the one in use, which becomes what it stands on. An error: the
+   * rename failed, and nothing has changed. Its descriptors are the data plane's all the same.
+   */
+  | ({ call: 'succeed'; id: number } & SuccessionSpec)
+  /** Freezes the leaf that was followed; again after `no-space`. */
+  | { call: 'seal'; id: number }
+  /** The chain that now includes it; what was lent for the device before is free when answered. */
+  | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
+  /** How much the leaf may hold: remembered in it, and holds at once. */
+  | { call: 'limit'; id: number; quota: Quota | null }
   /**
    * One more connection for a device whose transport is nbd. The descriptor is the data plane's
    * whatever the answer.
@@ -86,12 +142,20 @@ export interface DeviceStats {
   faults: number;
   /** Bytes that the leaf holds (mapped sectors). */
   changedBytes: number;
+  quota: Quota | null;
+  /** How often the quota has refused a write since it was set. */
+  refused: number;
 }
 
 export interface PlaneResults {
   open: null;
   close: null;
   flush: null;
+  prepare: null;
+  succeed: Succeeded;
+  seal: null;
+  stand: null;
+  limit: null;
   connect: null;
   stats: DeviceStats[];
   stop: null;
@@ -123,6 +187,13 @@ export interface LostEvent {
   reason: string;
 }
 
+/** The leaf has come to its mark, or its quota has refused a write: told once. */
+export interface QuotaEvent {
+  event: 'quota';
+  id: number;
+  mark: 'warning' | 'full';
+}
+
 /** A connection of a device has ended, and its descriptor is closed; the device goes on. */
 export interface DisconnectedEvent {
   event: 'disconnected';
@@ -137,4 +208,10 @@ export type PlaneRequest = { number: number } & PlaneCall;
 export type PlaneAnswer =
   | { number: number; result: unknown; error?: undefined }
   | { number: number; error: ErrorRecord; result?: undefined };
-export type PlaneMessage = PlaneAnswer | ReadyEvent | FaultEvent | LostEvent | DisconnectedEvent;
+export type PlaneMessage =
+  | PlaneAnswer
+  | ReadyEvent
+  | FaultEvent
+  | LostEvent
+  | QuotaEvent
+  | DisconnectedEvent;

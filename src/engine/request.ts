@@ -4,6 +4,7 @@
  * A transport makes one per slot (queue, tag) at start and reuses it: the fields are filled,
  * `submit` is called, and the request belongs to the engine until `completer.complete(request)`.
  */
+import type { Loan } from '../store/loan.ts';
 import type { Memory } from '../uring/io.ts';
 
 export const OP = { READ: 0, WRITE: 1, DISCARD: 2, WRITE_ZEROES: 3, FLUSH: 4 } as const;
@@ -32,6 +33,11 @@ export class Request {
    */
   memory: Memory;
   start = 0;
+  /**
+   * Of a transport that can send data from where they lie: a read that went well may leave some of
+   * them there. See loan.ts.
+   */
+  loan: Loan | null = null;
   /** After completion: 0 or a negative errno. */
   result = 0;
 
@@ -42,6 +48,8 @@ export class Request {
   cursor = 0;
   inLine = false;
   flushing = false;
+  /** Which layers it may still use: see `UnionDevice.change`. */
+  time: 0 | 1 = 0;
   next: Request | null = null;
 
   readonly completer: Completer;

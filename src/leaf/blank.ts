@@ -15,7 +15,7 @@ import {
   SUPERBLOCK_OFFSETS,
 } from './format.ts';
 import type { Media } from './media.ts';
-import { encodeSuperblock, type LeafParent, type Superblock } from './superblock.ts';
+import { encodeSuperblock, type LeafParent, type Quota, type Superblock } from './superblock.ts';
 
 export interface LeafWishes {
   /** Size of the device; a multiple of 512. May exceed the parent's. */
@@ -24,6 +24,7 @@ export interface LeafWishes {
   label?: string;
   /** Length of the modification log: more of it, fewer checkpoints. */
   logBytes?: number;
+  quota?: Quota | null;
 }
 
 /** What is stored of a parent of no kind: the device reads as zeroes where it was not written. */
@@ -38,7 +39,7 @@ export const NO_PARENT: LeafParent = {
 
 /** The first superblock of a new leaf. Throws where the wishes cannot be met. */
 export function planLeaf(wishes: LeafWishes): Superblock {
-  const { sizeBytes, parent, label = '', logBytes = LOG_BYTES_DEFAULT } = wishes;
+  const { sizeBytes, parent, label = '', logBytes = LOG_BYTES_DEFAULT, quota = null } = wishes;
   const usage = (message: string): UbdError => new UbdError('usage', message);
   if (!Number.isSafeInteger(sizeBytes) || sizeBytes <= 0 || sizeBytes % SECTOR_BYTES !== 0)
     throw usage(`a device's size is a multiple of ${SECTOR_BYTES} bytes, not ${sizeBytes}`);
@@ -66,8 +67,9 @@ export function planLeaf(wishes: LeafWishes): Superblock {
     clean: true,
     label,
     parent,
+    freeze: null,
+    quota,
     readOnlyCompatible: 0,
-    compatible: 0,
   };
 }
 

@@ -16,6 +16,9 @@
  *             ▼
  *           SUPERBLOCK  durable; the log begins anew at its start ─▶ end
  *
+ * Between two cycles the superblock alone may be written (AMEND), with what somebody wants changed
+ * in it: a quota, or that the leaf is about to be frozen.
+ *
  * What a cycle covers is fixed when it begins: changes that were done before. A full disk (ENOSPC)
  * ends a cycle without harm: what was to be recorded stays changed in the map, and the next cycle
  * is a checkpoint. After a failed sync the kernel may have dropped written data while their pages
@@ -48,6 +51,7 @@ const STEP = {
   WRITE_REST: 4,
   SYNC_MAP: 5,
   SUPERBLOCK: 6,
+  AMEND: 7,
 };
 
 export interface CommitLimits {
@@ -70,6 +74,9 @@ const LIMITS: CommitLimits = {
   unsyncedBytes: 256 * 1024 * 1024,
   dirtyPages: 8192, // 4 MiB
 };
+
+/** What of a superblock may be changed while the leaf is in use. */
+export type Amendment = Partial<Pick<Superblock, 'freeze' | 'quota' | 'parent'>>;
 
 /** A flush that waits: the caller's operation, in a list without allocation. */
 export class Waiter {
@@ -109,6 +116,10 @@ export class Commit implements IoOp {
   #checkpoint: Checkpoint | null = null;
   /** Set by the last step of `close`: the cycle's checkpoint is the final one. */
   #closing = false;
+  /** What the last checkpoint is to say besides; null: nothing. */
+  #last: Amendment | null = null;
+  /** An amendment that waits, or is being written. */
+  #amendment: { changes: Amendment; op: IoOp } | null = null;
   #running: Waiter | null = null;
   #waiting: Waiter | null = null;
   #freeWaiters: Waiter | null = null;
@@ -185,21 +196,58 @@ export class Commit implements IoOp {
    * Makes everything durable, then writes a last checkpoint, so that the next open has nothing to
    * replay. The caller has let all operations end. A disk too full for the checkpoint is no
    * failure: all is in the log.
+   * @param last changes of the superblock; with them, a checkpoint that cannot be written is a
+   * failure
    */
-  close(op: IoOp): void {
-    this.flush(new FinalStep(this, op));
+  close(op: IoOp, last: Amendment | null = null): void {
+    this.#last = last;
+    this.flush(new FinalStep(this, op, last !== null));
+  }
+
+  /** Writes the superblock with these changes, durably. One at a time. */
+  amend(changes: Amendment, op: IoOp): void {
+    assert(this.#amendment === null, 'a superblock is amended by one at a time');
+    if (this.failure !== 0) {
+      op.done(-EIO, 0);
+      return;
+    }
+    this.#amendment = { changes, op };
+    if (this.idle) this.#amend();
+  }
+
+  #amend(): void {
+    this.#step = STEP.AMEND;
+    this.#covered = this.#durable; // flushes that come now wait for a cycle, unless all is durable
+    const memory = this.#staging();
+    const next = this.#amended();
+    encodeSuperblock(next, memory.bytes, 0);
+    const position = SUPERBLOCK_OFFSETS[next.generation % 2]!;
+    this.#io.writeDurable(this.#fd, memory, 0, SUPERBLOCK_BYTES, position, this);
+  }
+
+  /** Where the log begins, and how far it surely goes, stays. */
+  #amended(): Superblock {
+    const { generation } = this.#superblock;
+    return { ...this.#superblock, generation: generation + 1, ...this.#amendment!.changes };
   }
 
   /** For FinalStep: all changes are durable. */
   finish(op: IoOp): void {
     assert(this.idle, 'nothing comes after the last flush');
-    if (this.#superblock.clean && this.#head === 0 && !this.#map.hasDirty && this.#pending.empty) {
+    const nothing =
+      this.#superblock.clean && this.#head === 0 && !this.#map.hasDirty && this.#pending.empty;
+    if (nothing && this.#last === null) {
       op.done(0, 0);
       return;
     }
     this.#closing = true;
     this.#waiting = this.#waiter(op, null);
     this.#begin();
+  }
+
+  /** What the leaf stands on is lost: it takes no more writes. */
+  fail(result: number): void {
+    this.failure = result;
   }
 
   freeMemory(): void {
@@ -274,6 +322,10 @@ export class Commit implements IoOp {
       case STEP.SYNC_MAP:
         this.#writeSuperblock();
         break;
+      case STEP.AMEND:
+        Object.assign(this.#superblock, this.#amended());
+        this.#end(0);
+        break;
       case STEP.SUPERBLOCK:
         this.counters.checkpoints++;
         Object.assign(this.#superblock, this.#nextSuperblock());
@@ -321,6 +373,7 @@ export class Commit implements IoOp {
       logEnd: this.#nextSequence,
       mappedSectors: this.#checkpoint!.mappedSectors,
       clean: this.#closing,
+      ...(this.#closing ? this.#last : null),
     };
   }
 
@@ -341,6 +394,8 @@ export class Commit implements IoOp {
   }
 
   #end(result: number): void {
+    const amended = this.#step === STEP.AMEND ? this.#amendment!.op : null;
+    if (amended !== null) this.#amendment = null;
     this.#checkpoint?.free();
     this.#checkpoint = null;
     this.#step = STEP.IDLE;
@@ -351,12 +406,18 @@ export class Commit implements IoOp {
     const ended = this.#running;
     this.#running = null;
     let abandoned: Waiter | null = null;
+    let refused: IoOp | null = null;
     if (this.failure !== 0) {
       abandoned = this.#waiting;
       this.#waiting = null;
-    } else if (this.#waiting !== null) this.#begin();
-    this.#answer(ended, result);
+      refused = this.#amendment?.op ?? null;
+      this.#amendment = null;
+    } else if (this.#amendment !== null) this.#amend();
+    else if (this.#waiting !== null) this.#begin();
+    this.#answer(ended, amended === null ? result : 0);
     this.#answer(abandoned, -EIO);
+    amended?.done(result, 0);
+    refused?.done(-EIO, 0);
   }
 
   #waiter(op: IoOp, next: Waiter | null): Waiter {
@@ -383,11 +444,14 @@ export class Commit implements IoOp {
 class FinalStep implements IoOp {
   readonly #commit: Commit;
   readonly #op: IoOp;
+  /** Without the last checkpoint the close has failed. */
+  readonly #strict: boolean;
   #flushed = false;
 
-  constructor(commit: Commit, op: IoOp) {
+  constructor(commit: Commit, op: IoOp, strict: boolean) {
     this.#commit = commit;
     this.#op = op;
+    this.#strict = strict;
   }
 
   done(result: number): void {
@@ -398,6 +462,6 @@ class FinalStep implements IoOp {
     }
     this.#commit.freeMemory();
     const full = result === -ENOSPC || result === -EDQUOT;
-    this.#op.done(this.#flushed && full ? 0 : result, 0);
+    this.#op.done(this.#flushed && full && !this.#strict ? 0 : result, 0);
   }
 }

@@ -24,12 +24,22 @@ assert(endianness() === 'LE', 'the map is used in memory as it is on disk: littl
 export const MAGIC = 'UBDLEAF';
 export const FORMAT_VERSION = 1;
 
-/**
- * Features that this code knows: none so far. What an unknown one asks of a reader: see FORMAT.md.
- */
-export const KNOWN_INCOMPATIBLE = 0;
-export const KNOWN_READ_ONLY_COMPATIBLE = 0;
-export const KNOWN_COMPATIBLE = 0;
+/** Features. What an unknown one asks of a reader: see FORMAT.md. */
+export const INCOMPATIBLE = {
+  /** The parent is a frozen leaf: without it, unmapped sectors are not what they seem. */
+  CHAINED: 1,
+} as const;
+export const READ_ONLY_COMPATIBLE = {
+  /** Frozen, or being frozen: others stand on it. */
+  FROZEN: 1,
+} as const;
+export const COMPATIBLE = {
+  /** The quota's fields count. */
+  QUOTA: 1,
+} as const;
+export const KNOWN_INCOMPATIBLE: number = INCOMPATIBLE.CHAINED;
+export const KNOWN_READ_ONLY_COMPATIBLE: number = READ_ONLY_COMPATIBLE.FROZEN;
+export const KNOWN_COMPATIBLE: number = COMPATIBLE.QUOTA;
 
 export const SUPERBLOCK_BYTES = 4096;
 /**
@@ -59,7 +69,15 @@ export const DIRECTORY_PAGES: number = PAGE_BYTES * 4;
 /** A page's two bits in the directory. Partial: its map sector has the bits. `10` is damage. */
 export const PAGE_STATE = { EMPTY: 0, PARTIAL: 1, FULL: 3 } as const;
 
-export const FLAG_CLEAN = 1;
+export const FLAG = {
+  /** Closed in order: nothing came after the checkpoint. */
+  CLEAN: 1,
+  /** Never written again. */
+  FROZEN: 2,
+  /** About to be frozen, or frozen already by what stands on it: see FORMAT.md. */
+  FREEZING: 4,
+} as const;
+export const QUOTA_FLAG_SILENT = 1;
 export const PARENT_KIND = { NONE: 0, ROOT: 1, LEAF: 2 } as const;
 export const PARENT_FLAG_DIGEST = 1;
 export const PATH_BYTES_MAX = 2048;
@@ -83,13 +101,14 @@ type SuperblockNumbers =
       | 'sizeSectors'
     )
   | ('logStart' | 'logEnd' | 'mappedSectors' | 'createdSeconds' | 'flags')
-  | ('parentKind' | 'parentBytes' | 'parentFlags' | 'crc');
+  | ('parentKind' | 'parentBytes' | 'parentFlags' | 'crc')
+  | ('frozenSeconds' | 'quotaBytes' | 'quotaWarnBytes' | 'quotaFlags');
 
 export const SUPERBLOCK: Layout<
   Texts<'magic' | 'label' | 'parentPath'> &
     Numbers<RegionFields | SuperblockNumbers> &
-    Bytes<'uuid' | 'parentUuid' | 'parentFingerprint' | 'parentDigest'> &
-    Zeroes<'reserved' | 'padding'>
+    Bytes<'uuid' | 'parentUuid' | 'parentFingerprint' | 'parentDigest' | 'freezeId'> &
+    Zeroes<'reserved' | 'reserved2' | 'padding'>
 > = layout('superblock', {
   magic: text(8),
   version: u32,
@@ -120,7 +139,13 @@ export const SUPERBLOCK: Layout<
   reserved: zero(4),
   label: text(LABEL_BYTES_MAX),
   parentPath: text(PATH_BYTES_MAX),
-  padding: zero(1732),
+  freezeId: bytes(16),
+  frozenSeconds: u64,
+  quotaBytes: u64,
+  quotaWarnBytes: u64,
+  quotaFlags: u32,
+  reserved2: zero(4),
+  padding: zero(1684),
   crc: u32,
 });
 assert(SUPERBLOCK.size === SUPERBLOCK_BYTES, 'a superblock fills its place');

@@ -2,13 +2,21 @@
  * What a leaf tells about itself, without a lock: also of one that is in use, and then as of the
  * last time that its superblock was written (who serves it knows the rest).
  */
-import { fstatSync } from 'node:fs';
+import { fstatSync, realpathSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
+import { baseOf, CHAIN_IMAGES_MAX } from './chain.ts';
 import { FileMedia, lockHolder } from './file-media.ts';
 import { FORMAT_VERSION } from './format.ts';
+import { requireParent, resolveParentPath } from './lineage.ts';
 import { loadLeaf } from './load.ts';
-import { chooseSuperblock, type LeafParent, readSuperblockCopies } from './superblock.ts';
+import {
+  chooseSuperblock,
+  type LeafParent,
+  type Quota,
+  readSuperblockCopies,
+  type Superblock,
+} from './superblock.ts';
 
 export interface LeafInfo {
   path: string;
@@ -24,6 +32,9 @@ export interface LeafInfo {
   dataOffset: number;
   /** Space that the file takes; null on a block device. */
   allocatedBytes: number | null;
+  /** When it was frozen; null of a leaf that takes writes. */
+  frozenSeconds: number | null;
+  quota: Quota | null;
   /** The process that has it open, 0 if that cannot be told; null if it is not in use. */
   inUseBy: number | null;
   /** Known only of a leaf that is not in use. */
@@ -54,6 +65,8 @@ export function leafInfo(path: string): LeafInfo {
       logBytes: superblock.geometry.logBytes,
       dataOffset: superblock.geometry.dataOffset,
       allocatedBytes: media.blockDevice ? null : fstatSync(media.fd).blocks * 512,
+      frozenSeconds: superblock.freeze?.done === true ? superblock.freeze.seconds : null,
+      quota: superblock.quota,
       inUseBy: holder,
       idle: null,
     };
@@ -73,6 +86,64 @@ export function leafInfo(path: string): LeafInfo {
       if (info.inUseBy === null) throw error;
     }
     return info;
+  } finally {
+    media.close();
+  }
+}
+
+/** An intermediate image under a leaf. */
+export interface ImageInfo {
+  path: string;
+  uuid: string;
+  frozenSeconds: number | null;
+  /** What it has itself. */
+  changedBytes: number | null;
+  /** Why it cannot serve; what is below it is not known then. */
+  problem: string | null;
+}
+
+export interface Lineage {
+  /** The topmost first. */
+  images: ImageInfo[];
+  /** What the lowest stands on, with an absolute path; null where an image above has a problem. */
+  base: LeafParent | null;
+}
+
+/** What the leaf at `path` stands on, as far as it can be found. Takes no lock. */
+export function lineageOf(path: string): Lineage {
+  let { file, superblock } = peek(path);
+  const images: ImageInfo[] = [];
+  while (superblock.parent.kind === 'leaf') {
+    const { parent } = superblock;
+    const next = resolveParentPath(file, parent.path);
+    const image: ImageInfo = {
+      path: next,
+      uuid: parent.uuid!,
+      frozenSeconds: null,
+      changedBytes: null,
+      problem: null,
+    };
+    images.push(image);
+    try {
+      if (images.length > CHAIN_IMAGES_MAX) throw new Error('the chain does not end');
+      const child = file;
+      ({ file, superblock } = peek(next));
+      requireParent(parent, superblock, child, next);
+      image.frozenSeconds = superblock.freeze?.seconds ?? null;
+      image.changedBytes = superblock.mappedSectors * SECTOR_BYTES;
+    } catch (error) {
+      image.problem = (error as Error).message;
+      return { images, base: null };
+    }
+  }
+  return { images, base: baseOf(file, superblock) };
+}
+
+function peek(path: string): { file: string; superblock: Superblock } {
+  const media = FileMedia.open(path, { readOnly: true, noLock: true });
+  try {
+    const superblock = chooseSuperblock(readSuperblockCopies(media), path);
+    return { file: realpathSync(path), superblock };
   } finally {
     media.close();
   }

@@ -9,19 +9,26 @@
  *  3. A write goes where it belongs, as it is: nothing is read, copied or moved for it.
  *  4. The parent is never looked at here.
  *  5. With a shadow, what was answered also outlives the process unflushed (shadow.ts).
+ *  6. With a quota, it never has more sectors than that: a write that needs more is refused, and
+ *     has written nothing.
+ *
+ * A leaf may be followed by another, on top of it: from then on it gets no new changes. `retire`
+ * makes all durable that it was given, and only then does the follower answer a flush; `seal`
+ * freezes it.
  *
  * Operations are pooled; steady traffic allocates nothing. Answers that need no I/O (a flush with
  * nothing to do, a refusal) come from inside the call.
  */
 import { assert } from '../base/assert.ts';
-import { EIO, EROFS } from '../base/errno.ts';
+import { EIO, ENOSPC, EROFS } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { WritableLayer } from '../store/store.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
-import { Commit, type CommitLimits } from './commit.ts';
+import { type Amendment, Commit, type CommitLimits, Waiter } from './commit.ts';
 import type { OpenedLeaf } from './opened.ts';
 import { SectorMap } from './sector-map.ts';
 import type { Shadow } from './shadow.ts';
+import type { Freeze, Quota } from './superblock.ts';
 
 const KIND = { WRITE: 0, ZEROES: 1, DISCARD: 2 } as const;
 type Kind = (typeof KIND)[keyof typeof KIND];
@@ -39,6 +46,8 @@ class LeafOp implements IoOp {
   count = 0;
   /** Of a discard: the end of the whole range; `sector` and `count` are the run being punched. */
   end = 0;
+  /** Sectors that count for the quota until it is done. */
+  reserved = 0;
   next: LeafOp | null = null;
 
   constructor(leaf: Leaf) {
@@ -47,6 +56,22 @@ class LeafOp implements IoOp {
 
   done(result: number): void {
     this.#leaf.opDone(this, result);
+  }
+}
+
+/** A flush that goes on when the leaf below is durable. */
+class BelowFirst implements IoOp {
+  readonly #commit: Commit;
+  readonly #op: IoOp;
+
+  constructor(commit: Commit, op: IoOp) {
+    this.#commit = commit;
+    this.#op = op;
+  }
+
+  done(result: number): void {
+    if (result < 0) this.#op.done(result, 0);
+    else this.#commit.flush(this.#op);
   }
 }
 
@@ -63,6 +88,21 @@ export class Leaf implements WritableLayer {
   #free: LeafOp | null = null;
   #inFlight = 0;
   #closed = false;
+  /** Of the quota: infinite where there is none. */
+  #sectorsMax = Number.POSITIVE_INFINITY;
+  #warnSectors = Number.POSITIVE_INFINITY;
+  #reserved = 0;
+  /** How often the quota has refused a write. */
+  refused = 0;
+  /** Told once when the leaf comes to the mark, and once when a write was refused. */
+  onQuota: ((mark: 'warning' | 'full') => void) | null = null;
+  /** What is flushed first: the leaf that this one has taken the place of. */
+  #below: Leaf | null = null;
+  /** Flushes that wait until this leaf's name is durable. */
+  #holding = false;
+  #held: Waiter | null = null;
+  /** Waits for the end of the changes under way. */
+  #retiring: IoOp | null = null;
 
   /**
    * Takes over the opened leaf's arrays. Its descriptor stays the caller's, who closes it after
@@ -89,6 +129,7 @@ export class Leaf implements WritableLayer {
       unwritten: opened.unwritten ?? false,
       limits,
     });
+    this.#setQuota(opened.superblock.quota);
   }
 
   /** Sectors that the leaf has. */
@@ -115,7 +156,7 @@ export class Leaf implements WritableLayer {
   }
 
   write(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
-    if (this.#refuses(op)) return;
+    if (this.#refuses(op) || !this.#reserve(sector, count, op)) return;
     const own = this.#take(KIND.WRITE, sector, count, op);
     const position = this.#dataOffset + sector * SECTOR_BYTES;
     this.#io.write(this.#fd, memory, start, count * SECTOR_BYTES, position, own);
@@ -126,7 +167,7 @@ export class Leaf implements WritableLayer {
    * ones.
    */
   writeZeroes(sector: number, count: number, keepSpace: boolean, op: IoOp): void {
-    if (this.#refuses(op)) return;
+    if (this.#refuses(op) || !this.#reserve(sector, count, op)) return;
     const own = this.#take(KIND.ZEROES, sector, count, op);
     const position = this.#dataOffset + sector * SECTOR_BYTES;
     if (keepSpace) this.#io.zero(this.#fd, position, count * SECTOR_BYTES, own);
@@ -174,7 +215,96 @@ export class Leaf implements WritableLayer {
 
   flush(op: IoOp): void {
     if (this.readOnly) op.done(0, 0);
+    else if (this.#holding) {
+      const waiter = new Waiter();
+      waiter.op = op;
+      waiter.next = this.#held;
+      this.#held = waiter;
+    } else if (this.#below !== null) this.#below.flush(new BelowFirst(this.#commit, op));
     else this.#commit.flush(op);
+  }
+
+  // ── quota ────────────────────────────────────────────────────────────────
+
+  /** Changes the quota, durably; it holds at once. */
+  limit(quota: Quota | null, op: IoOp): void {
+    this.#setQuota(quota);
+    this.#commit.amend({ quota }, op);
+  }
+
+  #setQuota(quota: Quota | null): void {
+    const sectors = (bytes: number): number => Math.floor(bytes / SECTOR_BYTES);
+    this.#sectorsMax = quota === null ? Number.POSITIVE_INFINITY : sectors(quota.bytes);
+    this.#warnSectors = quota === null ? Number.POSITIVE_INFINITY : sectors(quota.warnBytes);
+    this.refused = 0;
+  }
+
+  #freshReserved = 0;
+
+  /** Takes the sectors of a change out of the quota; false if they are too many: refused. */
+  #reserve(sector: number, count: number, op: IoOp): boolean {
+    this.#freshReserved = 0;
+    if (this.#sectorsMax === Number.POSITIVE_INFINITY) return true;
+    let fresh = 0;
+    for (let at = sector, end = sector + count; at < end; ) {
+      const run = this.#map.run(at, end);
+      if (run > 0) at += run;
+      else {
+        fresh -= run;
+        at -= run;
+      }
+    }
+    if (fresh > 0 && this.#map.mapped + this.#reserved + fresh > this.#sectorsMax) {
+      this.refused++;
+      if (this.refused === 1) this.onQuota?.('full');
+      op.done(-ENOSPC, 0);
+      return false;
+    }
+    this.#reserved += fresh;
+    this.#freshReserved = fresh;
+    return true;
+  }
+
+  // ── freezing ─────────────────────────────────────────────────────────────
+
+  /** Changes what the superblock says. */
+  amend(changes: Amendment, op: IoOp): void {
+    this.#commit.amend(changes, op);
+  }
+
+  /**
+   * This leaf has taken the place of `below`, which is on its way to durability: that comes first
+   * in every flush. None is answered until `nameIsDurable`.
+   */
+  follow(below: Leaf): void {
+    this.#below = below;
+    this.#holding = true;
+  }
+
+  /** @param result 0, or why it never will be: then this leaf is of no use */
+  nameIsDurable(result: number): void {
+    this.#holding = false;
+    if (result < 0) this.#commit.fail(result);
+    let held = this.#held;
+    for (this.#held = null; held !== null; held = held.next) this.flush(held.op);
+  }
+
+  /** All that it stands on is durable. */
+  belowIsDurable(): void {
+    this.#below = null;
+  }
+
+  /** Lets the changes under way end, which are the last ones, and makes all durable. */
+  retire(op: IoOp): void {
+    if (this.#inFlight === 0) this.#commit.flush(op);
+    else this.#retiring = op;
+  }
+
+  /** After `retire`: frozen. May be tried again if the disk was full; then all is durable. */
+  seal(freeze: Freeze, op: IoOp): void {
+    assert(this.#inFlight === 0 && freeze.done, 'a retired leaf is sealed');
+    this.#closed = true;
+    this.#commit.close(op, { freeze, quota: null });
   }
 
   /**
@@ -196,6 +326,7 @@ export class Leaf implements WritableLayer {
       this.#commit.changed(sector, count, false, 0);
       return;
     }
+    this.#reserved -= own.reserved;
     this.#put(own);
     let answer = result;
     let mapped = false;
@@ -207,7 +338,16 @@ export class Leaf implements WritableLayer {
     }
     // A failed write may have changed some of its sectors as well.
     this.#commit.changed(sector, count, mapped, kind === KIND.WRITE ? count * SECTOR_BYTES : 0);
+    if (mapped && this.#map.mapped >= this.#warnSectors) {
+      this.#warnSectors = Number.POSITIVE_INFINITY;
+      this.onQuota?.('warning');
+    }
     client.done(answer, 0);
+    if (this.#retiring !== null && this.#inFlight === 0) {
+      const retiring = this.#retiring;
+      this.#retiring = null;
+      this.#commit.flush(retiring);
+    }
   }
 
   #refuses(op: IoOp): boolean {
@@ -226,6 +366,7 @@ export class Leaf implements WritableLayer {
     own.kind = kind;
     own.sector = sector;
     own.count = count;
+    own.reserved = kind === KIND.DISCARD ? 0 : this.#freshReserved;
     this.#inFlight++;
     return own;
   }

@@ -35,10 +35,31 @@ import {
 export interface LoadOptions {
   /** Nothing is written, neither now nor later; also works on media that cannot be written. */
   readOnly?: boolean;
+  /** For who goes on freezing it: it stays as it is, about to be frozen. */
+  keepFreeze?: boolean;
 }
 
 /** Sectors read in one piece, at most. */
 const PIECE_SECTORS = 64;
+
+/** What a frozen leaf has: its superblock and its map. Its log is empty, and is not read. */
+export interface LoadedImage {
+  superblock: Superblock;
+  map: SectorMap;
+}
+
+/** Loads a leaf that is frozen; of any other only the superblock: `map` is null then. */
+export function loadImage(media: Media): LoadedImage | { superblock: Superblock; map: null } {
+  const superblock = chooseSuperblock(readSuperblockCopies(media), media.name);
+  if (superblock.freeze?.done !== true) return { superblock, map: null };
+  checkSuperblock(media, superblock, true);
+  const map = new SectorMap(superblock.sizeSectors);
+  loadMap(media, superblock, map, (offset, check) => {
+    throw corrupt(media.name, offset, check);
+  });
+  checkMapped(media, superblock, map);
+  return { superblock, map };
+}
 
 export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
   const readOnly = options.readOnly ?? false;
@@ -51,6 +72,7 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
     if (copy.damage !== null)
       notes.push(`superblock at offset ${copy.offset}: ${copy.damage}; the other copy is used`);
   checkSuperblock(media, superblock, readOnly);
+  if (!readOnly) refuseFrozen(media, superblock, options.keepFreeze ?? false);
 
   const map = new SectorMap(superblock.sizeSectors);
   loadMap(media, superblock, map, (offset, check) => {
@@ -66,8 +88,13 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
       `log record ${scan.nextSequence} at offset ${logOffset + scan.head} was never whole: dropped`,
     );
 
-  if (!readOnly && scan.records > 0 && superblock.logEnd !== scan.nextSequence)
+  const goesFurther = scan.records > 0 && superblock.logEnd !== scan.nextSequence;
+  // It was about to be frozen when its user died, and nothing stands on it: it goes on as it was.
+  const thawed = superblock.freeze !== null && !(options.keepFreeze ?? false);
+  if (!readOnly && (goesFurther || thawed)) {
+    if (thawed) superblock.freeze = null;
     rememberLog(media, superblock, scan.nextSequence);
+  }
   return {
     name: file,
     fd: media.fd,
@@ -119,6 +146,30 @@ export function checkSuperblock(media: Media, superblock: Superblock, readOnly: 
       'The file was cut off: restore it from a backup.',
     );
   return true;
+}
+
+/**
+ * A leaf on which others stand, or may stand, is not written.
+ * @param freezing by whoever ends a freezing that was interrupted
+ */
+function refuseFrozen(media: Media, { freeze }: Superblock, freezing: boolean): void {
+  const file = media.name;
+  if (freeze === null) return;
+  if (freeze.done && !freezing)
+    throw new UbdError('frozen', `${file} is frozen: an intermediate image, never written again`, {
+      place: { file },
+      next: `make a leaf that stands on it: ubd fork ${file} --leaf NEW`,
+    });
+  // Its second name is where it was to go: the leaf that was to take its place never did.
+  if (freezing || media.names > 1) return;
+  throw new UbdError(
+    'frozen',
+    `${file} was being frozen when the machine stopped: a leaf may stand on it`,
+    {
+      place: { file },
+      next: `attach the leaf that stands on it, or make one: ubd fork ${file} --leaf NEW`,
+    },
+  );
 }
 
 /** Whether the map, before any replay, has all that it had when the superblock was written. */

@@ -12,6 +12,8 @@ export interface Media {
   readonly fd: number;
   readonly blockDevice: boolean;
   readonly sizeBytes: number;
+  /** How many names the file has. */
+  readonly names: number;
   read(target: Uint8Array, position: number): void;
   write(source: Uint8Array, position: number): void;
   /** Sets a regular file's length; what is new reads as zeroes. */

@@ -131,21 +131,18 @@ export function openShadow(path: string, opened: OpenedLeaf, goingOn: boolean): 
   const { sizeSectors, uuid } = opened.superblock;
   if (fileBytes(sizeSectors) > FILE_BYTES_MAX)
     throw new UbdError('unsupported', `${opened.name}: too large to outlive its server (16 TiB)`);
-  const boot = readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
   const fd = openSync(path, constants.O_RDWR | constants.O_CREAT, 0o600);
   try {
-    const raw = new Uint8Array(HEADER.size);
-    readSync(fd, raw, 0, raw.length, 0);
-    const header = HEADER.read(new DataView(raw.buffer), 0);
-    const known =
-      header.magic === MAGIC &&
-      header.boot === boot &&
-      header.leaf === uuid &&
-      header.sizeSectors === sizeSectors;
-    if (goingOn && !known) throw lost(path, opened);
+    if (goingOn && !isOf(readHeader(fd), opened)) throw lost(path, opened);
     if (goingOn) replay(fd, opened);
     else ftruncateSync(fd, 0);
-    HEADER.write(new DataView(raw.buffer), 0, { magic: MAGIC, boot, leaf: uuid, sizeSectors });
+    const raw = new Uint8Array(HEADER.size);
+    HEADER.write(new DataView(raw.buffer), 0, {
+      magic: MAGIC,
+      boot: bootId(),
+      leaf: uuid,
+      sizeSectors,
+    });
     ftruncateSync(fd, fileBytes(sizeSectors));
     writeSync(fd, raw, 0, raw.length, 0);
     return { fd, sizeSectors };
@@ -153,6 +150,45 @@ export function openShadow(path: string, opened: OpenedLeaf, goingOn: boolean): 
     closeSync(fd);
     throw error;
   }
+}
+
+/**
+ * Puts what a dead process had answered into the map of a leaf that it left, if it is known: of a
+ * leaf that was being frozen.
+ */
+export function replayShadow(path: string, opened: OpenedLeaf): void {
+  let fd: number;
+  try {
+    fd = openSync(path, constants.O_RDONLY);
+  } catch {
+    return; // it had none
+  }
+  try {
+    if (isOf(readHeader(fd), opened)) replay(fd, opened);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+type Header = ReturnType<typeof HEADER.read>;
+
+function bootId(): string {
+  return readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim();
+}
+
+function readHeader(fd: number): Header {
+  const raw = new Uint8Array(HEADER.size);
+  readSync(fd, raw, 0, raw.length, 0);
+  return HEADER.read(new DataView(raw.buffer), 0);
+}
+
+function isOf(header: Header, { superblock }: OpenedLeaf): boolean {
+  return (
+    header.magic === MAGIC &&
+    header.boot === bootId() &&
+    header.leaf === superblock.uuid &&
+    header.sizeSectors === superblock.sizeSectors
+  );
 }
 
 /** The leaf is to be used without a shadow, or its device is no more. */

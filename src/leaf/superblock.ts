@@ -11,11 +11,12 @@ import { corrupt, UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import {
   bytesToUuid,
-  FLAG_CLEAN,
+  COMPATIBLE,
+  FLAG,
   FORMAT_VERSION,
   type Geometry,
   geometryFor,
-  KNOWN_COMPATIBLE,
+  INCOMPATIBLE,
   KNOWN_INCOMPATIBLE,
   LEAF_BYTES_MAX,
   LOG_BYTES_MAX,
@@ -23,6 +24,8 @@ import {
   MAGIC,
   PARENT_FLAG_DIGEST,
   PARENT_KIND,
+  QUOTA_FLAG_SILENT,
+  READ_ONLY_COMPATIBLE,
   REGION_ALIGN,
   SUPERBLOCK,
   SUPERBLOCK_BYTES,
@@ -35,14 +38,33 @@ import type { Media } from './media.ts';
 export interface LeafParent {
   kind: 'none' | 'root' | 'leaf';
   sizeBytes: number;
-  /** Path or URI, as it was when the leaf was made. */
+  /** Path or URI, as it was when the leaf was made; a relative one begins at the leaf's place. */
   path: string;
-  /** 32 bytes; of a root: see src/image. */
+  /** 32 bytes; of a root: see src/image; of a frozen leaf: see lineage.ts. */
   fingerprint: Uint8Array;
   /** SHA-256 of the whole content, where somebody has paid for it. */
   digest: Uint8Array | null;
   /** Of a parent that is a leaf. */
   uuid: string | null;
+}
+
+/** Why a leaf takes no writes, or soon will not: it is, or becomes, an intermediate image. */
+export interface Freeze {
+  /** A random UUID of this freezing: a leaf that was thawed and frozen again has another. */
+  id: string;
+  seconds: number;
+  /** False: it may have been interrupted. See "Freezing" in FORMAT.md. */
+  done: boolean;
+}
+
+/** How much the leaf may hold. */
+export interface Quota {
+  /** Of mapped sectors. */
+  bytes: number;
+  /** Where to warn. */
+  warnBytes: number;
+  /** Nobody wants to hear of it. */
+  silent: boolean;
 }
 
 export interface Superblock {
@@ -63,8 +85,10 @@ export interface Superblock {
   clean: boolean;
   label: string;
   parent: LeafParent;
+  freeze: Freeze | null;
+  quota: Quota | null;
+  /** As read, with what we do not know; what we know follows from the fields above. */
   readOnlyCompatible: number;
-  compatible: number;
 }
 
 const NO_UUID = '00000000-0000-0000-0000-000000000000';
@@ -73,14 +97,14 @@ const KINDS = ['none', 'root', 'leaf'] as const;
 /** Writes a superblock's 4096 bytes at `offset`, with its CRC. */
 export function encodeSuperblock(superblock: Superblock, target: Uint8Array, offset: number): void {
   const view = new DataView(target.buffer, target.byteOffset);
-  const { parent, geometry } = superblock;
+  const { parent, geometry, freeze, quota } = superblock;
   SUPERBLOCK.write(view, offset, {
     ...geometry,
     magic: MAGIC,
     version: FORMAT_VERSION,
-    incompatible: KNOWN_INCOMPATIBLE,
-    readOnlyCompatible: superblock.readOnlyCompatible,
-    compatible: superblock.compatible & KNOWN_COMPATIBLE,
+    incompatible: parent.kind === 'leaf' ? INCOMPATIBLE.CHAINED : 0,
+    readOnlyCompatible: freeze === null ? 0 : READ_ONLY_COMPATIBLE.FROZEN,
+    compatible: quota === null ? 0 : COMPATIBLE.QUOTA,
     generation: superblock.generation,
     uuid: uuidToBytes(superblock.uuid),
     sizeSectors: superblock.sizeSectors,
@@ -88,7 +112,7 @@ export function encodeSuperblock(superblock: Superblock, target: Uint8Array, off
     logEnd: superblock.logEnd,
     mappedSectors: superblock.mappedSectors,
     createdSeconds: superblock.createdSeconds,
-    flags: superblock.clean ? FLAG_CLEAN : 0,
+    flags: (superblock.clean ? FLAG.CLEAN : 0) | freezeFlag(freeze),
     parentKind: KINDS.indexOf(parent.kind),
     parentBytes: parent.sizeBytes,
     parentUuid: uuidToBytes(parent.uuid ?? NO_UUID),
@@ -97,9 +121,20 @@ export function encodeSuperblock(superblock: Superblock, target: Uint8Array, off
     parentFlags: parent.digest === null ? 0 : PARENT_FLAG_DIGEST,
     label: superblock.label,
     parentPath: parent.path,
+    ...(freeze !== null && { freezeId: uuidToBytes(freeze.id), frozenSeconds: freeze.seconds }),
+    ...(quota !== null && {
+      quotaBytes: quota.bytes,
+      quotaWarnBytes: quota.warnBytes,
+      quotaFlags: quota.silent ? QUOTA_FLAG_SILENT : 0,
+    }),
   });
   const crc = crc32(target.subarray(offset, offset + SUPERBLOCK.at.crc));
   view.setUint32(offset + SUPERBLOCK.at.crc, crc, true);
+}
+
+function freezeFlag(freeze: Freeze | null): number {
+  if (freeze === null) return 0;
+  return freeze.done ? FLAG.FROZEN : FLAG.FREEZING;
 }
 
 /** One copy as read: the superblock, or what is wrong with it. */
@@ -178,7 +213,16 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
   require(fields.mappedSectors <= sizeSectors, 'count of mapped sectors');
   const kind = KINDS[fields.parentKind];
   require(kind !== undefined, 'kind of the parent');
+  const chained = (fields.incompatible & INCOMPATIBLE.CHAINED) !== 0;
+  require(chained === (kind === 'leaf'), 'kind of the parent');
   const hasDigest = (fields.parentFlags & PARENT_FLAG_DIGEST) !== 0;
+  const clean = (fields.flags & FLAG.CLEAN) !== 0;
+  const frozen = (fields.flags & FLAG.FROZEN) !== 0;
+  const freezing = (fields.flags & FLAG.FREEZING) !== 0;
+  const marked = (fields.readOnlyCompatible & READ_ONLY_COMPATIBLE.FROZEN) !== 0;
+  require(marked === (frozen || freezing) && !(frozen && freezing), 'mark of a frozen leaf');
+  require(!frozen || (clean && fields.logStart === fields.logEnd), 'log of a frozen leaf');
+  const limited = (fields.compatible & COMPATIBLE.QUOTA) !== 0;
   return {
     generation: fields.generation,
     uuid: bytesToUuid(fields.uuid),
@@ -188,7 +232,7 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
     logEnd: fields.logEnd,
     mappedSectors: fields.mappedSectors,
     createdSeconds: fields.createdSeconds,
-    clean: (fields.flags & FLAG_CLEAN) !== 0,
+    clean,
     label: fields.label,
     parent: {
       kind,
@@ -198,8 +242,17 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
       digest: hasDigest ? fields.parentDigest : null,
       uuid: fields.parentKind === PARENT_KIND.LEAF ? bytesToUuid(fields.parentUuid) : null,
     },
+    freeze: marked
+      ? { id: bytesToUuid(fields.freezeId), seconds: fields.frozenSeconds, done: frozen }
+      : null,
+    quota: limited
+      ? {
+          bytes: fields.quotaBytes,
+          warnBytes: fields.quotaWarnBytes,
+          silent: (fields.quotaFlags & QUOTA_FLAG_SILENT) !== 0,
+        }
+      : null,
     readOnlyCompatible: fields.readOnlyCompatible,
-    compatible: fields.compatible,
   };
 }
 

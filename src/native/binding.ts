@@ -57,6 +57,11 @@ export interface Native {
   mapFile(fd: number, lengthBytes: number, position: number): MappedMemory | number;
   /** Unmaps it and detaches its ArrayBuffer: later use in TypeScript throws, it does not crash. */
   unmapMemory(address: number): void;
+  /**
+   * Copies within memory of `mapMemory`; the ranges may overlap. Throws where one does not lie in
+   * one mapping as a whole.
+   */
+  copyMemory(target: number, source: number, length: number): void;
 
   /**
    * Throws an Error with code where the kernel refuses. `cqEntries` 0 leaves the size to the
@@ -80,7 +85,8 @@ export interface Native {
    *
    *     offset  type  meaning
    *     0       i32   which: 0 pread, 1 pwrite, 2 read, 3 write, 4 fallocate,
-   *                   5 pwrite with RWF_DSYNC
+   *                   5 pwrite with RWF_DSYNC, 6 read if the record before this one moved bytes
+   *                   (else its result), 7 pread with RWF_NOWAIT
    *     4       i32   fd
    *     8       f64   address in mapped memory (fallocate: mode)
    *     16      f64   length in bytes
@@ -100,6 +106,11 @@ export interface Native {
    * bytes, gets both descriptors as i32.
    */
   socketpair(ends: Uint8Array): number;
+  /**
+   * A second descriptor of what is open at `fd`, blocking and close-on-exec, or -errno. From then
+   * on the first one is blocking, too.
+   */
+  duplicate(fd: number): number;
   /**
    * 0 or -errno. For descriptors that another thread opened or the addon made: Node's own close
    * warns about those in a worker. Rings are refused.
@@ -130,6 +141,10 @@ export interface Native {
   ): number;
   fsmount(fd: number, flags: number, attributes: number): number;
   umount2(path: string, flags: number): number;
+  /**
+   * rename(2) to a name that is not taken (-EEXIST if it is; -EINVAL where the file system cannot).
+   */
+  renameNew(from: string, to: string): number;
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;

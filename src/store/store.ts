@@ -8,6 +8,7 @@
  * call.
  */
 import type { IoOp, Memory } from '../uring/io.ts';
+import type { Loan } from './loan.ts';
 
 export interface Layer {
   /** For messages: the path or URI. */
@@ -23,6 +24,11 @@ export interface Layer {
    * -errno.
    */
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void;
+  /**
+   * Lends the first of these sectors, which the layer has, as pieces of `loan`. Returns how many
+   * sectors: 0 where they must be read.
+   */
+  lend?(sector: number, count: number, loan: Loan): number;
 }
 
 /**

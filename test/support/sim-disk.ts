@@ -94,6 +94,8 @@ export class SimFile {
   /** Number of the next change. */
   #next = 0;
   sizeBytes = 0;
+  /** How many names lead to it. */
+  names = 1;
   /** Blocks that take space, and how many may. */
   readonly #blocks = new Set<number>();
   blocksMax: number = Number.POSITIVE_INFINITY;

@@ -22,6 +22,10 @@ export class SimMedia implements Media {
     return this.#file.sizeBytes;
   }
 
+  get names(): number {
+    return this.#file.names;
+  }
+
   read(target: Uint8Array, position: number): void {
     if (position + target.length > this.#file.sizeBytes)
       throw corrupt(this.name, this.#file.sizeBytes, 'the file ends here');

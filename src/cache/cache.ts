@@ -1,0 +1,418 @@
+/**
+ * The cache of root blocks that all devices of a data-plane thread share.
+ *
+ *     CachedLayer ─ find ──▶ policy ──▶ chunk ──▶ frames of the slab        hit: from there
+ *          └─ reading ─ want ─▶ fills: one for each run of blocks that
+ *                               nobody has read or is reading               miss: waits for fills
+ *
+ * Owns index, slab and contents. Invariants:
+ *  1. A block is valid only in the content that it was read for, and a content is one sequence of
+ *     bytes for ever: so no block is ever served of another root, or of another generation.
+ *  2. A block is read once, whoever asks, until it is dropped.
+ *  3. A fill that fails leaves nothing behind. Each reading that waited for it then reads exactly
+ *     the sectors that it needs, past the cache: an error reaches those whom it concerns, and no one
+ *     else.
+ *  4. Frames in use never exceed the capacity, but while it is being lowered and pinned chunks have
+ *     not gone yet. Where there is no frame, a read goes past the cache.
+ */
+import { BLOCK_BYTES, BLOCK_SECTORS } from '../base/units.ts';
+import type { Memory } from '../uring/io.ts';
+import type { SlabIo } from '../uring/slab-io.ts';
+import type { CachedLayer } from './cached-layer.ts';
+import { CHUNK_BLOCKS, CHUNK_FRAMES, Chunks, FRAME_BLOCKS, maskOf } from './chunks.ts';
+import { type Content, type ContentDescription, Contents } from './content.ts';
+import type { Fetch } from './fetch.ts';
+import { FILL_BLOCKS_MAX, Fill } from './fill.ts';
+import { Lru } from './lru.ts';
+import type { Policy, PolicyName } from './policy.ts';
+import { Reading } from './reading.ts';
+import { Segmented } from './segmented.ts';
+import { FRAME_BYTES, Slab } from './slab.ts';
+import { Wait } from './wait.ts';
+
+/** Chunks that one eviction looks at before it gives up: pinned ones stay. */
+const EVICTION_TRIES = 8;
+
+export interface CacheOptions {
+  io: SlabIo;
+  capacityBytes: number;
+  policy: PolicyName;
+}
+
+export class Cache {
+  readonly io: SlabIo;
+  readonly policyName: PolicyName;
+  readonly slab: Slab;
+  readonly chunks: Chunks;
+  readonly contents: Contents = new Contents();
+  readonly #policy: Policy;
+  readonly counters = { fills: 0, fillBytes: 0, fillErrors: 0, bypassed: 0, evictions: 0 };
+
+  #fills: Fill | null = null;
+  #readings: Reading | null = null;
+  #waits: Wait | null = null;
+  /** Frames for the chunk that is being planned. */
+  readonly #taken = new Int32Array(CHUNK_FRAMES);
+  /** Planning: fills that end meanwhile are settled after it. */
+  #planning = false;
+  #settled: Fill | null = null;
+  /** The fill that is being put together. */
+  #open: Fill | null = null;
+
+  constructor({ io, capacityBytes, policy }: CacheOptions) {
+    this.io = io;
+    this.slab = new Slab(io);
+    this.chunks = new Chunks(this.slab);
+    this.policyName = policy;
+    this.#policy = policy === 'lru' ? new Lru() : new Segmented();
+    this.resize(capacityBytes);
+  }
+
+  // ── Capacity ──────────────────────────────────────────────────────────────────────────────────
+
+  get capacityBytes(): number {
+    return this.slab.budget * FRAME_BYTES;
+  }
+
+  /** False: reads go past it. */
+  get isOn(): boolean {
+    return this.slab.budget > 0;
+  }
+
+  /** Bytes that are held for readers. */
+  get usedBytes(): number {
+    return this.#policy.bytes;
+  }
+
+  get chunkCount(): number {
+    return this.#policy.count;
+  }
+
+  /** Takes effect at once: what does not fit any more is gone, and its memory on its way back. */
+  resize(capacityBytes: number): void {
+    const frames = Math.floor(capacityBytes / FRAME_BYTES);
+    this.#policy.setCapacity(frames * FRAME_BYTES);
+    while (this.#policy.bytes > frames * FRAME_BYTES) this.#drop(this.#policy.evict());
+    this.slab.setBudget(frames);
+  }
+
+  /** Forgets the blocks of one content, or all; and gives the memory back. Returns bytes. */
+  drop(content: Content | null): number {
+    const { chunks } = this;
+    let bytes = 0;
+    for (let chunk = 0; chunk < chunks.end; chunk++) {
+      const owner = chunks.contents[chunk] ?? null;
+      if (owner === null || chunks.dropped[chunk] === 1) continue;
+      if (content !== null && owner !== content) continue;
+      bytes += chunks.bytesOf(chunk);
+      this.#policy.remove(chunks.keys[chunk]!);
+      this.#drop(chunk);
+    }
+    this.slab.trim();
+    return bytes;
+  }
+
+  /** After the ring is closed. */
+  close(): void {
+    this.slab.close();
+  }
+
+  // ── Contents ──────────────────────────────────────────────────────────────────────────────────
+
+  use(description: ContentDescription): Content {
+    const content = this.contents.open(description);
+    content.users++;
+    return content;
+  }
+
+  unuse(content: Content): void {
+    content.users--;
+    if (content.users > 0) return;
+    if (!content.lasting) this.drop(content);
+    this.#forgetIfDone(content);
+  }
+
+  #forgetIfDone(content: Content): void {
+    if (content.users > 0 || content.chunks > 0) return;
+    if (this.contents.get(content.key) === content) this.contents.forget(content);
+  }
+
+  // ── Finding ───────────────────────────────────────────────────────────────────────────────────
+
+  /** The chunk with this key, or -1. It has been used now. */
+  find(key: number): number {
+    return this.#policy.find(key);
+  }
+
+  peek(key: number): number {
+    return this.#policy.peek(key);
+  }
+
+  /** Somebody asked for these blocks of a chunk that was just found. */
+  touch(chunk: number, key: number, need: number): void {
+    const seen = this.chunks.seen[chunk]!;
+    if ((seen & need) === need) this.#policy.again(key);
+    else this.chunks.seen[chunk] = seen | need;
+  }
+
+  /**
+   * How many bytes of a chunk lie in one piece of memory, from a byte of it on; at most `length`.
+   */
+  contiguous(chunk: number, at: number, length: number): number {
+    const { frames } = this.chunks;
+    const first = chunk * CHUNK_FRAMES;
+    let place = Math.floor(at / FRAME_BYTES);
+    let bytes = (place + 1) * FRAME_BYTES - at;
+    for (; bytes < length; bytes += FRAME_BYTES, place++)
+      if (!this.slab.adjoins(frames[first + place]! - 1, frames[first + place + 1]! - 1)) break;
+    return Math.min(bytes, length);
+  }
+
+  memoryOf(chunk: number, at: number): Memory {
+    return this.slab.memoryOf(this.#frameAt(chunk, at));
+  }
+
+  startOf(chunk: number, at: number): number {
+    return this.slab.startOf(this.#frameAt(chunk, at)) + (at % FRAME_BYTES);
+  }
+
+  #frameAt(chunk: number, at: number): number {
+    return this.chunks.frames[chunk * CHUNK_FRAMES + Math.floor(at / FRAME_BYTES)]! - 1;
+  }
+
+  /** Copies `length` bytes of a chunk, from byte `at` of it on; they are valid. */
+  copyOut(chunk: number, at: number, length: number, memory: Memory, start: number): void {
+    for (let done = 0; done < length; ) {
+      const bytes = this.contiguous(chunk, at + done, length - done);
+      const from = this.memoryOf(chunk, at + done);
+      this.io.copy(from, this.startOf(chunk, at + done), memory, start + done, bytes);
+      done += bytes;
+    }
+  }
+
+  // ── Filling ───────────────────────────────────────────────────────────────────────────────────
+
+  /**
+   * Starts fills for the blocks from `from` to `end` (exclusive) that are neither there nor in
+   * flight. Returns where it stopped: before `end` if there are no frames for more.
+   */
+  want(layer: CachedLayer, from: number, end: number, fetch: Fetch | null): number {
+    this.#planning = true;
+    let block = from;
+    while (block < end) {
+      const index = Math.floor(block / CHUNK_BLOCKS);
+      const stop = Math.min(end, (index + 1) * CHUNK_BLOCKS);
+      if (!this.#wantOfChunk(layer, index, block, stop, fetch)) break;
+      block = stop;
+    }
+    this.#startOpen();
+    this.#planning = false;
+    while (this.#settled !== null) {
+      const fill = this.#settled;
+      this.#settled = fill.next;
+      this.#settle(fill);
+    }
+    return block;
+  }
+
+  /** Blocks `from` to `end` of the root, all in chunk `index`. False: there are no frames. */
+  #wantOfChunk(
+    layer: CachedLayer,
+    index: number,
+    from: number,
+    end: number,
+    fetch: Fetch | null,
+  ): boolean {
+    const { chunks } = this;
+    const { content } = layer;
+    const first = index * CHUNK_BLOCKS;
+    const key = content.firstKey + index;
+    let chunk = this.#policy.peek(key);
+    const have = chunk < 0 ? 0 : chunks.valid[chunk]! | chunks.flight[chunk]!;
+    const missing = maskOf(from - first, end - 1 - first) & ~have;
+    if (missing === 0) return true;
+    const isNew = chunk < 0;
+    if (isNew) chunk = chunks.make(content, key);
+    chunks.pin(chunk); // finding frames must not take its own
+    const ready = this.#giveFrames(chunk, missing);
+    if (ready)
+      for (let bit = from - first; bit < end - first; bit++)
+        if ((missing & (1 << bit)) !== 0) this.#add(layer, fetch, chunk, bit, first + bit);
+    if (!ready && isNew) chunks.drop(chunk);
+    chunks.unpin(chunk);
+    return ready;
+  }
+
+  /** Frames for all blocks of a mask. False: there are none, and nothing has changed. */
+  #giveFrames(chunk: number, mask: number): boolean {
+    const { chunks } = this;
+    const first = chunk * CHUNK_FRAMES;
+    let wanted = 0;
+    for (let place = 0; place < CHUNK_FRAMES; place++)
+      if (chunks.frames[first + place] === 0 && touches(mask, place)) wanted++;
+    if (wanted === 0) return true;
+    while (this.slab.available < wanted) if (!this.#evictOne()) return false;
+    let taken = this.slab.take(this.#taken, wanted);
+    if (taken < wanted) {
+      while (taken > 0) this.slab.put(this.#taken[--taken]!);
+      return false;
+    }
+    taken = 0;
+    for (let place = 0; place < CHUNK_FRAMES; place++)
+      if (chunks.frames[first + place] === 0 && touches(mask, place))
+        chunks.giveFrame(chunk, place, this.#taken[taken++]!);
+    this.#policy.put(chunks.keys[chunk]!, chunk, chunks.bytesOf(chunk));
+    return true;
+  }
+
+  /** Lets one chunk go that nobody has in use. */
+  #evictOne(): boolean {
+    const { chunks } = this;
+    for (let tries = 0; tries < EVICTION_TRIES; tries++) {
+      const chunk = this.#policy.evict();
+      if (chunk < 0) return false;
+      if (chunks.pins[chunk] === 0) {
+        this.counters.evictions++;
+        this.#drop(chunk);
+        return true;
+      }
+      this.#policy.put(chunks.keys[chunk]!, chunk, chunks.bytesOf(chunk));
+    }
+    return false;
+  }
+
+  /** The policy does not know it any more. */
+  #drop(chunk: number): void {
+    const content = this.chunks.contents[chunk]!;
+    this.chunks.drop(chunk);
+    this.#forgetIfDone(content);
+  }
+
+  /** Adds a block to the fill that is being put together, or begins the next one. */
+  #add(layer: CachedLayer, fetch: Fetch | null, chunk: number, bit: number, block: number): void {
+    const { chunks, slab } = this;
+    const frame = chunks.frameOf(chunk, bit);
+    const memory = slab.memoryOf(frame);
+    const start = slab.startOf(frame) + (bit % FRAME_BLOCKS) * BLOCK_BYTES;
+    let fill = this.#open;
+    if (
+      fill === null ||
+      fill.firstBlock + fill.blocks !== block ||
+      fill.memory !== memory ||
+      fill.start + fill.blocks * BLOCK_BYTES !== start ||
+      fill.blocks === FILL_BLOCKS_MAX
+    ) {
+      this.#startOpen();
+      fill = this.#fills ?? new Fill(this);
+      this.#fills = fill.next;
+      this.#open = fill;
+      fill.next = null;
+      fill.layer = layer;
+      fill.fetch = fetch;
+      fill.memory = memory;
+      fill.start = start;
+      fill.firstBlock = block;
+      fill.blocks = 0;
+      fill.chunkCount = 0;
+    }
+    fill.blocks++;
+    if (fill.chunkCount === 0 || fill.chunks[fill.chunkCount - 1] !== chunk) {
+      chunks.pin(chunk);
+      fill.chunks[fill.chunkCount] = chunk;
+      fill.masks[fill.chunkCount++] = 0;
+    }
+    fill.masks[fill.chunkCount - 1]! |= 1 << bit;
+    chunks.flight[chunk]! |= 1 << bit;
+  }
+
+  #startOpen(): void {
+    const fill = this.#open;
+    if (fill === null) return;
+    this.#open = null;
+    const { layer } = fill;
+    const sector = fill.firstBlock * BLOCK_SECTORS;
+    const count = Math.min(fill.blocks * BLOCK_SECTORS, layer.content.sizeSectors - sector);
+    layer.fillStarts(fill.fetch);
+    layer.source.read(sector, count, fill.memory, fill.start, fill);
+  }
+
+  /** For Fill: it has ended. */
+  filled(fill: Fill): void {
+    if (this.#planning) {
+      fill.next = this.#settled;
+      this.#settled = fill;
+    } else {
+      this.#settle(fill);
+    }
+  }
+
+  #settle(fill: Fill): void {
+    const { chunks } = this;
+    const { layer, fetch, result, chunkCount } = fill;
+    const bytes = fill.blocks * BLOCK_BYTES;
+    if (result < 0) {
+      this.counters.fillErrors++;
+    } else {
+      this.counters.fills++;
+      this.counters.fillBytes += bytes;
+    }
+    for (let i = 0; i < chunkCount; i++) {
+      const chunk = fill.chunks[i]!;
+      chunks.flight[chunk]! &= ~fill.masks[i]!;
+      if (result >= 0) chunks.valid[chunk]! |= fill.masks[i]!;
+    }
+    // Only now: whoever is woken finds all of it settled, and may ask for more.
+    for (let i = 0; i < chunkCount; i++) this.#wake(fill.chunks[i]!);
+    for (let i = 0; i < chunkCount; i++) chunks.unpin(fill.chunks[i]!);
+    fill.next = this.#fills;
+    this.#fills = fill;
+    layer.fillEnds(fetch, bytes, result);
+  }
+
+  // ── Waiting ───────────────────────────────────────────────────────────────────────────────────
+
+  takeReading(): Reading {
+    const reading = this.#readings ?? new Reading(this);
+    this.#readings = reading.next;
+    reading.next = null;
+    return reading;
+  }
+
+  putReading(reading: Reading): void {
+    reading.next = this.#readings;
+    this.#readings = reading;
+  }
+
+  /** `reading.arrived` is called once none of these blocks is in flight any more. */
+  wait(reading: Reading, chunk: number, need: number): void {
+    const wait = this.#waits ?? new Wait();
+    this.#waits = wait.next;
+    wait.reading = reading;
+    wait.need = need;
+    wait.next = this.chunks.waits[chunk]!;
+    this.chunks.waits[chunk] = wait;
+  }
+
+  #wake(chunk: number): void {
+    const { chunks } = this;
+    let wait = chunks.waits[chunk] ?? null;
+    chunks.waits[chunk] = null;
+    while (wait !== null) {
+      const { next, reading, need } = wait;
+      if ((chunks.flight[chunk]! & need) !== 0) {
+        wait.next = chunks.waits[chunk]!;
+        chunks.waits[chunk] = wait;
+      } else {
+        wait.next = this.#waits;
+        this.#waits = wait;
+        reading.arrived();
+      }
+      wait = next;
+    }
+  }
+}
+
+/** Whether a mask has a block of this frame. */
+function touches(mask: number, place: number): boolean {
+  return ((mask >>> (place * FRAME_BLOCKS)) & ((1 << FRAME_BLOCKS) - 1)) !== 0;
+}
