@@ -22,6 +22,7 @@ import { UblkSlots } from '../transport/ublk/slots.ts';
 import { Ring } from '../uring/ring.ts';
 import { RingIo } from '../uring/ring-io.ts';
 import { WakeListener } from '../uring/wake.ts';
+import { PlaneCache } from './plane-cache.ts';
 import { closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
 import {
   type DataPlaneStart,
@@ -64,7 +65,7 @@ class DataPlane {
   #stopping = false;
   #stopped = false;
 
-  constructor({ port, wakeFd, flags }: DataPlaneStart) {
+  constructor({ port, wakeFd, flags, cache }: DataPlaneStart) {
     this.#port = port;
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
@@ -81,6 +82,7 @@ class DataPlane {
       fuseSlots: this.#fuseSlots,
       ublkSlots: this.#ublkSlots,
       parts: new PartPool(PARTS),
+      cache: new PlaneCache(this.#ring, this.#io, cache),
       memory: this.#io.allocate(PAGE_BYTES),
     };
   }
@@ -100,6 +102,7 @@ class DataPlane {
       this.#io.close();
       this.#fuseSlots.close();
       this.#ublkSlots.close();
+      this.#plant.cache.close();
       this.#plant.memory.free();
     }
   }
@@ -144,6 +147,12 @@ class DataPlane {
           null,
         );
         return;
+      case 'cacheStats':
+      case 'cacheSet':
+      case 'cacheDrop':
+      case 'cacheWarm':
+        this.#plant.cache.take(call, answer);
+        return;
       case 'stop':
         this.#stop(done);
     }
@@ -167,6 +176,7 @@ class DataPlane {
       });
       this.#devices.set(spec.id, device);
     } catch (thrown) {
+      this.#plant.cache.detach(spec.id, () => {});
       closeDescriptors(spec);
       throw thrown;
     }
@@ -185,6 +195,7 @@ class DataPlane {
    */
   #stop(done: (error: UbdError | null) => void): void {
     this.#stopping = true;
+    this.#plant.cache.stop();
     let left = this.#devices.size;
     let first: UbdError | null = null;
     const end = (): void => {

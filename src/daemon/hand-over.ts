@@ -3,7 +3,12 @@ import type { FrozenChain } from '../leaf/chain.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
 import type { TransportDevice } from './machine.ts';
 import type { FileLeaf, FileRoot } from './opened-files.ts';
-import type { DeviceSpec, FrozenLayerSpec, TransportSpec } from './plane-protocol.ts';
+import type {
+  DeviceSpec,
+  FrozenLayerSpec,
+  RootLayerSpec,
+  TransportSpec,
+} from './plane-protocol.ts';
 
 /** What the data plane works with and does not own. */
 export interface Lent {
@@ -31,14 +36,13 @@ export function handOver(
   const root = device.root as FileRoot;
   const leaf = device.leaf as FileLeaf | null;
   leaf?.descriptor.release();
-  const fd = root.descriptor.release();
   const chain = leaf?.takeChain() ?? null;
   const spec: DeviceOrder = {
     id,
     name,
     sizeBytes,
     leaf: leaf?.opened ?? null,
-    layers: [{ kind: 'root', name: root.path, fd, sizeBytes: root.sizeBytes }],
+    layers: [rootLayer(root)],
     transport,
   };
   if (chain !== null) {
@@ -47,6 +51,13 @@ export function handOver(
   }
   if (shadow !== undefined) spec.shadow = shadow;
   return spec;
+}
+
+/** Its descriptors are the data plane's from here on. */
+export function rootLayer(root: FileRoot): RootLayerSpec {
+  const { path: name, sizeBytes, content } = root;
+  const cache = { ...content, directFd: root.openDirectly() };
+  return { kind: 'root', name, fd: root.descriptor.release(), sizeBytes, cache };
 }
 
 export function frozenLayer({ path, files, owners }: FrozenChain): FrozenLayerSpec {

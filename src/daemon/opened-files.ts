@@ -2,12 +2,13 @@
  * Roots and leaves that are open as files: each is the only owner of its descriptor, until a
  * transport hands that to the data plane.
  */
-import { closeSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { RootIdentity } from '../client/api.ts';
-import { identify } from '../image/identity.ts';
+import { type ContentKey, contentKey, identify } from '../image/identity.ts';
 import { type OpenRoot, openRoot } from '../image/raw-image.ts';
+import { DIRECT_FLAGS } from '../image/root-source.ts';
 import { baseOf } from '../leaf/chain.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
@@ -43,16 +44,30 @@ export class FileRoot implements RootHandle {
   readonly type: RootHandle['type'];
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
+  readonly content: ContentKey;
   readonly image: OpenRoot;
   readonly descriptor: Descriptor;
 
-  constructor(opened: OpenRoot, identity: RootIdentity) {
+  constructor(opened: OpenRoot, identity: RootIdentity, content: ContentKey) {
     this.image = opened;
+    this.content = content;
     this.path = opened.path;
     this.type = opened.kind;
     this.sizeBytes = opened.sizeBytes;
     this.identity = identity;
     this.descriptor = new Descriptor(opened.fd);
+  }
+
+  /**
+   * Another descriptor of the same file, which reads past the page cache; null where the file system
+   * has no such thing. It is the caller's.
+   */
+  openDirectly(): number | null {
+    try {
+      return openSync(`/proc/self/fd/${this.descriptor.fd}`, DIRECT_FLAGS);
+    } catch {
+      return null;
+    }
   }
 
   close(): void {
@@ -100,7 +115,8 @@ export class FileLeaf implements LeafHandle {
 export async function openIdentified(path: string): Promise<FileRoot> {
   const opened = await openRoot(path);
   try {
-    return new FileRoot(opened, await identify(opened));
+    const identity = await identify(opened);
+    return new FileRoot(opened, identity, await contentKey(opened, identity));
   } catch (error) {
     closeSync(opened.fd);
     throw error;

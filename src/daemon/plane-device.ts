@@ -12,7 +12,6 @@ import { UbdError } from '../base/errors.ts';
 import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
 import { type Completer, OP, Request } from '../engine/request.ts';
 import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
-import { RootLayer } from '../image/raw-image.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
 import { Leaf } from '../leaf/leaf.ts';
 import { LeafShadow } from '../leaf/shadow.ts';
@@ -26,6 +25,7 @@ import type { Io, IoOp, Memory } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
 import { IOSQE_ASYNC, OPCODE, setFlags } from '../uring/sqe.ts';
 import { FaultLimiter } from './fault-limiter.ts';
+import type { PlaneCache } from './plane-cache.ts';
 import type { DeviceSpec, DeviceStats, FaultEvent, LayerSpec } from './plane-protocol.ts';
 
 /** flock(2) */
@@ -38,6 +38,7 @@ export interface Plant {
   fuseSlots: FuseSlots;
   ublkSlots: UblkSlots;
   parts: PartPool;
+  cache: PlaneCache;
   /** For requests without data. */
   memory: Memory;
 }
@@ -58,15 +59,19 @@ interface Session {
 /** Every descriptor that a device owns: those of a frozen chain are lent. */
 function descriptors(spec: DeviceSpec): number[] {
   const fds = [spec.transport.fd];
-  for (const layer of spec.layers) if (layer.kind === 'root') fds.push(layer.fd);
+  for (const layer of spec.layers) {
+    if (layer.kind !== 'root') continue;
+    fds.push(layer.fd);
+    if (layer.cache?.directFd != null) fds.push(layer.cache.directFd);
+  }
   if (spec.leaf !== null) fds.push(spec.leaf.fd);
   if (spec.shadow !== undefined) fds.push(spec.shadow.fd);
   return fds;
 }
 
-function makeLayer(io: Io, spec: LayerSpec): Layer {
+function makeLayer({ io, cache }: Plant, spec: LayerSpec): Layer {
   if (spec.kind === 'frozen') return new FrozenLayer(io, spec.name, spec.files, spec.owners);
-  return new RootLayer(io, spec.name, spec.fd, bytesToSectors(spec.sizeBytes));
+  return cache.layer(spec);
 }
 
 /**
@@ -100,7 +105,8 @@ export class PlaneDevice {
     this.#faults = new FaultLimiter(spec.name, events.onFault);
     this.#shadow = spec.shadow === undefined ? null : new LeafShadow(spec.shadow);
     this.#leaf = spec.leaf === null ? null : new Leaf(io, spec.leaf, undefined, this.#shadow);
-    const below = spec.layers.map(layer => makeLayer(io, layer));
+    const below = spec.layers.map(layer => makeLayer(plant, layer));
+    plant.cache.attach(spec.id, below);
     const frozen = this.#leaf?.readOnly === true ? [this.#leaf] : [];
     this.#union = new UnionDevice({
       sizeSectors: bytesToSectors(spec.sizeBytes),
@@ -133,7 +139,8 @@ export class PlaneDevice {
 
   /** Stops serving; then the leaf is made durable and clean, and everything is closed. */
   close(done: Done): void {
-    this.#whenCutOff = () => this.#closeLeaf(done);
+    const { cache } = this.#plant;
+    this.#whenCutOff = () => cache.detach(this.spec.id, () => this.#closeLeaf(done));
     if (this.#serving) this.#session.stop();
     else this.#whenCutOff();
   }
@@ -150,6 +157,7 @@ export class PlaneDevice {
       flushes: counters.flushes,
       faults: counters.faults,
       changedBytes: sectorsToBytes(this.#leaf?.changedSectors ?? 0),
+      cache: this.#plant.cache.countersOf(this.spec.id),
     };
   }
 

@@ -6,6 +6,7 @@
  *     write         plain pwrite at the end of the turn, in one crossing with all others: a
  *                   buffered write through the ring is handed to a kernel thread and costs several
  *                   times as much. Beyond the dirty budget (dirty.ts) through the ring
+ *     readScattered through the ring (READV)
  *     writeDurable  through the ring, with RWF_DSYNC
  *     sync          through the ring (fdatasync)
  *     punch, zero   through the ring, see erase.ts
@@ -13,9 +14,10 @@
 import { EAGAIN, EINTR } from '../base/errno.ts';
 import { DIRTY_BYTES_MAX, DirtyBytes } from './dirty.ts';
 import { Eraser } from './erase.ts';
-import type { Io, IoOp, Memory } from './io.ts';
+import type { IoOp, Memory, Pieces, ScatterIo } from './io.ts';
 import { allocateMemory } from './memory.ts';
 import type { Ring } from './ring.ts';
+import { ScatterPool } from './scatter.ts';
 import {
   IORING_FSYNC_DATASYNC,
   OPCODE,
@@ -31,12 +33,13 @@ export interface RingIoOptions {
   dirtyBytesMax?: number;
 }
 
-export class RingIo implements Io {
+export class RingIo implements ScatterIo {
   readonly #ring: Ring;
   readonly #dirty = new DirtyBytes();
   readonly #dirtyBytesMax: number;
   readonly #eraser: Eraser;
   readonly #transfers: Transfer[] = [];
+  readonly #scatters: ScatterPool;
   readonly #syncs: Sync[] = [];
   /** Descriptors whose dirty pages are being written back. */
   readonly #writingBack = new Set<number>();
@@ -45,6 +48,7 @@ export class RingIo implements Io {
     this.#ring = ring;
     this.#dirtyBytesMax = options.dirtyBytesMax ?? DIRTY_BYTES_MAX;
     this.#eraser = new Eraser(ring, this.#transfers);
+    this.#scatters = new ScatterPool(ring);
   }
 
   allocate(lengthBytes: number): Memory {
@@ -60,6 +64,10 @@ export class RingIo implements Io {
     op: IoOp,
   ): void {
     this.#transfer(ROAD.READ, fd, memory, start, length, position, op);
+  }
+
+  readScattered(fd: number, pieces: Pieces, position: number, op: IoOp): void {
+    this.#scatters.take().start(fd, pieces, position, op);
   }
 
   write(
@@ -106,6 +114,7 @@ export class RingIo implements Io {
   /** Frees what it keeps. After the ring is closed, or when nothing is under way. */
   close(): void {
     this.#eraser.close();
+    this.#scatters.close();
   }
 
   #transfer(

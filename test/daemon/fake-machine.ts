@@ -80,6 +80,7 @@ export class FakeMachine implements Machine {
       flushes: 3,
       faults: 0,
       changedBytes: 1024,
+      cache: null,
     }));
   }
 

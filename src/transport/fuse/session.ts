@@ -35,9 +35,11 @@ import {
   IORING_CQE_F_BUFFER,
   IOSQE_BUFFER_SELECT,
   OPCODE,
+  setAddress,
   setBufferGroup,
   setCurrentPosition,
   setFlags,
+  setLength,
 } from '../../uring/sqe.ts';
 import { DATA_BYTES, DATA_PAGES, type FuseSlots, type Slot } from './slots.ts';
 import {
@@ -347,7 +349,9 @@ export class FuseSession {
     if (request.result < 0) {
       this.#reply(slot, request.result, 0);
     } else if (request.op === OP.READ) {
-      this.#reply(slot, 0, request.count * SECTOR_BYTES);
+      const bytes = request.count * SECTOR_BYTES;
+      if (slot.loan.count > 0) this.#replyLent(slot, bytes);
+      else this.#reply(slot, 0, bytes);
     } else if (request.op === OP.WRITE) {
       const word = slot.dataAt / 4;
       this.#slots.words[word] = request.count * SECTOR_BYTES;
@@ -363,7 +367,34 @@ export class FuseSession {
    * -errno.
    */
   #reply(slot: Slot, error: number, bytes: number): void {
+    const { ring, buffers } = this.#slots;
+    const length = this.#header(slot, error, bytes);
+    // Through the ring, with all that the turn has for the kernel: after a call of its own the
+    // kernel would let whom it has just woken run at once, reply by reply.
+    const word = ring.prepare(OPCODE.WRITE, this.#fd, slot);
+    setAddress(ring.words, word, buffers.memory.address + slot.replyWord * 4);
+    setLength(ring.words, word, length);
+    setCurrentPosition(ring.words, word);
+  }
+
+  /** Writes a reply whose data are the pieces of the slot's loan. */
+  #replyLent(slot: Slot, bytes: number): void {
     const { words, ring, buffers } = this.#slots;
+    const { loan } = slot;
+    this.#header(slot, 0, bytes);
+    let at = slot.vectorWord;
+    at = writeVector(words, at, buffers.memory.address + slot.replyWord * 4, OUT_HEADER_BYTES);
+    for (let i = 0; i < loan.count; i++)
+      at = writeVector(words, at, loan.memories[i]!.address + loan.starts[i]!, loan.lengths[i]!);
+    const word = ring.prepare(OPCODE.WRITEV, this.#fd, slot);
+    setAddress(ring.words, word, buffers.memory.address + slot.vectorWord * 4);
+    setLength(ring.words, word, loan.count + 1);
+    setCurrentPosition(ring.words, word);
+  }
+
+  /** The header of a reply; returns its length as a whole. */
+  #header(slot: Slot, error: number, bytes: number): number {
+    const { words } = this.#slots;
     const length = OUT_HEADER_BYTES + bytes;
     const reply = slot.replyWord;
     words[reply] = length;
@@ -371,8 +402,7 @@ export class FuseSession {
     words[reply + 2] = words[slot.requestWord + WORD.UNIQUE_LOW]!;
     words[reply + 3] = words[slot.requestWord + WORD.UNIQUE_HIGH]!;
     slot.replyBytes = length;
-    // A plain call at the end of the turn: the kernel copies it at once, so a ring gains nothing.
-    ring.calls.write(this.#fd, buffers.memory.address + reply * 4, length, slot);
+    return length;
   }
 
   /** For Slot: the reply is written, or the kernel did not want it. */
@@ -386,6 +416,7 @@ export class FuseSession {
   }
 
   #giveBack(slot: Slot): void {
+    slot.loan.giveBack();
     this.#slotsHeld--;
     this.#slots.release(slot);
   }
@@ -424,6 +455,15 @@ export class FuseSession {
  * Results of a read after which the next one may succeed: a signal, a request that was given up.
  */
 const PASSING: ReadonlySet<number> = new Set([-EINTR, -EAGAIN, -ENOENT, -ECANCELED]);
+
+/** One struct iovec; returns the word behind it. */
+function writeVector(words: Uint32Array, word: number, address: number, length: number): number {
+  words[word] = address;
+  words[word + 1] = address / HALF;
+  words[word + 2] = length;
+  words[word + 3] = 0;
+  return word + 4;
+}
 
 /** For a cancellation, whose own result does not matter: the reads say that they ended. */
 const NOTHING: IoOp = { done() {} };

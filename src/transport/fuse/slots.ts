@@ -3,17 +3,22 @@
  * device without traffic has none.
  *
  *     byte 0        4016            4080        4096                         4096 + 1 MiB
- *     │ unused      │ request: in header, body  │ data of a WRITE, page-aligned │
+ *     │ vector      │ request: in header, body  │ data of a WRITE, page-aligned │
  *                   │               │ out header│ data of a READ, page-aligned  │
  *                   └ the kernel fills from here└─ one reply, in one piece
+ *
+ * The vector is for replies whose data lie elsewhere, because they were lent: it names the header,
+ * and each piece.
  *
  * A slot goes round: the kernel takes it from the buffer ring when a request is there, the session
  * answers from it, and once the answer is written it goes back. A session that found none is
  * `starved`, in line.
  */
 
+import { assert } from '../../base/assert.ts';
 import type { Completer } from '../../engine/request.ts';
 import { Request } from '../../engine/request.ts';
+import { Loan, PIECES_MAX } from '../../store/loan.ts';
 import { BufferRing } from '../../uring/buffers.ts';
 import type { IoOp } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
@@ -25,6 +30,8 @@ export const DATA_BYTES: number = 1 << 20;
 export const DATA_PAGES = 256;
 const HEAD_BYTES = 4096;
 const REQUEST_AT: number = HEAD_BYTES - WRITE_DATA_AT;
+const VECTOR_BYTES = 16;
+assert((PIECES_MAX + 1) * VECTOR_BYTES <= REQUEST_AT, 'the vector fits in front of the request');
 
 /** One request's memory, and its way through the engine. */
 export class Slot implements Completer, IoOp {
@@ -32,9 +39,12 @@ export class Slot implements Completer, IoOp {
   /** Word index of the request's first word, and of the reply's, in `FuseSlots.words`. */
   readonly requestWord: number;
   readonly replyWord: number;
+  /** Word index of the vector. */
+  readonly vectorWord: number;
   /** Byte offset of the data in the memory. */
   readonly dataAt: number;
   readonly request: Request;
+  readonly loan: Loan = new Loan();
   session: FuseSession | null = null;
   /** Bytes of the reply that is being written. */
   replyBytes = 0;
@@ -42,11 +52,13 @@ export class Slot implements Completer, IoOp {
   constructor(slots: FuseSlots, index: number) {
     this.index = index;
     const start = slots.buffers.offset(index);
+    this.vectorWord = start / 4;
     this.requestWord = (start + REQUEST_AT) / 4;
     this.dataAt = start + HEAD_BYTES;
     this.replyWord = (this.dataAt - OUT_HEADER_BYTES) / 4;
     this.request = new Request(this, slots.buffers.memory);
     this.request.start = this.dataAt;
+    this.request.loan = this.loan;
   }
 
   /** The engine is done with the request. */
