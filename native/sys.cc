@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstring>
 
 #include "args.h"
@@ -244,6 +245,16 @@ Napi::Value Umount2(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(umount2(path.c_str(), flags)));
 }
 
+Napi::Value RenameNew(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "renameNew");
+  const std::string from = args.Text(0, "from");
+  const std::string to = args.Text(1, "to");
+  if (!args.ok()) return env.Undefined();
+  return ToNumber(env, ResultOrErrno(renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(),
+                                               RENAME_NOREPLACE)));
+}
+
 // Many options of prctl take addresses, or stop the process: only these are let through.
 bool PrctlTakesNumbers(int option) {
 #ifndef PR_SET_IO_FLUSHER  // Linux 5.6
@@ -285,6 +296,14 @@ Napi::Value Mlockall(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(mlockall(flags)));
 }
 
+Napi::Value NetlinkSocket(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "netlinkSocket");
+  const int protocol = args.Int32(0, "protocol");
+  if (!args.ok()) return env.Undefined();
+  return ToNumber(env, ResultOrErrno(socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, protocol)));
+}
+
 }  // namespace
 
 void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
@@ -300,7 +319,10 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("fsconfig", Napi::Function::New<Fsconfig>(env, "fsconfig", environment));
   exports.Set("fsmount", Napi::Function::New<Fsmount>(env, "fsmount", environment));
   exports.Set("umount2", Napi::Function::New<Umount2>(env, "umount2", environment));
+  exports.Set("renameNew", Napi::Function::New<RenameNew>(env, "renameNew", environment));
   exports.Set("prctl", Napi::Function::New<Prctl>(env, "prctl", environment));
+  exports.Set("netlinkSocket",
+              Napi::Function::New<NetlinkSocket>(env, "netlinkSocket", environment));
   exports.Set("mlockall", Napi::Function::New<Mlockall>(env, "mlockall", environment));
 }
 

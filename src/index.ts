@@ -2,4 +2,22 @@
 export { type ErrorCode, type ErrorRecord, type Place, UbdError } from './base/errors.ts';
 export type * from './client/api.ts';
 export { Client, type ConnectOptions, connect } from './client/client.ts';
+export type * from './client/exports.ts';
 export type { Dirs, Paths } from './client/paths.ts';
+export { type BlockDiff, type DiffRange, type DiffSpec, diffBlocks } from './life/diff.ts';
+export { type ExportReport, type ExportSpec, exportLeaf } from './life/export.ts';
+export {
+  diffFiles,
+  type FileChange,
+  type FoundFile,
+  findInLeaf,
+  findInRoot,
+  type IndexOptions,
+  type IndexReport,
+  indexLeaf,
+  indexRoot,
+} from './life/files.ts';
+export { type ReceiveReport, type ReceiveSpec, receiveLeaf } from './life/receive.ts';
+export { type RepairReport, type RepairSpec, repairLeaf } from './life/repair.ts';
+export { type SendReport, type SendSpec, sendLeaf } from './life/send.ts';
+export type { WorkOptions } from './life/work.ts';

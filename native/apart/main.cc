@@ -4,12 +4,15 @@
 //     ubd-apart STEP...
 //         open PATH FLAGS
 //         ioctl ON REQUEST PUT ARGUMENT     ARGUMENT: a number, or x and bytes in hexadecimal
+//         wait MS                           for the end of standard input, at most so long: 0, or 1
+//                                           if it did not come; it never fails
 //
 // Steps run in order until one fails. ON is the step whose result is the descriptor; PUT the one
 // whose result goes into the first four bytes of ARGUMENT, or -1. For each step that ran there is a
 // line on standard output: its result or -errno, and for a buffer the bytes after the call. Exit
 // status 2: the words make no sense.
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
@@ -18,6 +21,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <string>
 #include <vector>
 
@@ -57,6 +61,26 @@ std::vector<uint8_t> Bytes(const char* hex) {
   return bytes;
 }
 
+uint64_t NowMs() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1000 + static_cast<uint64_t>(now.tv_nsec) / 1000000;
+}
+
+// Whether standard input has ended within so many milliseconds: 0, else 1.
+long WaitForEnd(long ms) {
+  const uint64_t end = NowMs() + static_cast<uint64_t>(ms);
+  for (;;) {
+    const uint64_t now = NowMs();
+    if (now >= end) return 1;
+    pollfd input{STDIN_FILENO, POLLIN, 0};
+    const int ready = poll(&input, 1, static_cast<int>(end - now));
+    if (ready == 0) return 1;
+    char byte = 0;
+    if (ready > 0 && read(STDIN_FILENO, &byte, 1) <= 0) return 0;
+  }
+}
+
 // The result of a call as one number.
 long OrErrno(long returned) { return returned < 0 ? -errno : returned; }
 
@@ -94,8 +118,13 @@ int main(int argc, char** argv) {
         printf("%ld\n", result);
       }
       at += 5;
+    } else if (what == "wait" && left >= 2) {
+      fflush(stdout);  // who ends our input wants to know how far we are
+      result = WaitForEnd(Number(argv[at + 1]));
+      printf("%ld\n", result);
+      at += 2;
     } else {
-      Misused("open PATH FLAGS, or ioctl ON REQUEST PUT ARGUMENT");
+      Misused("open PATH FLAGS, ioctl ON REQUEST PUT ARGUMENT, or wait MS");
     }
     if (result < 0) break;
     results.push_back(result);

@@ -21,6 +21,8 @@ export type ErrorCode =
   | 'not-a-leaf' // the file has no leaf's superblock
   | 'corrupt' // media fail their checks; `place` says where
   | 'no-space'
+  | 'conflict' // two changes of the same place; nothing was changed
+  | 'interrupted' // somebody stopped it; nothing was changed
   | 'io' // the kernel or the store failed a read or write
   | 'daemon' // the daemon is not there, or did not answer
   | 'internal';

@@ -143,7 +143,7 @@ export function zero(size: number): Field<boolean> {
 }
 
 // biome-ignore lint/suspicious/noExplicitAny: each field's value type is kept by the types below
-type Fields = Record<string, Field<any>>;
+export type Fields = Record<string, Field<any>>;
 type Values<F extends Fields> = { [K in keyof F]: F[K] extends Field<infer T> ? T : never };
 
 export interface Layout<F extends Fields> {

@@ -298,7 +298,7 @@ export class CachedLayer implements Layer, Lender {
     fill.fetch?.fillStarts();
     const sector = fill.firstBlock * BLOCK_SECTORS;
     const { source } = this;
-    if (fill.count > 1) {
+    if (this.scatters) {
       source.readScattered!(sector, fill, fill);
     } else {
       const count = fill.lengths[0]! / SECTOR_BYTES;

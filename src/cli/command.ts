@@ -4,8 +4,11 @@
  */
 
 export interface OptionSpec {
-  /** `flag` takes no value, `text` one; `list` may be given again, and takes commas. */
-  type: 'flag' | 'text' | 'list';
+  /**
+   * `flag` takes no value, `text` one; `list` may be given again, and takes commas; `items` may be
+   * given again, and keeps its commas.
+   */
+  type: 'flag' | 'text' | 'list' | 'items';
   /** One letter. */
   short?: string;
   /** What the value is called in help: FILE, SIZE. */

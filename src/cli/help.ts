@@ -88,10 +88,11 @@ function base(): Argv {
 }
 
 function addOption(parser: Argv, name: string, spec: OptionSpec): void {
+  const many = spec.type === 'list' || spec.type === 'items';
   parser.option(name, {
     describe: spec.about,
-    type: spec.type === 'flag' ? 'boolean' : spec.type === 'list' ? 'array' : 'string',
-    ...(spec.type === 'list' ? { string: true } : {}),
+    type: spec.type === 'flag' ? 'boolean' : many ? 'array' : 'string',
+    ...(many ? { string: true } : {}),
     ...(spec.type === 'flag' ? {} : { requiresArg: true }),
     ...(spec.short === undefined ? {} : { alias: spec.short }),
     ...(spec.choices === undefined ? {} : { choices: spec.choices }),

@@ -4,3 +4,17 @@
  */
 export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';
+export { rebaseLeafPath } from '../daemon/life/rebase-path.ts';
+export { makeManifest } from '../daemon/remote/make-manifest.ts';
+export { diffBlocks } from '../life/diff.ts';
+export { exportLeaf } from '../life/export.ts';
+export {
+  diffFiles,
+  findInLeaf,
+  findInRoot,
+  indexLeaf,
+  indexRoot,
+} from '../life/files.ts';
+export { receiveLeaf } from '../life/receive.ts';
+export { repairLeaf } from '../life/repair.ts';
+export { sendLeaf } from '../life/send.ts';

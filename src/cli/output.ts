@@ -56,7 +56,7 @@ function width(text: string): number {
 
 /** A line on a terminal that says how far it is; nothing in a pipe. */
 export class Progress {
-  readonly #what: string;
+  #what: string;
   readonly #shown = process.stderr.isTTY === true;
   #last = -1;
 
@@ -64,11 +64,14 @@ export class Progress {
     this.#what = what;
   }
 
-  update(done: number, all: number): void {
+  /** @param what the part of the work that is being done, where there are several */
+  update(done: number, all: number, what: string = this.#what): void {
     const percent = all === 0 ? 100 : Math.floor((done / all) * 100);
-    if (!this.#shown || percent === this.#last) return;
+    if (!this.#shown || (percent === this.#last && what === this.#what)) return;
+    const clear = what === this.#what ? '' : '\x1b[K';
     this.#last = percent;
-    process.stderr.write(`\r${this.#what}: ${percent} %`);
+    this.#what = what;
+    process.stderr.write(`\r${clear}${what}: ${percent} %`);
   }
 
   end(): void {

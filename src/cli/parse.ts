@@ -18,7 +18,7 @@ export function parse(command: Command, argv: readonly string[]): Arguments {
           name,
           {
             type: type === 'flag' ? ('boolean' as const) : ('string' as const),
-            multiple: type === 'list',
+            multiple: type === 'list' || type === 'items',
             ...(short === undefined ? {} : { short }),
           },
         ]),
@@ -37,7 +37,10 @@ export function parse(command: Command, argv: readonly string[]): Arguments {
     const spec = specs[name]!;
     if (value === true) flags.add(name);
     else if (typeof value === 'string') texts.set(name, checkChoice(command, name, spec, value));
-    else if (Array.isArray(value)) lists.set(name, splitList(command, name, value as string[]));
+    else if (Array.isArray(value)) {
+      const values = value as string[];
+      lists.set(name, spec.type === 'items' ? values : splitList(command, name, values));
+    }
   }
   checkCount(command, parsed.positionals);
   return { positionals: parsed.positionals, flags, texts, lists };

@@ -5,10 +5,17 @@
  *     GET    /v1/devices                       → Device[]
  *     POST   /v1/devices     AttachSpec        → 201 Device
  *     POST   /v1/devices     AttachSpec[]      → 200 AttachResult[], in the order asked
+ *     PATCH  /v1/devices/NAME ChangeSpec       → Device
  *     DELETE /v1/devices/NAME[?force=true]     → Detached
  *     DELETE /v1/devices[?force=true]          → DetachResult[]: every device
  *     GET    /v1/info?target=PATH|DEV|NAME     → Info
  *     POST   /v1/check       CheckSpec         → CheckReport
+ *     GET    /v1/replicas[?root=ROOT]          → RootReplicas[]
+ *     POST   /v1/replicas    ReplicaSpec       → 201 Replica
+ *     DELETE /v1/replicas?root=ROOT&uri=URI    → ReplicaSpec
+ *     POST   /v1/snapshot    SnapshotSpec      → Snapshot
+ *     POST   /v1/fork        ForkSpec          → Fork
+ *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
  * absolute. Fields may be added within /v1; none changes its meaning. Unknown fields are refused.
@@ -32,7 +39,7 @@ export type TransportName = Exclude<TransportChoice, 'auto'>;
 export interface AttachSpec {
   /** Chosen by the daemon when left out. */
   name?: string;
-  /** May be left out where the leaf exists: it knows its root. */
+  /** A path or a URI. May be left out where the leaf exists: it knows its root. */
   root?: string;
   leaf?: string;
   /** Throw the leaf away at detach. */
@@ -41,8 +48,12 @@ export interface AttachSpec {
   /** Size of a new leaf's device; at least the root's. */
   sizeBytes?: number;
   transport?: TransportChoice;
+  /** How much the leaf may hold; null takes a quota away that it has. */
+  quota?: QuotaSpec | null;
 }
 
+/** Below its mark; beyond it; a write was refused. */
+export type QuotaState = 'ok' | 'warning' | 'full';
 export type DeviceState = 'attaching' | 'attached' | 'detaching' | 'failed';
 
 export interface Device {
@@ -61,6 +72,8 @@ export interface Device {
   size: number;
   /** Bytes that the leaf holds; null where it is not known (a failed device). */
   changed: number | null;
+  /** How much the leaf may hold, and where it stands; null: as much as it likes, or not known. */
+  quota: (Quota & { state: QuotaState }) | null;
   state: DeviceState;
   /** Why the device is failed. */
   error?: ErrorRecord;
@@ -99,6 +112,8 @@ export interface Status {
   runtimeDir: string;
   log: string;
   devices: { attached: number; failed: number };
+  /** Where NBD clients connect, and how many are served. */
+  exports: { listeners: string[]; connections: number };
   transports: TransportStatus[];
   kernel: string;
   node: string;
@@ -113,11 +128,13 @@ export interface RootIdentity {
 export interface RootInfo {
   kind: 'root';
   path: string;
-  type: 'file' | 'block device';
+  type: 'file' | 'block device' | 'remote';
   size: number;
   identity: RootIdentity;
   /** Names of the devices that stand on it. */
   devices: string[];
+  /** Of the manifest that a remote root is verified with: 64 digits that stand for the content. */
+  treeDigest?: string;
 }
 
 /** A leaf that is frozen, with others standing on it. */
@@ -139,6 +156,23 @@ export interface Quota {
   warnBytes: number;
   /** What the daemon does at the mark and at the quota. */
   action: 'event' | 'nothing';
+}
+
+/** A quota as it is asked for. */
+export interface QuotaSpec {
+  bytes: number;
+  /** Default: 90 % of `bytes`. */
+  warnBytes?: number;
+  /** Default: event. */
+  action?: Quota['action'];
+}
+
+export const QUOTA_ACTIONS = ['event', 'nothing'] as const;
+
+/** What of a device may be changed while it is used; what is left out stays. */
+export interface ChangeSpec {
+  /** Null: as much as it likes. */
+  quota?: QuotaSpec | null;
 }
 
 export interface LeafInfo {
@@ -169,6 +203,8 @@ export interface LeafInfo {
 
 export interface DeviceInfo extends Device {
   kind: 'device';
+  /** The intermediate images between leaf and root, the topmost first. */
+  chain: ImageInfo[];
   identity: RootIdentity | null;
   attachedAt: string;
   /** Partition links that exist: /dev/ubdNpM. */
@@ -194,6 +230,35 @@ export interface CheckSpec {
   root?: boolean;
 }
 
+/** A further place of a remote root. */
+export interface ReplicaSpec {
+  /** Its URI, or a device that stands on it. */
+  root: string;
+  uri: string;
+}
+
+export interface Replica {
+  uri: string;
+  /** `idle`: nobody uses the root now. `refused`: it has another content. */
+  state: 'connecting' | 'live' | 'down' | 'refused' | 'idle';
+  /** Why it is not live. */
+  reason: string | null;
+  /** What a read takes there, as far as it is known. */
+  latencyMs: number;
+  inFlight: number;
+  reads: number;
+  readBytes: number;
+  failures: number;
+}
+
+export interface RootReplicas {
+  root: string;
+  /** Does a device stand on it? */
+  inUse: boolean;
+  /** The root's own place first. */
+  replicas: Replica[];
+}
+
 export interface CheckReport {
   leaf: string;
   ok: boolean;
@@ -206,6 +271,57 @@ export interface CheckReport {
     result: 'not asked' | 'matches' | 'recorded' | 'differs' | 'unreadable';
     digest: string | null;
   };
+}
+
+/** Freezes the leaf of a device as an intermediate image; the device goes on in a new leaf. */
+export interface SnapshotSpec {
+  /** Name, link or node of the device. */
+  target: string;
+  /** The intermediate image to make; on the leaf's file system. */
+  file: string;
+  /** Let file systems that are mounted from the device stand still meanwhile. Default: true. */
+  freeze?: boolean;
+}
+
+/** A file system that is mounted from the device. */
+export interface FrozenMount {
+  mount: string;
+  /** It stood still while the snapshot was taken. */
+  frozen: boolean;
+  /** Why it did not. */
+  reason: string | null;
+}
+
+export interface Snapshot {
+  device: string;
+  /** Where the device goes on: a new leaf, at the old one's path. */
+  leaf: string;
+  image: string;
+  /** Bytes that the image holds itself. */
+  changed: number;
+  /** Intermediate images that the device stands on now. */
+  images: number;
+  mounts: FrozenMount[];
+}
+
+/** Makes leaves that stand on the state of a device, of a leaf, or of an intermediate image. */
+export interface ForkSpec {
+  /** Name, link or node of a device; or the path of a leaf. */
+  source: string;
+  leaves: string[];
+  /** Where the source's leaf stays as intermediate image; chosen beside it when left out. */
+  image?: string;
+  freeze?: boolean;
+}
+
+export interface Fork {
+  source: string;
+  /** What the leaves stand on: an intermediate image, or a root if nothing was changed. */
+  parent: string;
+  /** Whether the source's leaf had to be frozen for it. */
+  frozen: boolean;
+  leaves: string[];
+  mounts: FrozenMount[];
 }
 
 const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
@@ -222,6 +338,8 @@ const HTTP_STATUS: Readonly<Record<ErrorCode, number>> = {
   'not-a-leaf': 422,
   corrupt: 422,
   'no-space': 507,
+  conflict: 409,
+  interrupted: 503,
   io: 500,
   daemon: 503,
   internal: 500,

@@ -10,18 +10,35 @@
  * know the caller's working directory: paths are made absolute here.
  */
 import { resolve } from 'node:path';
+import { isUri } from '../base/uri.ts';
 import type {
   AttachResult,
   AttachSpec,
+  ChangeSpec,
   CheckReport,
   CheckSpec,
   Detached,
   DetachResult,
   Device,
+  Fork,
+  ForkSpec,
   Info,
+  Replica,
+  ReplicaSpec,
+  RootReplicas,
+  Snapshot,
+  SnapshotSpec,
   Status,
 } from './api.ts';
 import { API_PREFIX } from './api.ts';
+import type {
+  Export,
+  ExportSpec,
+  Listener,
+  ListenerSpec,
+  Template,
+  TemplateSpec,
+} from './exports.ts';
 import { type Call, isNotRunning, SocketCaller } from './http.ts';
 import { type Dirs, findPaths, type Paths } from './paths.ts';
 
@@ -90,11 +107,99 @@ export class Client {
     return (await this.#call({ method: 'GET', path })) as Info;
   }
 
+  /** Freezes the leaf of a device as an intermediate image, while the device goes on. */
+  async snapshot(spec: SnapshotSpec): Promise<Snapshot> {
+    const body: SnapshotSpec = { ...spec, file: resolve(spec.file) };
+    return (await this.#call({ method: 'POST', path: `${API_PREFIX}/snapshot`, body })) as Snapshot;
+  }
+
+  /** Makes leaves that stand on the state of a device, a leaf or an intermediate image. */
+  async fork(spec: ForkSpec): Promise<Fork> {
+    const body: ForkSpec = { ...spec, leaves: spec.leaves.map(leaf => resolve(leaf)) };
+    if (spec.source.includes('/')) body.source = resolve(spec.source);
+    if (spec.image !== undefined) body.image = resolve(spec.image);
+    return (await this.#call({ method: 'POST', path: `${API_PREFIX}/fork`, body })) as Fork;
+  }
+
+  /** Changes a device in use: its quota. */
+  async change(target: string, body: ChangeSpec): Promise<Device> {
+    const path = `${DEVICES}/${encodeURIComponent(target)}`;
+    return (await this.#call({ method: 'PATCH', path, body })) as Device;
+  }
+
   /** Verifies a leaf that is not attached; with `root`, its root too, in full. */
   async check(spec: CheckSpec): Promise<CheckReport> {
     const body: CheckSpec = { ...spec, leaf: resolve(spec.leaf) };
     const path = `${API_PREFIX}/check`;
     return (await this.#call({ method: 'POST', path, body })) as CheckReport;
+  }
+
+  /** The places of one remote root, or of all that are in use or have several. */
+  async replicas(root?: string): Promise<RootReplicas[]> {
+    const query = root === undefined ? '' : `?root=${encodeURIComponent(root)}`;
+    return (await this.#call({ method: 'GET', path: REPLICAS + query })) as RootReplicas[];
+  }
+
+  /** Adds a copy of a remote root; devices that stand on it read from it, too, from now on. */
+  async addReplica(root: string, uri: string): Promise<Replica> {
+    const body: ReplicaSpec = { root, uri };
+    return (await this.#call({ method: 'POST', path: REPLICAS, body })) as Replica;
+  }
+
+  async removeReplica(root: string, uri: string): Promise<void> {
+    const query = `?root=${encodeURIComponent(root)}&uri=${encodeURIComponent(uri)}`;
+    await this.#call({ method: 'DELETE', path: REPLICAS + query });
+  }
+
+  // ---- exports: disks for machines other than this one
+
+  /** Offers a disk to NBD clients, by its name. */
+  async addExport(spec: ExportSpec): Promise<Export> {
+    const body = absoluteExport(spec);
+    return (await this.#call({ method: 'POST', path: EXPORTS, body })) as Export;
+  }
+
+  async exports(): Promise<Export[]> {
+    return (await this.#call({ method: 'GET', path: EXPORTS })) as Export[];
+  }
+
+  /** With `force` its clients are cut off; what they have written is durable when it returns. */
+  async removeExport(name: string, options: { force?: boolean } = {}): Promise<Export> {
+    const path = `${EXPORTS}/${encodeURIComponent(name)}${forceQuery(options)}`;
+    return (await this.#call({ method: 'DELETE', path })) as Export;
+  }
+
+  /** Makes a disk for every name that a client asks for. */
+  async addTemplate(spec: TemplateSpec): Promise<Template> {
+    const body = absoluteExport(spec);
+    return (await this.#call({ method: 'POST', path: TEMPLATES, body })) as Template;
+  }
+
+  async templates(): Promise<Template[]> {
+    return (await this.#call({ method: 'GET', path: TEMPLATES })) as Template[];
+  }
+
+  async removeTemplate(prefix: string, options: { force?: boolean } = {}): Promise<Template> {
+    const path = `${TEMPLATES}/${encodeURIComponent(prefix || '*')}${forceQuery(options)}`;
+    return (await this.#call({ method: 'DELETE', path })) as Template;
+  }
+
+  /** Lets NBD clients in at an address: `nbd+unix:///?socket=/run/ubd/nbd.sock`. */
+  async listen(spec: ListenerSpec): Promise<Listener> {
+    const body: ListenerSpec = { ...spec };
+    if (spec.tlsDir !== undefined) body.tlsDir = resolve(spec.tlsDir);
+    if (spec.tlsPsk !== undefined) body.tlsPsk = resolve(spec.tlsPsk);
+    return (await this.#call({ method: 'POST', path: LISTENERS, body })) as Listener;
+  }
+
+  async listeners(): Promise<Listener[]> {
+    return (await this.#call({ method: 'GET', path: LISTENERS })) as Listener[];
+  }
+
+  /** Takes no more clients there; those that are served are served on. */
+  async unlisten(uri: string): Promise<Listener> {
+    const path = `${LISTENERS}/${encodeURIComponent(uri)}`;
+    return (await this.#call({ method: 'DELETE', path })) as Listener;
   }
 
   async status(): Promise<Status> {
@@ -115,6 +220,10 @@ export class Client {
 }
 
 const DEVICES = `${API_PREFIX}/devices`;
+const REPLICAS = `${API_PREFIX}/replicas`;
+const EXPORTS = `${API_PREFIX}/exports`;
+const TEMPLATES = `${API_PREFIX}/templates`;
+const LISTENERS = `${API_PREFIX}/listeners`;
 
 function forceQuery(options: { force?: boolean }): string {
   return options.force ? '?force=true' : '';
@@ -122,7 +231,15 @@ function forceQuery(options: { force?: boolean }): string {
 
 function absolute(spec: AttachSpec): AttachSpec {
   const out: AttachSpec = { ...spec };
+  if (spec.root !== undefined && !isUri(spec.root)) out.root = resolve(spec.root);
+  if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
+  return out;
+}
+
+function absoluteExport<T extends { root?: string; leaf?: string; dir?: string }>(spec: T): T {
+  const out: T = { ...spec };
   if (spec.root !== undefined) out.root = resolve(spec.root);
   if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
+  if (spec.dir !== undefined) out.dir = resolve(spec.dir);
   return out;
 }

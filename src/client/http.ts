@@ -12,7 +12,7 @@ import { type ErrorRecord, UbdError } from '../base/errors.ts';
 import { isErrorCode } from './api.ts';
 
 export interface Call {
-  method: 'GET' | 'POST' | 'DELETE';
+  method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
   path: string;
   body?: unknown;
 }

@@ -3,16 +3,26 @@
  * it.
  */
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import {
   type AttachResult,
   type AttachSpec,
   BATCH_MAX,
+  type ChangeSpec,
   type CheckSpec,
+  type ForkSpec,
+  QUOTA_ACTIONS,
+  type QuotaSpec,
+  type ReplicaSpec,
+  type SnapshotSpec,
   type Status,
   TRANSPORTS,
 } from '../client/api.ts';
 import { checkImage, describe } from './describe.ts';
-import type { Images } from './machine.ts';
+import type { Exports } from './exports/exports.ts';
+import { exportRoutes } from './exports/routes.ts';
+import type { Life } from './life/life.ts';
+import type { Images, Replicas } from './machine.ts';
 import type { Registry } from './registry.ts';
 import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
 import {
@@ -21,9 +31,14 @@ import {
   isBoolean,
   isDeviceBytes,
   isName,
+  isNullOr,
   isObject,
   isOneOf,
   isPath,
+  isPlace,
+  isRoot,
+  isText,
+  isWhole,
 } from './validate.ts';
 
 const ATTACH_FIELDS = [
@@ -34,19 +49,40 @@ const ATTACH_FIELDS = [
   'readOnly',
   'sizeBytes',
   'transport',
+  'quota',
 ] as const;
+
+const isQuota: Check<QuotaSpec> = isObject<QuotaSpec>(
+  { bytes: isDeviceBytes, warnBytes: isWhole, action: isOneOf(QUOTA_ACTIONS) },
+  ['warnBytes', 'action'],
+);
 
 export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
   {
     name: isName,
-    root: isPath,
+    root: isRoot,
     leaf: isPath,
     ephemeral: isBoolean,
     readOnly: isBoolean,
     sizeBytes: isDeviceBytes,
     transport: isOneOf(TRANSPORTS),
+    quota: isNullOr(isQuota),
   },
   ATTACH_FIELDS,
+);
+
+const isChangeSpec: Check<ChangeSpec> = isObject<ChangeSpec>({ quota: isNullOr(isQuota) }, [
+  'quota',
+]);
+
+const isSnapshotSpec: Check<SnapshotSpec> = isObject<SnapshotSpec>(
+  { target: isText, file: isPath, freeze: isBoolean },
+  ['freeze'],
+);
+
+const isForkSpec: Check<ForkSpec> = isObject<ForkSpec>(
+  { source: isText, leaves: isArrayOf(isPath, BATCH_MAX), image: isPath, freeze: isBoolean },
+  ['image', 'freeze'],
 );
 
 const isAttachSpecs: Check<AttachSpec[]> = isArrayOf(isAttachSpec, BATCH_MAX);
@@ -55,9 +91,14 @@ const isCheckSpec: Check<CheckSpec> = isObject<CheckSpec>({ leaf: isPath, root: 
   'root',
 ]);
 
+const isReplicaSpec: Check<ReplicaSpec> = isObject<ReplicaSpec>({ root: isText, uri: isPlace });
+
 export interface RouteOptions {
   registry: Registry;
+  life: Life;
+  exports: Exports;
   images: Images;
+  replicas: Replicas;
   status: () => Promise<Status>;
   /** Fulfilled when the devices on record are back. */
   ready: Promise<void>;
@@ -65,7 +106,8 @@ export interface RouteOptions {
 
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
-export function makeRoutes({ registry, images, status, ready }: RouteOptions): ApiHandler {
+export function makeRoutes(options: RouteOptions): ApiHandler {
+  const { registry, life, exports, images, replicas, status, ready } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
   const attach: Route = async ({ body }) => {
@@ -78,6 +120,19 @@ export function makeRoutes({ registry, images, status, ready }: RouteOptions): A
     return ok(results);
   };
 
+  /** A root by its URI, or by a device that stands on it. */
+  function rootOf(target: string): string;
+  function rootOf(target: string | undefined): string | undefined;
+  function rootOf(target: string | undefined): string | undefined {
+    if (target === undefined || isUri(target)) return target;
+    const path = registry.tryFind(target)?.root ?? target;
+    if (isUri(path)) return path;
+    throw new UbdError('usage', `${path} is no remote root: only those have replicas`, {
+      place: { file: path },
+      next: `attach it by a URI: file://${path.startsWith('/') ? path : '/PATH'}`,
+    });
+  }
+
   /** By the path below /v1, `*` for any one part; then by method. */
   const routes: Readonly<Record<string, Readonly<Record<string, Route>>>> = {
     status: { GET: async () => ok(await status()) },
@@ -88,6 +143,8 @@ export function makeRoutes({ registry, images, status, ready }: RouteOptions): A
     },
     'devices/*': {
       GET: async ({ path }) => ok(await describe(`${path[2]}`, registry, images)),
+      PATCH: async ({ path, body }) =>
+        ok(await life.change(`${path[2]}`, isChangeSpec(body, 'body'))),
       DELETE: async request =>
         ok(await registry.detach(`${request.path[2]}`, { force: force(request) })),
     },
@@ -98,6 +155,24 @@ export function makeRoutes({ registry, images, status, ready }: RouteOptions): A
         return ok(await describe(target, registry, images));
       },
     },
+    replicas: {
+      GET: async ({ query }) => ok(await replicas.list(rootOf(query.get('root') ?? undefined))),
+      POST: async ({ body }) => {
+        const { root, uri } = isReplicaSpec(body, 'body');
+        return { status: 201, body: await replicas.add(rootOf(root), uri) };
+      },
+      DELETE: async ({ query }) => {
+        const spec = { root: query.get('root') ?? undefined, uri: query.get('uri') ?? undefined };
+        const { root, uri } = isReplicaSpec(spec, 'query');
+        await replicas.remove(rootOf(root), uri);
+        return ok({ root: rootOf(root), uri });
+      },
+    },
+    snapshot: {
+      POST: async ({ body }) => ok(await life.snapshot(isSnapshotSpec(body, 'body'))),
+    },
+    fork: { POST: async ({ body }) => ok(await life.fork(isForkSpec(body, 'body'))) },
+    ...exportRoutes(exports, force),
     check: {
       POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),
     },

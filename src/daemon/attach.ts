@@ -90,7 +90,7 @@ export async function openDisk(
   undo: Undo,
   comeback?: Pick<DeviceRecord, 'name' | 'root'>,
 ): Promise<OpenDisk> {
-  const root = await shop.images.openRoot(plan.rootPath);
+  const root = await shop.images.openRoot(plan.rootPath, comeback?.root.identity);
   undo.add('open the root', () => root.close());
   if (comeback) compareIdentity(comeback.name, plan, root, comeback.root.identity);
   const leaf = await prepareLeaf(shop, plan, root, undo);
@@ -140,7 +140,10 @@ async function prepareLeaf(
     await shop.images.createLeaf({ path, sizeBytes: deviceBytes(plan, root), root, ephemeral });
     undo.add('make the leaf', () => shop.images.removeLeaf(path));
   }
-  const leaf = await shop.images.openLeaf(path, { readOnly: plan.readOnly });
+  const leaf = await shop.images.openLeaf(path, {
+    readOnly: plan.readOnly,
+    ...(plan.quota !== undefined && { quota: plan.quota }),
+  });
   undo.add('open the leaf', () => leaf.close());
   for (const note of leaf.notes) shop.log.warning(`${path}: ${note}`);
   compareIdentity(path, plan, root, leaf.root.identity);

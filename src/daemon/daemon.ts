@@ -10,11 +10,14 @@
 import { readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { errnoName } from '../base/errno.ts';
+import { UbdError } from '../base/errors.ts';
 import type { Status } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
 import { makeRoutes } from './api-routes.ts';
 import { assemble } from './assemble.ts';
 import { Lock, makeDirectories, ownerOf } from './directories.ts';
+import { checkServing, Exports, type Serving } from './exports/exports.ts';
+import { Life } from './life/life.ts';
 import { Log } from './log.ts';
 import { Registry } from './registry.ts';
 import { ApiServer } from './server.ts';
@@ -23,10 +26,13 @@ export interface DaemonOptions {
   paths: Paths;
   /** The log also goes to standard error. */
   foreground: boolean;
+  /** Exports and listeners of the command line. */
+  serving?: Serving;
 }
 
 /** Runs a daemon until it is told to stop. Returns the exit status. */
-export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<number> {
+export async function runDaemon({ paths, foreground, serving }: DaemonOptions): Promise<number> {
+  if (serving) checkServing(serving);
   process.umask(0o077);
   process.title = 'ubd serve';
   makeDirectories(paths);
@@ -46,9 +52,14 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +
           (suppressed > 0 ? `; ${suppressed} more were not logged` : ''),
       ),
+    onReport: (level, text) => log[level](text),
+    onQuota: (id, mark) => {
+      life.quotaReached(id, mark).catch((error: Error) => log.error(error.message));
+    },
     onGone: (id, reason) => {
       registry.gone(id, reason).catch((error: Error) => log.error(error.message));
     },
+    onDisconnected: (connection, reason) => exports.disconnected(connection, reason),
     onDeath: error => {
       // Nothing can be taken down in order: what waits for an answer would wait for ever.
       log.error(`the data plane died: ${error.stack ?? error.message}`);
@@ -56,7 +67,9 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
     },
   });
   const registry = new Registry({ paths, machine, log, owner });
+  const life = new Life(registry, machine.live);
   registry.watchPartitions('/dev');
+  const exports = new Exports({ paths, machine, registry, log });
 
   const status = async (): Promise<Status> => {
     const { entries } = registry;
@@ -72,6 +85,10 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
         attached: entries.filter(entry => entry.state === 'attached').length,
         failed: entries.filter(entry => entry.state === 'failed').length,
       },
+      exports: {
+        listeners: exports.listeners.map(({ uri }) => uri),
+        connections: exports.connections,
+      },
       transports: await registry.transports(),
       kernel: release(),
       node: process.version,
@@ -86,25 +103,34 @@ export async function runDaemon({ paths, foreground }: DaemonOptions): Promise<n
     paths.socket,
     paths.stateDir,
     log,
-    makeRoutes({ registry, images: machine.images, status, ready: isReady }),
+    makeRoutes({
+      registry,
+      life,
+      exports,
+      images: machine.images,
+      replicas: machine.replicas,
+      status,
+      ready: isReady,
+    }),
   );
   log.info(`ubd ${version} serves ${paths.socket} (pid ${process.pid})`);
 
   const restored = registry
     .restore()
+    .then(() => serving && exports.begin(serving))
     .then(() => {
       if (state === 'starting') state = 'running';
       ready();
     })
     .catch((error: Error) => {
-      log.error(`restoring failed: ${error.stack ?? error.message}`);
+      log.error(`starting failed: ${error instanceof UbdError ? error.message : error.stack}`);
       ending.end(1);
     });
 
   const exitStatus = await ending.ended;
   state = 'stopping';
   log.info('stopping');
-  await registry.stop();
+  await Promise.all([exports.stop(), registry.stop()]);
   await restored;
   ready();
   await server.close();

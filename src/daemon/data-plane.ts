@@ -18,33 +18,39 @@ import { asUbdError, UbdError } from '../base/errors.ts';
 import { PartPool } from '../engine/union.ts';
 import { native } from '../native/binding.ts';
 import { FuseSlots } from '../transport/fuse/slots.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
+import { NbdSlots } from '../transport/nbd/slots.ts';
 import { UblkSlots } from '../transport/ublk/slots.ts';
 import { Ring } from '../uring/ring.ts';
 import { RingIo } from '../uring/ring-io.ts';
 import { WakeListener } from '../uring/wake.ts';
 import { PlaneCache } from './plane-cache.ts';
-import { closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
+import { type Answer, closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
+import { closeLeaf } from './plane-leaves.ts';
 import {
   type DataPlaneStart,
   FLAG,
   type PlaneCall,
   type PlaneMessage,
   type PlaneRequest,
+  type Succeeded,
+  type SuccessionSpec,
 } from './plane-protocol.ts';
 
 /** Submission entries: a turn that prepares more submits in between. */
 const RING_ENTRIES = 512;
 /**
  * Requests of a transport served at a time, over all devices; 1 MiB of address space each, touched
- * when used.
+ * when used. One device may have half of them, see SlotPool.
  */
 const SLOTS = 64;
+/** What reads of all NBD clients may take together; touched when used. */
+const NBD_MEBIBYTES = 64;
 /**
- * Runs of sectors under way; a request of many short runs takes several, and waits where there are
- * none.
+ * Runs of sectors under way; a request of many short runs takes several, and waits where its device
+ * has its share.
  */
 const PARTS = 1024;
-const BUFFER_GROUP = 0;
 /** Smallest mapped memory: for requests that carry no data. */
 const PAGE_BYTES = 4096;
 
@@ -57,6 +63,7 @@ class DataPlane {
   readonly #ring: Ring;
   readonly #fuseSlots: FuseSlots;
   readonly #ublkSlots: UblkSlots;
+  readonly #nbdSlots: NbdSlots;
   readonly #io: RingIo;
   readonly #wake: WakeListener;
   readonly #plant: Plant;
@@ -70,8 +77,9 @@ class DataPlane {
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
     this.#ring = new Ring({ entries: RING_ENTRIES });
-    this.#fuseSlots = new FuseSlots(this.#ring, BUFFER_GROUP, SLOTS);
+    this.#fuseSlots = new FuseSlots(this.#ring, SLOTS);
     this.#ublkSlots = new UblkSlots(this.#ring, SLOTS);
+    this.#nbdSlots = new NbdSlots(this.#ring, NBD_MEBIBYTES);
     this.#io = new RingIo(this.#ring);
     this.#wake = new WakeListener(this.#ring, wakeFd, () => {
       this.#woken = true;
@@ -81,6 +89,7 @@ class DataPlane {
       io: this.#io,
       fuseSlots: this.#fuseSlots,
       ublkSlots: this.#ublkSlots,
+      nbdSlots: this.#nbdSlots,
       parts: new PartPool(PARTS),
       cache: new PlaneCache(this.#ring, this.#io, cache),
       memory: this.#io.allocate(PAGE_BYTES),
@@ -97,12 +106,13 @@ class DataPlane {
     } finally {
       // ends what is under way, so that the descriptors are the last to hold their files
       this.#ring.close();
-      for (const device of this.#devices.values()) closeDescriptors(device.spec);
+      for (const device of this.#devices.values()) device.closeDescriptors();
       this.#wake.close();
       this.#io.close();
       this.#fuseSlots.close();
       this.#ublkSlots.close();
       this.#plant.cache.close();
+      this.#nbdSlots.close();
       this.#plant.memory.free();
     }
   }
@@ -141,6 +151,25 @@ class DataPlane {
       case 'flush':
         this.#device(call.id).flush(done);
         return;
+      case 'prepare':
+        this.#device(call.id).prepare(call.freeze, done);
+        return;
+      case 'succeed':
+        this.#succeed(call, answer);
+        return;
+      case 'seal':
+        this.#device(call.id).seal(done);
+        return;
+      case 'stand':
+        this.#device(call.id).stand(call.frozen, done);
+        return;
+      case 'limit':
+        this.#device(call.id).limit(call.quota, done);
+        return;
+      case 'connect':
+        this.#connect(call.id, call.channel);
+        done(null);
+        return;
       case 'stats':
         answer(
           [...this.#devices.values()].map(device => device.stats()),
@@ -173,6 +202,9 @@ class DataPlane {
       const device = new PlaneDevice(this.#plant, spec, {
         onFault: event => this.post(event),
         onLost: (id, reason) => this.post({ event: 'lost', id, reason }),
+        onQuota: (id, mark) => this.post({ event: 'quota', id, mark }),
+        onDisconnected: (id, connection, reason) =>
+          this.post({ event: 'disconnected', id, connection, reason }),
       });
       this.#devices.set(spec.id, device);
     } catch (thrown) {
@@ -180,6 +212,23 @@ class DataPlane {
       closeDescriptors(spec);
       throw thrown;
     }
+  }
+
+  #succeed(call: { id: number } & SuccessionSpec, answer: Answer<Succeeded>): void {
+    const device = this.#devices.get(call.id);
+    if (device !== undefined) {
+      device.succeed(call, answer);
+      return;
+    }
+    closeLeaf(call.leaf, call.shadow);
+    native.close(call.names.directoryFd);
+    this.#device(call.id); // throws
+  }
+
+  #connect(id: number, channel: NbdChannel): void {
+    const device = this.#devices.get(id);
+    if (device === undefined) native.close(channel.fd);
+    this.#device(id).connect(channel);
   }
 
   #close(device: PlaneDevice, done: (error: UbdError | null) => void): void {

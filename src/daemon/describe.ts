@@ -4,14 +4,17 @@
  */
 import { realpath } from 'node:fs/promises';
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import type {
   CheckReport,
   CheckSpec,
   DeviceInfo,
+  ImageInfo,
   Info,
   LeafInfo,
   RootInfo,
 } from '../client/api.ts';
+import { parseRootUri } from '../remote/uri.ts';
 import type { Entry } from './device.ts';
 import type { CheckOptions, Images } from './machine.ts';
 import type { Registry } from './registry.ts';
@@ -22,7 +25,8 @@ export async function describe(
   images: Images,
 ): Promise<Info> {
   const entry = registry?.tryFind(target);
-  if (registry && entry) return describeDevice(entry, registry);
+  if (registry && entry) return describeDevice(entry, registry, images);
+  if (isUri(target)) return describeRoot(parseRootUri(target).text, registry, images);
   if (!target.startsWith('/'))
     throw new UbdError('not-found', `there is no device ${target}`, {
       place: { device: target },
@@ -43,16 +47,27 @@ export async function describe(
   } catch (error) {
     if (!(error instanceof UbdError) || error.code !== 'not-a-leaf') throw error;
   }
+  return describeRoot(path, registry, images);
+}
+
+/** @param path or URI */
+async function describeRoot(
+  path: string,
+  registry: Registry | null,
+  images: Images,
+): Promise<RootInfo> {
   const root = await images.openRoot(path);
   try {
-    return {
+    const info: RootInfo = {
       kind: 'root',
       path,
       type: root.type,
       size: root.sizeBytes,
       identity: root.identity,
-      devices: await namesOnRoot(path, entries),
-    } satisfies RootInfo;
+      devices: await namesOnRoot(path, registry?.entries ?? []),
+    };
+    if (root.treeDigest) info.treeDigest = root.treeDigest;
+    return info;
   } finally {
     root.close();
   }
@@ -84,12 +99,26 @@ async function describeUsedLeaf(
   };
 }
 
-async function describeDevice(entry: Entry, registry: Registry): Promise<DeviceInfo> {
+/** None of a device whose leaf cannot be looked at: that it is failed says why. */
+async function chainOf({ leaf }: Entry, images: Images): Promise<ImageInfo[]> {
+  if (leaf === null) return [];
+  return images.leafInfo(leaf.path).then(
+    ({ chain }) => chain,
+    () => [],
+  );
+}
+
+async function describeDevice(
+  entry: Entry,
+  registry: Registry,
+  images: Images,
+): Promise<DeviceInfo> {
   const stats = (await registry.stats()).find(({ id }) => id === entry.id);
   const users = entry.node && entry.transport ? await entry.transport.users(entry.node) : [];
   return {
     kind: 'device',
-    ...registry.show(entry, stats?.changedBytes ?? null),
+    ...registry.show(entry, stats ?? null),
+    chain: await chainOf(entry, images),
     identity: entry.identity,
     attachedAt: entry.attachedAt,
     partitions: entry.partitions,

@@ -8,7 +8,8 @@
  */
 import type { UbdError } from '../base/errors.ts';
 import type { Device, DeviceState, RootIdentity } from '../client/api.ts';
-import type { Transport } from './machine.ts';
+import type { SnapshotFiles, Transport } from './machine.ts';
+import type { DeviceStats } from './plane-protocol.ts';
 import type { DeviceRecord } from './record.ts';
 
 /** What is reserved for a device before anything is opened. */
@@ -33,6 +34,10 @@ export interface Entry extends Reservation {
   attachedAt: string;
   /** Why it is failed. */
   error: UbdError | null;
+  /** What is being done to it, and must come to its end before anything else. */
+  work: string | null;
+  /** Of the snapshot under way. */
+  snapshot: SnapshotFiles | null;
 }
 
 export function newEntry(id: number, name: string, attachedAt: string): Entry {
@@ -51,6 +56,8 @@ export function newEntry(id: number, name: string, attachedAt: string): Entry {
     partitions: [],
     attachedAt,
     error: null,
+    work: null,
+    snapshot: null,
   };
 }
 
@@ -88,14 +95,25 @@ export function toRecord(
     link,
     node,
     attachedAt: entry.attachedAt,
+    ...(entry.snapshot !== null && { snapshot: entry.snapshot }),
   };
+}
+
+/** What the data plane knows of a device's leaf. */
+export type LeafStats = Pick<DeviceStats, 'changedBytes' | 'quota' | 'refused'>;
+
+function quotaOf({ changedBytes, quota, refused }: LeafStats): Device['quota'] {
+  if (quota === null) return null;
+  const { bytes, warnBytes, silent } = quota;
+  const state = refused > 0 ? 'full' : changedBytes >= warnBytes ? 'warning' : 'ok';
+  return { bytes, warnBytes, action: silent ? 'nothing' : 'event', state };
 }
 
 /** As the interface shows it. */
 export function toDevice(
   entry: Entry,
   linkPath: (link: number) => string,
-  changed: number | null,
+  stats: LeafStats | null,
 ): Device {
   const usable = entry.state === 'attached' && entry.link !== null;
   const device: Device = {
@@ -108,7 +126,8 @@ export function toDevice(
     readOnly: entry.readOnly,
     transport: entry.transport?.name ?? 'loop',
     size: entry.sizeBytes,
-    changed,
+    changed: stats?.changedBytes ?? null,
+    quota: stats === null ? null : quotaOf(stats),
     state: entry.state,
   };
   if (entry.error) device.error = entry.error.toJSON();

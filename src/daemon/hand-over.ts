@@ -3,12 +3,8 @@ import type { FrozenChain } from '../leaf/chain.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
 import type { TransportDevice } from './machine.ts';
 import type { FileLeaf, FileRoot } from './opened-files.ts';
-import type {
-  DeviceSpec,
-  FrozenLayerSpec,
-  RootLayerSpec,
-  TransportSpec,
-} from './plane-protocol.ts';
+import type { DeviceSpec, FrozenLayerSpec, TransportSpec } from './plane-protocol.ts';
+import type { UpstreamRoot } from './remote/remote-roots.ts';
 
 /** What the data plane works with and does not own. */
 export interface Lent {
@@ -33,7 +29,7 @@ export function handOver(
   shadow?: OpenedShadow,
 ): DeviceOrder {
   const { id, name, sizeBytes } = device;
-  const root = device.root as FileRoot;
+  const root = device.root as FileRoot | UpstreamRoot;
   const leaf = device.leaf as FileLeaf | null;
   leaf?.descriptor.release();
   const chain = leaf?.takeChain() ?? null;
@@ -42,7 +38,7 @@ export function handOver(
     name,
     sizeBytes,
     leaf: leaf?.opened ?? null,
-    layers: [rootLayer(root)],
+    layers: [root.takeLayer()],
     transport,
   };
   if (chain !== null) {
@@ -51,13 +47,6 @@ export function handOver(
   }
   if (shadow !== undefined) spec.shadow = shadow;
   return spec;
-}
-
-/** Its descriptors are the data plane's from here on. */
-export function rootLayer(root: FileRoot): RootLayerSpec {
-  const { path: name, sizeBytes, content } = root;
-  const cache = { ...content, directFd: root.openDirectly() };
-  return { kind: 'root', name, fd: root.descriptor.release(), sizeBytes, cache };
 }
 
 export function frozenLayer({ path, files, owners }: FrozenChain): FrozenLayerSpec {

@@ -4,22 +4,33 @@
  */
 import { closeSync } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
-import { UbdError } from '../base/errors.ts';
-import type { CheckReport, LeafInfo, Quota } from '../client/api.ts';
+import { isUri } from '../base/uri.ts';
+import type { CheckReport, LeafInfo, Quota, RootIdentity } from '../client/api.ts';
 import { createLeaf } from '../leaf/create.ts';
 import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
+import { peekSuperblock } from '../leaf/successor.ts';
 import type { Quota as StoredQuota } from '../leaf/superblock.ts';
 import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
-import type { CheckOptions, Images, NewLeaf, OpenLeafOptions } from './machine.ts';
-import { FileLeaf, type FileRoot, openIdentified, rootOf } from './opened-files.ts';
+import type { CheckOptions, Images, NewLeaf, OpenLeafOptions, RootHandle } from './machine.ts';
+import { FileLeaf, openIdentified, rootOf } from './opened-files.ts';
+import { openContent } from './remote/content.ts';
+import type { RemoteRoots } from './remote/remote-roots.ts';
 
 export class FileImages implements Images {
-  readonly #chains = new Chains();
+  readonly #chains: Chains;
+  readonly #remote: RemoteRoots | null;
 
-  openRoot(path: string): Promise<FileRoot> {
-    return openIdentified(path);
+  /** @param remote null: remote roots are opened in this thread, and only to be looked at */
+  constructor(chains: Chains = new Chains(null), remote: RemoteRoots | null = null) {
+    this.#chains = chains;
+    this.#remote = remote;
+  }
+
+  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
+    if (!isUri(path)) return openIdentified(path);
+    return this.#remote === null ? openContent(path) : this.#remote.open(path, comeback);
   }
 
   async createLeaf({ path, sizeBytes, root, ephemeral }: NewLeaf): Promise<void> {
@@ -43,14 +54,14 @@ export class FileImages implements Images {
     if ((await stat(path)).isFile()) await rm(path);
   }
 
-  async openLeaf(
-    path: string,
-    { readOnly = false, shadowOf }: OpenLeafOptions = {},
-  ): Promise<FileLeaf> {
-    const opened = readOnly ? openToRead(path) : openLeaf(path);
+  async openLeaf(path: string, options: OpenLeafOptions = {}): Promise<FileLeaf> {
+    const { quota } = options;
+    const opened = options.readOnly
+      ? openToRead(path)
+      : openLeaf(path, quota === undefined ? {} : { quota: fromQuota(quota) });
     let chain: ChainHold | null = null;
     try {
-      chain = this.#chains.open(path, opened.superblock, shadowOf && { shadowOf });
+      chain = this.#chains.open(path, opened.superblock);
       return new FileLeaf(opened, chain);
     } catch (error) {
       closeSync(opened.fd);
@@ -88,19 +99,20 @@ export class FileImages implements Images {
 
 /** For a device that is read-only: a frozen leaf serves as well. */
 function openToRead(path: string): ReturnType<typeof openLeaf> {
-  try {
-    return openLeaf(path);
-  } catch (error) {
-    if (!(error instanceof UbdError) || error.code !== 'frozen') throw error;
-    return openLeaf(path, { readOnly: true });
-  }
+  return openLeaf(path, { readOnly: peekSuperblock(path).freeze?.done === true });
 }
 
 function dateOf(seconds: number | null): string | null {
   return seconds === null ? null : new Date(seconds * 1000).toISOString();
 }
 
-function toQuota(quota: StoredQuota | null): Quota | null {
+export function fromQuota(quota: Quota | null): StoredQuota | null {
+  if (quota === null) return null;
+  const { bytes, warnBytes, action } = quota;
+  return { bytes, warnBytes, silent: action === 'nothing' };
+}
+
+export function toQuota(quota: StoredQuota | null): Quota | null {
   if (quota === null) return null;
   const { bytes, warnBytes, silent } = quota;
   return { bytes, warnBytes, action: silent ? 'nothing' : 'event' };

@@ -6,15 +6,27 @@
  * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf
  * over and then fail; so `close` of what was handed on does nothing.
  */
-import type { CheckReport, LeafInfo, RootIdentity, TransportName } from '../client/api.ts';
+import type {
+  CheckReport,
+  LeafInfo,
+  Quota,
+  Replica,
+  RootIdentity,
+  RootInfo,
+  RootReplicas,
+  TransportName,
+} from '../client/api.ts';
+import type { LogLevel } from './log.ts';
 import type { DeviceStats, FaultEvent } from './plane-protocol.ts';
 
 /** A root that is open for reading. */
 export interface RootHandle {
   readonly path: string;
-  readonly type: 'file' | 'block device';
+  readonly type: RootInfo['type'];
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
+  /** Of the manifest that it is verified with; null if there is none. */
+  readonly treeDigest?: string | null;
   /** Idempotent; does nothing after a transport has taken it over. */
   close(): void;
 }
@@ -43,8 +55,8 @@ export interface NewLeaf {
 export interface OpenLeafOptions {
   /** The device takes no writes: a frozen leaf serves as well. */
   readOnly?: boolean;
-  /** Where the shadow of a leaf would be that was being frozen when its daemon died. */
-  shadowOf?: (uuid: string) => string;
+  /** From now on it may hold so much. Default: as it says itself. */
+  quota?: Quota | null;
 }
 
 export interface CheckOptions {
@@ -56,7 +68,12 @@ export interface CheckOptions {
 
 /** Images and leaves. */
 export interface Images {
-  openRoot(path: string): Promise<RootHandle>;
+  /**
+   * @param path or URI
+   * @param comeback what the root of a device that comes back is: a remote one opens although
+   * nobody answers now
+   */
+  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle>;
   /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
   createLeaf(leaf: NewLeaf): Promise<void>;
   /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
@@ -81,6 +98,8 @@ export interface TransportDevice {
 /** A way to make a device node. */
 export interface Transport {
   readonly name: TransportName;
+  /** Its devices may live on without this process. */
+  readonly outlives?: boolean;
   /** Why it is not offered here, or null. */
   missing(): Promise<string | null>;
   /** Makes the device. The node is usable when this returns. */
@@ -119,19 +138,102 @@ export interface Transport {
   discard?(name: string): Promise<void>;
 }
 
+/** Places of remote roots beside the first one. */
+export interface Replicas {
+  add(root: string, uri: string): Promise<Replica>;
+  remove(root: string, uri: string): Promise<void>;
+  /** Of one root, or of all that are in use or have several. */
+  list(root?: string): Promise<RootReplicas[]>;
+}
+
+/** A device whose leaf is changed while it is served. */
+export interface LiveDevice {
+  id: number;
+  name: string;
+  leaf: { path: string; ephemeral: boolean };
+  /** It may live on without this process: unflushed writes are not to be lost with that. */
+  outlives: boolean;
+}
+
+/** Files of a snapshot under way, for tidying up after a crash. */
+export interface SnapshotFiles {
+  /** The second name of the leaf. */
+  file: string;
+  /** The new leaf, before it takes the other's place. */
+  successor: string;
+}
+
+export interface SnapshotHooks {
+  /** Durable when it returns. Null: it is over. */
+  remember(files: SnapshotFiles | null): Promise<void>;
+  /** Just before the moment, and just after it. */
+  freeze(): Promise<void>;
+  thaw(): Promise<void>;
+  report(text: string): void;
+}
+
+export interface SnapshotMade {
+  /** What the new intermediate image holds itself. */
+  changedBytes: number;
+  /** How many the device stands on now. */
+  images: number;
+}
+
+/** What is done to leaves of devices that are served. One at a time for each device. */
+export interface LiveLeaves {
+  /** The leaf becomes the intermediate image `file`; the device goes on in a new one. */
+  snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade>;
+  /** How much the leaf may hold: from now on, and remembered in it. */
+  limit(id: number, quota: Quota | null): Promise<void>;
+  /** The device is no more. */
+  gone(id: number): void;
+}
+
+/** A client whose handshake is done. */
+export interface ClientChannel {
+  /** A connected stream socket. */
+  fd: number;
+  /** Unique for the daemon's life. */
+  connection: number;
+  readOnly: boolean;
+  replies: 'simple' | 'structured' | 'extended';
+  contexts: { allocation?: number; layer?: number };
+  /** What the client has sent already. */
+  early: Uint8Array;
+}
+
+/** Disks without a node, for NBD clients. */
+export interface Exporter {
+  /** Root and leaf are the exporter's from here on, whatever the outcome. */
+  open(device: TransportDevice): Promise<void>;
+  /** Serves a client; the socket is the exporter's, whatever the outcome. */
+  connect(id: number, channel: ClientChannel): Promise<void>;
+  /** Ends the connections, then makes the leaf durable and clean. */
+  close(id: number): Promise<void>;
+}
+
 export interface MachineEvents {
+  /** What is worth a line in the log. */
+  onReport(level: LogLevel, text: string): void;
   /** An I/O error on the data path. */
   onFault(event: FaultEvent): void;
   /** A device went away: as asked ('later'), or because the kernel ended it. */
   onGone(id: number, reason: string): void;
+  /** A leaf has come to the mark of its quota, or refused a write because of it. */
+  onQuota(id: number, mark: 'warning' | 'full'): void;
+  /** A client of an export has left: why, or null where it took its leave. */
+  onDisconnected(connection: number, reason: string | null): void;
   /** The data plane died: no device works any more. */
   onDeath(error: Error): void;
 }
 
 export interface Machine {
   readonly images: Images;
+  readonly replicas: Replicas;
+  readonly live: LiveLeaves;
   /** In the order in which `auto` prefers them. */
   readonly transports: readonly Transport[];
+  readonly exporter: Exporter;
   stats(): Promise<DeviceStats[]>;
   /** Ends the data plane. Devices that are still there are made durable and cut off. */
   stop(): Promise<void>;

@@ -14,6 +14,7 @@ import type { OpenedLeaf } from '../leaf/open.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import type { ChainHold } from './chains.ts';
 import type { LeafHandle, RootHandle } from './machine.ts';
+import type { RootLayerSpec } from './plane-protocol.ts';
 
 /** A descriptor with one owner at a time. */
 class Descriptor {
@@ -41,7 +42,7 @@ class Descriptor {
 
 export class FileRoot implements RootHandle {
   readonly path: string;
-  readonly type: RootHandle['type'];
+  readonly type: 'file' | 'block device';
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
   readonly content: ContentKey;
@@ -58,11 +59,15 @@ export class FileRoot implements RootHandle {
     this.descriptor = new Descriptor(opened.fd);
   }
 
-  /**
-   * Another descriptor of the same file, which reads past the page cache; null where the file system
-   * has no such thing. It is the caller's.
-   */
-  openDirectly(): number | null {
+  /** Hands it on, as a layer of a device. */
+  takeLayer(): RootLayerSpec {
+    const { path: name, sizeBytes, content } = this;
+    const cache = { ...content, directFd: this.#openDirectly() };
+    return { kind: 'root', name, fd: this.descriptor.release(), sizeBytes, cache };
+  }
+
+  /** Another descriptor of it, which reads past the page cache; null where there is no such thing. */
+  #openDirectly(): number | null {
     try {
       return openSync(`/proc/self/fd/${this.descriptor.fd}`, DIRECT_FLAGS);
     } catch {

@@ -14,7 +14,8 @@ import { realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
-import type { AttachSpec } from '../client/api.ts';
+import { isUri } from '../base/uri.ts';
+import type { AttachSpec, Quota, QuotaSpec } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
 import type { Images } from './machine.ts';
 
@@ -24,6 +25,8 @@ export interface Plan {
   readOnly: boolean;
   /** As asked; undefined: the root's, or what the leaf has. */
   sizeBytes: number | undefined;
+  /** As asked; left out: as the leaf says. */
+  quota?: Quota | null;
 }
 
 /** Contradictions in the request itself; before a name is reserved. */
@@ -34,9 +37,24 @@ export function refuseContradictions(spec: AttachSpec): void {
     throw new UbdError('usage', 'a read-only device has nothing to throw away: not ephemeral too');
   if (spec.root === undefined && spec.leaf === undefined && spec.name === undefined)
     throw new UbdError('usage', 'a root is needed', { next: 'name a raw image or a block device' });
+  if (spec.readOnly && spec.quota)
+    throw new UbdError('usage', 'a read-only device writes nothing: a quota means nothing to it');
   if (spec.sizeBytes !== undefined && spec.sizeBytes % SECTOR_BYTES !== 0)
     throw new UbdError('usage', `the size is not a multiple of ${SECTOR_BYTES} bytes`);
 }
+
+/** Marks that are not asked for; and refuses those that make no sense. */
+export function checkQuota(asked: QuotaSpec | null): Quota | null {
+  if (asked === null) return null;
+  const { bytes, action = 'event' } = asked;
+  const warnBytes = asked.warnBytes ?? Math.floor((bytes * QUOTA_WARN_PERCENT) / 100);
+  if (warnBytes > bytes)
+    throw new UbdError('usage', `the mark (${warnBytes} bytes) is beyond the quota (${bytes})`);
+  return { bytes, warnBytes, action };
+}
+
+/** Where to warn, unless told. */
+const QUOTA_WARN_PERCENT = 90;
 
 export async function makePlan(
   spec: AttachSpec,
@@ -46,7 +64,14 @@ export async function makePlan(
 ): Promise<Plan> {
   const leaf = await chooseLeaf(spec, name, paths, images);
   const rootPath = await chooseRoot(spec, leaf, images);
-  return { rootPath, leaf, readOnly: spec.readOnly ?? false, sizeBytes: spec.sizeBytes };
+  const plan: Plan = {
+    rootPath,
+    leaf,
+    readOnly: spec.readOnly ?? false,
+    sizeBytes: spec.sizeBytes,
+  };
+  if (spec.quota !== undefined) plan.quota = checkQuota(spec.quota);
+  return plan;
 }
 
 export function defaultLeaf(paths: Paths, name: string): string {
@@ -89,7 +114,7 @@ async function chooseRoot(spec: AttachSpec, leaf: Plan['leaf'], images: Images):
 /**
  * The path without links, also of a file that does not exist yet; two names of one leaf become one.
  */
-async function canonical(path: string): Promise<string> {
+export async function canonical(path: string): Promise<string> {
   try {
     return await realpath(path);
   } catch (thrown) {
@@ -158,7 +183,9 @@ const RESERVED = /^ubd\d+(p\d+)?$/;
 const STEM_MAX = 48;
 
 function stemOf(path: string): string {
-  const stem = basename(path)
+  // Of a URI only what names the file; of nbd://HOST the host.
+  const place = isUri(path) ? path.replace(/[?#].*$/, '').replace(/\/+$/, '') : path;
+  const stem = basename(place)
     .replace(/\.[A-Za-z0-9]{1,8}$/, '')
     .replaceAll(/[^A-Za-z0-9._-]/g, '-')
     .replace(/^[^A-Za-z0-9]+/, '')

@@ -8,12 +8,13 @@ import { errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import { BLOCK_BYTES, bytesToSectors, SECTOR_BYTES } from '../base/units.ts';
 import { Cache } from '../cache/cache.ts';
-import { CachedLayer, LOCAL } from '../cache/cached-layer.ts';
+import { CachedLayer, LOCAL, REMOTE } from '../cache/cached-layer.ts';
 import type { Content } from '../cache/content.ts';
 import { Fetch } from '../cache/fetch.ts';
 import { RootLayer } from '../image/raw-image.ts';
 import { RootSource } from '../image/root-source.ts';
 import { native } from '../native/binding.ts';
+import { UpstreamLayer } from '../remote/upstream-layer.ts';
 import type { Layer } from '../store/store.ts';
 import type { ScatterIo } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
@@ -26,15 +27,26 @@ import type {
   CacheTarget,
   PlaneResults,
   RootLayerSpec,
+  UpstreamLayerSpec,
   WarmResult,
 } from './plane-protocol.ts';
 
 /** Fills of a warming that are under way at a time. */
 const WARM_FILLS = 4;
 
+/** What a device stands on in the end. */
+type BaseLayerSpec = RootLayerSpec | UpstreamLayerSpec;
+
+/** Closes the descriptors of a root. */
+export function closeRoot(spec: BaseLayerSpec): void {
+  native.close(spec.fd);
+  if (spec.kind === 'root' && spec.cache.directFd !== null) native.close(spec.cache.directFd);
+}
+
 type Answer = (result: PlaneResults[CacheCall['call']] | null, error: UbdError | null) => void;
 
 export class PlaneCache {
+  readonly #ring: Ring;
   readonly #io: ScatterIo;
   readonly #cache: Cache;
   /** How fills of these layers reach their root. */
@@ -44,16 +56,22 @@ export class PlaneCache {
   readonly #devices = new Map<number, CachedLayer>();
 
   constructor(ring: Ring, io: ScatterIo, { sizeBytes, policy }: CacheSettings) {
+    this.#ring = ring;
     this.#io = io;
     this.#cache = new Cache({ io: new RingSlabIo(ring), capacityBytes: sizeBytes, policy });
   }
 
   /** A root as a device sees it. */
-  layer({ name, fd, sizeBytes, cache }: RootLayerSpec): Layer {
+  layer(spec: BaseLayerSpec): CachedLayer {
+    const { name, fd, sizeBytes } = spec;
     const sizeSectors = bytesToSectors(sizeBytes);
+    if (spec.kind === 'upstream') {
+      const plain = new UpstreamLayer(this.#ring, name, fd, sizeSectors);
+      const content = { key: `remote ${spec.generation}`, name, sizeSectors, lasting: true };
+      return new CachedLayer(this.#cache, { content, plain, source: plain, tuning: REMOTE });
+    }
+    const { key, lasting, directFd } = spec.cache;
     const plain = new RootLayer(this.#io, name, fd, sizeSectors);
-    if (cache === undefined) return plain;
-    const { key, lasting, directFd } = cache;
     const source = new RootSource(this.#io, plain, { fd, directFd });
     const content = { key, name, sizeSectors, lasting };
     const layer = new CachedLayer(this.#cache, { content, plain, source, tuning: LOCAL });
@@ -79,6 +97,14 @@ export class PlaneCache {
       this.#sources.delete(layer);
       done();
     });
+  }
+
+  /** The same of a layer that is no device's, with what it stands on. */
+  #closeBase(layer: CachedLayer, done: () => void): void {
+    const { plain } = layer;
+    const close = (): void => this.#close(layer, done);
+    if (plain instanceof UpstreamLayer) plain.close({ done: close });
+    else close();
   }
 
   countersOf(id: number): CacheCounters | null {
@@ -123,17 +149,8 @@ export class PlaneCache {
     return content === undefined ? 0 : this.#cache.drop(content);
   }
 
-  #warm(spec: RootLayerSpec, offset: number, length: number, answer: Answer): void {
+  #warm(spec: BaseLayerSpec, offset: number, length: number, answer: Answer): void {
     const layer = this.layer(spec);
-    const close = (result: WarmResult | null, error: UbdError | null): void => {
-      native.close(spec.fd);
-      if (spec.cache?.directFd != null) native.close(spec.cache.directFd);
-      answer(result, error);
-    };
-    if (!(layer instanceof CachedLayer)) {
-      close({ readBytes: 0, doneBytes: 0 }, null);
-      return;
-    }
     const first = Math.floor(offset / BLOCK_BYTES);
     const end = Math.ceil(Math.min(offset + length, spec.sizeBytes) / BLOCK_BYTES);
     const ranges = Float64Array.of(first, Math.max(0, end - first));
@@ -141,7 +158,10 @@ export class PlaneCache {
       this.#warming.delete(fetch);
       const result = { readBytes: bytes, doneBytes };
       const failure = error < 0 ? warmFailure(spec.name, error) : null;
-      this.#close(layer, () => close(failure === null ? result : null, failure));
+      this.#closeBase(layer, () => {
+        closeRoot(spec);
+        answer(failure === null ? result : null, failure);
+      });
     });
     this.#warming.add(fetch);
     fetch.start();

@@ -14,6 +14,8 @@ import {
 } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { transferList } from '../leaf/open.ts';
+import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
 import type { DeviceOrder, Lent } from './hand-over.ts';
 import {
@@ -22,20 +24,28 @@ import {
   type CacheTarget,
   type DataPlaneStart,
   type DeviceStats,
+  type DisconnectedEvent,
   type FaultEvent,
   FLAG,
+  type FrozenLayerSpec,
   type LostEvent,
   type PlaneCall,
   type PlaneMessage,
   type PlaneRequest,
   type PlaneResults,
+  type QuotaEvent,
   type RootLayerSpec,
+  type Succeeded,
+  type SuccessionSpec,
+  type UpstreamLayerSpec,
   type WarmResult,
 } from './plane-protocol.ts';
 
 interface Events {
   fault: [FaultEvent];
   lost: [LostEvent];
+  quota: [QuotaEvent];
+  disconnected: [DisconnectedEvent];
   /** The worker ended: null after `stop`, else what broke it. No device works any more. */
   exit: [UbdError | null];
 }
@@ -119,6 +129,35 @@ export class DataPlane extends EventEmitter<Events> {
     }
   }
 
+  prepare(id: number, freeze: Freeze | null): Promise<void> {
+    return this.#call({ call: 'prepare', id, freeze });
+  }
+
+  /** Takes over the descriptors and the leaf's arrays, whatever the outcome. */
+  succeed(id: number, spec: SuccessionSpec): Promise<Succeeded> {
+    return this.#call({ call: 'succeed', id, ...spec }, transferList(spec.leaf));
+  }
+
+  seal(id: number): Promise<void> {
+    return this.#call({ call: 'seal', id });
+  }
+
+  /** What was lent before goes back, and these things take its place. */
+  async stand(id: number, frozen: FrozenLayerSpec, lent: readonly Lent[]): Promise<void> {
+    try {
+      await this.#call({ call: 'stand', id, frozen });
+    } catch (error) {
+      for (const thing of lent) thing.release();
+      throw error;
+    }
+    this.#giveBack(id);
+    this.#lent.set(id, lent);
+  }
+
+  limit(id: number, quota: Quota | null): Promise<void> {
+    return this.#call({ call: 'limit', id, quota });
+  }
+
   #giveBack(id: number): void {
     const lent = this.#lent.get(id) ?? [];
     this.#lent.delete(id);
@@ -127,6 +166,11 @@ export class DataPlane extends EventEmitter<Events> {
 
   flush(id: number): Promise<void> {
     return this.#call({ call: 'flush', id });
+  }
+
+  /** Takes over the channel's descriptor, whatever the outcome. */
+  connect(id: number, channel: NbdChannel): Promise<void> {
+    return this.#call({ call: 'connect', id, channel });
   }
 
   stats(): Promise<DeviceStats[]> {
@@ -147,7 +191,11 @@ export class DataPlane extends EventEmitter<Events> {
   }
 
   /** Takes over the descriptors of the root, whatever the outcome. */
-  warmCache(root: RootLayerSpec, offset: number, length: number): Promise<WarmResult> {
+  warmCache(
+    root: RootLayerSpec | UpstreamLayerSpec,
+    offset: number,
+    length: number,
+  ): Promise<WarmResult> {
     return this.#call({ call: 'cacheWarm', root, offset, length });
   }
 
@@ -203,6 +251,12 @@ export class DataPlane extends EventEmitter<Events> {
         return;
       case 'lost':
         this.emit('lost', message);
+        return;
+      case 'quota':
+        this.emit('quota', message);
+        return;
+      case 'disconnected':
+        this.emit('disconnected', message);
     }
   }
 

@@ -7,29 +7,40 @@
  * Owns all descriptors of its DeviceSpec. Runs on the data-plane thread: no promise, no timer; what
  * takes time ends in a callback from the ring's turn.
  */
-import { errnoName } from '../base/errno.ts';
+import { ENOSPC, errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
+import { CachedLayer } from '../cache/cached-layer.ts';
 import { type Completer, OP, Request } from '../engine/request.ts';
 import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
-import { Leaf } from '../leaf/leaf.ts';
-import { LeafShadow } from '../leaf/shadow.ts';
+import type { Freeze, Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
+import { UpstreamLayer } from '../remote/upstream-layer.ts';
 import type { Layer } from '../store/store.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
+import { NbdSession } from '../transport/nbd/session.ts';
+import type { NbdSlots } from '../transport/nbd/slots.ts';
 import { UblkSession } from '../transport/ublk/session.ts';
 import type { UblkSlots } from '../transport/ublk/slots.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
 import { IOSQE_ASYNC, OPCODE, setFlags } from '../uring/sqe.ts';
 import { FaultLimiter } from './fault-limiter.ts';
-import type { PlaneCache } from './plane-cache.ts';
-import type { DeviceSpec, DeviceStats, FaultEvent, LayerSpec } from './plane-protocol.ts';
-
-/** flock(2) */
-const LOCK_UN = 8;
+import { closeRoot, type PlaneCache } from './plane-cache.ts';
+import { closeLeaf, PlaneLeaves, type QuotaMark } from './plane-leaves.ts';
+import type {
+  DeviceSpec,
+  DeviceStats,
+  FaultEvent,
+  FrozenLayerSpec,
+  LayerSpec,
+  Succeeded,
+  SuccessionSpec,
+} from './plane-protocol.ts';
+import { RingNames } from './ring-names.ts';
 
 /** What the devices of a data-plane thread share. */
 export interface Plant {
@@ -37,6 +48,7 @@ export interface Plant {
   io: Io;
   fuseSlots: FuseSlots;
   ublkSlots: UblkSlots;
+  nbdSlots: NbdSlots;
   parts: PartPool;
   cache: PlaneCache;
   /** For requests without data. */
@@ -46,27 +58,25 @@ export interface Plant {
 export interface PlaneDeviceEvents {
   onFault: (event: FaultEvent) => void;
   onLost: (id: number, reason: string) => void;
+  onQuota: (id: number, mark: QuotaMark) => void;
+  onDisconnected: (id: number, connection: number, reason: string | null) => void;
 }
 
 /** The end of an operation: null, or what went wrong. */
 export type Done = (error: UbdError | null) => void;
+/** The same of one that has a result. */
+export type Answer<T> = (result: T | null, error: UbdError | null) => void;
 
 /** What every transport has: it answers what it holds, and ends. */
 interface Session {
   stop(): void;
 }
 
-/** Every descriptor that a device owns: those of a frozen chain are lent. */
-function descriptors(spec: DeviceSpec): number[] {
-  const fds = [spec.transport.fd];
-  for (const layer of spec.layers) {
-    if (layer.kind !== 'root') continue;
-    fds.push(layer.fd);
-    if (layer.cache?.directFd != null) fds.push(layer.cache.directFd);
-  }
-  if (spec.leaf !== null) fds.push(spec.leaf.fd);
-  if (spec.shadow !== undefined) fds.push(spec.shadow.fd);
-  return fds;
+/** Closes what a device has besides its leaves; the descriptors of a frozen chain are lent. */
+function closeOthers({ transport, layers }: DeviceSpec): void {
+  if (transport.kind !== 'nbd') native.close(transport.fd);
+  else for (const { fd } of transport.channels) native.close(fd);
+  for (const layer of layers) if (layer.kind !== 'frozen') closeRoot(layer);
 }
 
 function makeLayer({ io, cache }: Plant, spec: LayerSpec): Layer {
@@ -74,27 +84,23 @@ function makeLayer({ io, cache }: Plant, spec: LayerSpec): Layer {
   return cache.layer(spec);
 }
 
-/**
- * Closes all that a device has: at its end, when it could not be opened, and when its thread dies,
- * so that its users get errors and do not hang.
- */
+/** Closes all that was given for a device that could not be opened. */
 export function closeDescriptors(spec: DeviceSpec): void {
-  // The kernel may hold the file a little longer, for an operation that it has just ended; not the
-  // lock.
-  if (spec.leaf !== null) native.flock(spec.leaf.fd, LOCK_UN);
-  for (const fd of descriptors(spec)) native.close(fd);
+  if (spec.leaf !== null) closeLeaf(spec.leaf, spec.shadow);
+  closeOthers(spec);
 }
 
 export class PlaneDevice {
   readonly spec: DeviceSpec;
   readonly #plant: Plant;
   readonly #events: PlaneDeviceEvents;
-  readonly #leaf: Leaf | null;
-  readonly #shadow: LeafShadow | null;
+  readonly #upstream: readonly UpstreamLayer[];
+  readonly #leaves: PlaneLeaves;
   readonly #union: UnionDevice;
   readonly #session: Session;
   readonly #faults: FaultLimiter;
   #serving = true;
+  #closing = false;
   #whenCutOff: (() => void) | null = null;
 
   constructor(plant: Plant, spec: DeviceSpec, events: PlaneDeviceEvents) {
@@ -103,28 +109,55 @@ export class PlaneDevice {
     this.#plant = plant;
     this.#events = events;
     this.#faults = new FaultLimiter(spec.name, events.onFault);
-    this.#shadow = spec.shadow === undefined ? null : new LeafShadow(spec.shadow);
-    this.#leaf = spec.leaf === null ? null : new Leaf(io, spec.leaf, undefined, this.#shadow);
     const below = spec.layers.map(layer => makeLayer(plant, layer));
     plant.cache.attach(spec.id, below);
-    const frozen = this.#leaf?.readOnly === true ? [this.#leaf] : [];
+    this.#upstream = below
+      .map(layer => (layer instanceof CachedLayer ? layer.plain : layer))
+      .filter(layer => layer instanceof UpstreamLayer);
+    this.#leaves = new PlaneLeaves(io, spec.leaf, spec.shadow, below, mark =>
+      events.onQuota(spec.id, mark),
+    );
     this.#union = new UnionDevice({
       sizeSectors: bytesToSectors(spec.sizeBytes),
-      layers: [...frozen, ...below],
-      leaf: frozen.length > 0 ? null : this.#leaf,
+      layers: this.#leaves.readable,
+      leaf: this.#leaves.writable,
       parts,
       onFault: (fault: Fault) => this.#faults.report(fault),
     });
+    this.#leaves.serve(this.#union);
     this.#session = this.#openSession();
   }
 
   #openSession(): Session {
     const { transport } = this.spec;
-    const { fuseSlots, ublkSlots } = this.#plant;
+    const { fuseSlots, ublkSlots, nbdSlots } = this.#plant;
     const common = { device: this.#union, onEnd: (reason: string | null) => this.#cutOff(reason) };
-    return transport.kind === 'ublk'
-      ? new UblkSession({ slots: ublkSlots, channel: transport, ...common })
-      : new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
+    switch (transport.kind) {
+      case 'ublk':
+        return new UblkSession({ slots: ublkSlots, channel: transport, ...common });
+      case 'fuse':
+        return new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
+      case 'nbd': {
+        const { channels } = transport;
+        const onDisconnected = (connection: number, reason: string | null): void => {
+          const at = channels.findIndex(channel => channel.connection === connection);
+          if (at >= 0) channels.splice(at, 1); // its descriptor is closed
+          this.#events.onDisconnected(this.spec.id, connection, reason);
+        };
+        return new NbdSession({ slots: nbdSlots, channels, onDisconnected, ...common });
+      }
+    }
+  }
+
+  /** Serves one more connection. Its descriptor is taken over whatever happens. */
+  connect(channel: NbdChannel): void {
+    const { name, transport } = this.spec;
+    if (transport.kind !== 'nbd' || !(this.#session instanceof NbdSession) || this.#closing) {
+      native.close(channel.fd);
+      throw new UbdError('internal', `${name} takes no connections`);
+    }
+    transport.channels.push(channel);
+    this.#session.connect(channel);
   }
 
   /** Makes everything written so far durable. */
@@ -137,10 +170,45 @@ export class PlaneDevice {
     this.#union.submit(request);
   }
 
+  /** The leaf is about to be frozen; or, with null, it is not after all. */
+  prepare(freeze: Freeze | null, done: Done): void {
+    this.#leaves.prepare(freeze, { done: result => done(this.#failure('preparing', result)) });
+  }
+
+  /** A new leaf takes the place of the one in use: the moment of a snapshot. */
+  succeed({ leaf, shadow, names }: SuccessionSpec, done: Answer<Succeeded>): void {
+    const { ring, io } = this.#plant;
+    const ringNames = new RingNames(ring, io, names);
+    this.#leaves.succeed(leaf, shadow, ringNames, (tookOver, result) => {
+      ringNames.free();
+      native.close(names.directoryFd);
+      if (tookOver) done({ errno: -result }, null);
+      else done(null, this.#failure(`naming ${names.to}`, result));
+    });
+  }
+
+  /** Freezes the leaf that was followed. */
+  seal(done: Done): void {
+    this.#leaves.seal({ done: result => done(this.#failure('freezing', result)) });
+  }
+
+  /** The chain that includes it takes its place. */
+  stand(frozen: FrozenLayerSpec, done: Done): void {
+    // Once round through the ring: what was prepared for the descriptors that go is submitted.
+    this.#leaves.stand(frozen, () => this.#passRing(() => done(null)));
+  }
+
+  /** How much the leaf may hold. */
+  limit(quota: Quota | null, done: Done): void {
+    this.#leaves.limit(quota, { done: result => done(this.#failure('limiting', result)) });
+  }
+
   /** Stops serving; then the leaf is made durable and clean, and everything is closed. */
   close(done: Done): void {
+    this.#closing = true;
     const { cache } = this.#plant;
-    this.#whenCutOff = () => cache.detach(this.spec.id, () => this.#closeLeaf(done));
+    this.#whenCutOff = () =>
+      this.#closeUpstream(() => cache.detach(this.spec.id, () => this.#closeLeaf(done)));
     if (this.#serving) this.#session.stop();
     else this.#whenCutOff();
   }
@@ -156,7 +224,9 @@ export class PlaneDevice {
       writtenBytes: sectorsToBytes(counters.writtenSectors),
       flushes: counters.flushes,
       faults: counters.faults,
-      changedBytes: sectorsToBytes(this.#leaf?.changedSectors ?? 0),
+      changedBytes: sectorsToBytes(this.#leaves.leaf?.changedSectors ?? 0),
+      quota: this.#leaves.quota,
+      refused: this.#leaves.leaf?.refused ?? 0,
       cache: this.#plant.cache.countersOf(this.spec.id),
     };
   }
@@ -169,30 +239,51 @@ export class PlaneDevice {
   }
 
   #closeLeaf(done: Done): void {
-    const { ring } = this.#plant;
-    const end: IoOp = {
+    this.#leaves.close({
       done: result => {
-        this.#shadow?.close();
-        closeDescriptors(this.spec);
+        this.closeDescriptors();
         // Once round through the kernel's own thread: what it still held of the files, as the claim
         // on a block device, goes before the answer that they are free.
-        const word = ring.prepare(OPCODE.NOP, -1, {
-          done: () => done(this.#failure('close', result)),
-        });
-        setFlags(ring.words, word, IOSQE_ASYNC);
+        this.#passRing(() => done(this.#failure('close', result)));
+      },
+    });
+  }
+
+  /** Nothing is received any more, so that their sockets may be closed. */
+  #closeUpstream(then: () => void): void {
+    let left = this.#upstream.length;
+    if (left === 0) then();
+    const closed: IoOp = {
+      done: () => {
+        if (--left === 0) then();
       },
     };
-    if (this.#leaf === null) end.done(0, 0);
-    else this.#leaf.close(end);
+    for (const layer of this.#upstream) layer.close(closed);
+  }
+
+  #passRing(then: () => void): void {
+    const { ring } = this.#plant;
+    const word = ring.prepare(OPCODE.NOP, -1, { done: then });
+    setFlags(ring.words, word, IOSQE_ASYNC);
+  }
+
+  /** At its end, and when its thread dies, so that its users get errors and do not hang. */
+  closeDescriptors(): void {
+    this.#leaves.closeDescriptors();
+    closeOthers(this.spec);
   }
 
   #failure(what: string, result: number): UbdError | null {
     if (result >= 0) return null;
-    const { name, leaf } = this.spec;
-    const file = leaf?.name ?? name;
-    return new UbdError('io', `${name}: ${what} of ${file} failed: ${errnoName(result)}`, {
-      place: { device: name, file },
-      next: 'what was flushed before is safe; check the disk that the leaf is on (`dmesg | tail`)',
-    });
+    const { name } = this.spec;
+    const file = this.#leaves.name ?? name;
+    return new UbdError(
+      result === -ENOSPC ? 'no-space' : 'io',
+      `${name}: ${what} of ${file} failed: ${errnoName(result)}`,
+      {
+        place: { device: name, file },
+        next: 'what was flushed before is safe; check the disk that the leaf is on (`dmesg | tail`)',
+      },
+    );
   }
 }

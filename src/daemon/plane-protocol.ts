@@ -14,7 +14,10 @@ import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
+import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
+import type { LeafNames } from './ring-names.ts';
 
 /** What the main thread starts the worker with. */
 export interface DataPlaneStart {
@@ -55,8 +58,7 @@ export interface RootLayerSpec {
   name: string;
   fd: number;
   sizeBytes: number;
-  /** Left out: the root is not cached by us. */
-  cache?: RootCacheSpec;
+  cache: RootCacheSpec;
 }
 
 /** How a root is kept in the cache that the devices of the data plane share. */
@@ -65,14 +67,26 @@ export interface RootCacheSpec extends ContentKey {
   directFd: number | null;
 }
 
+/** A remote root, behind a socket to the upstream thread (remote/wire.ts). */
+export interface UpstreamLayerSpec {
+  kind: 'upstream';
+  name: string;
+  fd: number;
+  sizeBytes: number;
+  /** Stands for the content, as exactly as it can be known (remote/remote-root.ts). */
+  generation: string;
+}
+
 /** A read-only layer below the leaf. */
-export type LayerSpec = FrozenLayerSpec | RootLayerSpec;
+export type LayerSpec = FrozenLayerSpec | RootLayerSpec | UpstreamLayerSpec;
 
 export type TransportSpec =
   /** An open /dev/fuse whose file system is not mounted yet, or just was. */
   | { kind: 'fuse'; fd: number }
   /** The server's side of a ublk device that is made, and not started yet. */
-  | ({ kind: 'ublk' } & UblkChannel);
+  | ({ kind: 'ublk' } & UblkChannel)
+  /** Connections of NBD clients: more may come (`connect`), and all of them go. */
+  | { kind: 'nbd'; channels: NbdChannel[] };
 
 export interface DeviceSpec {
   /** Unique for the daemon's life. */
@@ -89,6 +103,19 @@ export interface DeviceSpec {
   transport: TransportSpec;
 }
 
+/** A leaf that takes the place of the one in use. */
+export interface SuccessionSpec {
+  leaf: OpenedLeaf;
+  shadow?: OpenedShadow | undefined;
+  /** `from` is its name so far; `to` the other's. The descriptor of the directory goes along. */
+  names: LeafNames;
+}
+
+export interface Succeeded {
+  /** 0, or why not all that the old leaf was given is durable yet. */
+  errno: number;
+}
+
 export type PlaneCall =
   | { call: 'open'; device: DeviceSpec }
   /**
@@ -98,6 +125,24 @@ export type PlaneCall =
   | { call: 'close'; id: number }
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }
+  /** The leaf is about to be frozen: it says so, durably. With null: it is not after all. */
+  | { call: 'prepare'; id: number; freeze: Freeze | null }
+  /**
+   * Another leaf takes the place of the one in use, which becomes what it stands on. An error: the
+   * rename failed, and nothing has changed. Its descriptors are the data plane's all the same.
+   */
+  | ({ call: 'succeed'; id: number } & SuccessionSpec)
+  /** Freezes the leaf that was followed; again after `no-space`. */
+  | { call: 'seal'; id: number }
+  /** The chain that now includes it; what was lent for the device before is free when answered. */
+  | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
+  /** How much the leaf may hold: remembered in it, and holds at once. */
+  | { call: 'limit'; id: number; quota: Quota | null }
+  /**
+   * One more connection for a device whose transport is nbd. The descriptor is the data plane's
+   * whatever the answer.
+   */
+  | { call: 'connect'; id: number; channel: NbdChannel }
   | { call: 'stats' }
   | CacheCall
   /** Answered when every device is closed; the worker ends after it. */
@@ -112,7 +157,7 @@ export type CacheCall =
   /** Answered with the bytes that were let go of. */
   | { call: 'cacheDrop'; target: CacheTarget }
   /** Fetches a part of a root, which is the data plane's from here on. Answered when it is there. */
-  | { call: 'cacheWarm'; root: RootLayerSpec; offset: number; length: number };
+  | { call: 'cacheWarm'; root: RootLayerSpec | UpstreamLayerSpec; offset: number; length: number };
 
 /** Of a root or a device. Bytes are those that were asked for. */
 export interface CacheCounters {
@@ -165,7 +210,10 @@ export interface DeviceStats {
   faults: number;
   /** Bytes that the leaf holds (mapped sectors). */
   changedBytes: number;
-  /** Null: its root is not cached by us. */
+  quota: Quota | null;
+  /** How often the quota has refused a write since it was set. */
+  refused: number;
+  /** Null: it is not there any more. */
   cache: CacheCounters | null;
 }
 
@@ -173,6 +221,12 @@ export interface PlaneResults {
   open: null;
   close: null;
   flush: null;
+  prepare: null;
+  succeed: Succeeded;
+  seal: null;
+  stand: null;
+  limit: null;
+  connect: null;
   stats: DeviceStats[];
   cacheStats: CacheStats;
   cacheSet: null;
@@ -207,8 +261,31 @@ export interface LostEvent {
   reason: string;
 }
 
+/** The leaf has come to its mark, or its quota has refused a write: told once. */
+export interface QuotaEvent {
+  event: 'quota';
+  id: number;
+  mark: 'warning' | 'full';
+}
+
+/** A connection of a device has ended, and its descriptor is closed; the device goes on. */
+export interface DisconnectedEvent {
+  event: 'disconnected';
+  id: number;
+  /** NbdChannel.connection */
+  connection: number;
+  /** Null: the client took its leave, or the device is being closed. */
+  reason: string | null;
+}
+
 export type PlaneRequest = { number: number } & PlaneCall;
 export type PlaneAnswer =
   | { number: number; result: unknown; error?: undefined }
   | { number: number; error: ErrorRecord; result?: undefined };
-export type PlaneMessage = PlaneAnswer | ReadyEvent | FaultEvent | LostEvent;
+export type PlaneMessage =
+  | PlaneAnswer
+  | ReadyEvent
+  | FaultEvent
+  | LostEvent
+  | QuotaEvent
+  | DisconnectedEvent;

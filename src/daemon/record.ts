@@ -15,6 +15,7 @@
 import { open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { asUbdError, corrupt, UbdError } from '../base/errors.ts';
 import type { RootIdentity, TransportName } from '../client/api.ts';
+import type { SnapshotFiles } from './machine.ts';
 import {
   type Check,
   isBoolean,
@@ -24,6 +25,7 @@ import {
   isObject,
   isOneOf,
   isPath,
+  isRoot,
   isRootIdentity,
   isText,
   isWhole,
@@ -41,6 +43,8 @@ export interface DeviceRecord {
   link: number;
   node: string;
   attachedAt: string;
+  /** A snapshot is being taken: what is to be tidied up if this daemon does not come to its end. */
+  snapshot?: SnapshotFiles;
 }
 
 const isVersion: Check<1> = (value, at) => {
@@ -48,18 +52,22 @@ const isVersion: Check<1> = (value, at) => {
   throw new UbdError('unsupported', `${at}: this ubd reads version 1, not ${String(value)}`);
 };
 
-const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>({
-  version: isVersion,
-  name: isName,
-  root: isObject({ path: isPath, identity: isRootIdentity }),
-  leaf: isNullOr(isObject({ path: isPath, ephemeral: isBoolean })),
-  sizeBytes: isDeviceBytes,
-  readOnly: isBoolean,
-  transport: isOneOf(['ublk', 'loop'] as const),
-  link: isWhole,
-  node: isPath,
-  attachedAt: isText,
-});
+const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>(
+  {
+    version: isVersion,
+    name: isName,
+    root: isObject({ path: isRoot, identity: isRootIdentity }),
+    leaf: isNullOr(isObject({ path: isPath, ephemeral: isBoolean })),
+    sizeBytes: isDeviceBytes,
+    readOnly: isBoolean,
+    transport: isOneOf(['ublk', 'loop'] as const),
+    link: isWhole,
+    node: isPath,
+    attachedAt: isText,
+    snapshot: isObject<SnapshotFiles>({ file: isPath, successor: isPath }),
+  },
+  ['snapshot'],
+);
 
 const SUFFIX = '.json';
 /** Being written: a leftover of a crash, never read. */

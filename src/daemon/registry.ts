@@ -19,7 +19,7 @@ import type {
 import type { Paths } from '../client/paths.ts';
 import { bringUp, type Workshop } from './attach.ts';
 import { concurrently } from './concurrently.ts';
-import { type Entry, fail, toDevice } from './device.ts';
+import { type Entry, fail, type LeafStats, toDevice } from './device.ts';
 import { Entries } from './entries.ts';
 import { Links } from './links.ts';
 import type { Log } from './log.ts';
@@ -88,18 +88,19 @@ export class Registry {
     const transport = await this.#chooseTransport(spec.transport ?? 'auto');
     const { paths, images, log } = this.#shop;
     const entry = await this.#entries.reserve(spec, paths);
-    let changed: number;
+    let changedBytes: number;
     try {
       const plan = await makePlan(spec, entry.name, paths, images);
       this.#entries.reserveLeaf(entry, plan);
-      changed = await bringUp(this.#shop, entry, plan, transport);
+      changedBytes = await bringUp(this.#shop, entry, plan, transport);
     } catch (error) {
       this.#entries.remove(entry);
       log.warning(`attach ${entry.name}: ${(error as Error).message}`);
       throw error;
     }
     log.info(`${entry.name}: attached as ${this.#linkPath(entry)} (${entry.node})`);
-    return this.show(entry, changed);
+    const stats = (await this.stats()).find(({ id }) => id === entry.id);
+    return this.show(entry, { quota: stats?.quota ?? null, refused: 0, changedBytes });
   }
 
   async #chooseTransport(choice: TransportChoice): Promise<Transport> {
@@ -134,6 +135,7 @@ export class Registry {
 
   async #detach(entry: Entry, force: boolean): Promise<Detached> {
     this.#checkGoingOn();
+    refuseBusy(entry);
     const { links, records, log } = this.#shop;
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
     if (entry.state === 'failed') {
@@ -168,14 +170,15 @@ export class Registry {
 
   async #end(entry: Entry): Promise<void> {
     if (entry.leaf?.ephemeral) await rm(entry.leaf.path, { force: true });
+    this.#machine.live.gone(entry.id);
     this.#entries.remove(entry);
   }
 
   // ---- looking
 
   async list(): Promise<Device[]> {
-    const changed = new Map((await this.stats()).map(stats => [stats.id, stats.changedBytes]));
-    return this.entries.map(entry => this.show(entry, changed.get(entry.id) ?? null));
+    const stats = new Map((await this.stats()).map(each => [each.id, each]));
+    return this.entries.map(entry => this.show(entry, stats.get(entry.id) ?? null));
   }
 
   /** The counters of the data plane; none if it does not answer soon. */
@@ -208,8 +211,44 @@ export class Registry {
     return this.#entries.tryFind(target);
   }
 
-  show(entry: Entry, changed: number | null): Device {
-    return toDevice(entry, link => this.#shop.links.path(link), changed);
+  show(entry: Entry, stats: LeafStats | null): Device {
+    return toDevice(entry, link => this.#shop.links.path(link), stats);
+  }
+
+  warn(text: string): void {
+    this.#shop.log.warning(text);
+  }
+
+  // ---- other work
+
+  /** Does something to a device; meanwhile it is not detached, and nothing else is done to it. */
+  work<T>(
+    target: string,
+    what: string,
+    action: (entry: Entry, shop: Workshop) => Promise<T>,
+  ): Promise<T> {
+    return this.track(async () => {
+      const entry = this.#entries.find(target);
+      refuseBusy(entry);
+      entry.work = what;
+      try {
+        return await action(entry, this.#shop);
+      } catch (error) {
+        this.#shop.log.warning(`${entry.name}: ${(error as Error).message}`);
+        throw error;
+      } finally {
+        entry.work = null;
+      }
+    });
+  }
+
+  /** Does something that the end of the daemon waits for. */
+  track<T>(action: () => Promise<T>): Promise<T> {
+    const run = async (): Promise<T> => {
+      this.#checkGoingOn();
+      return action();
+    };
+    return this.#track(run());
   }
 
   /**
@@ -314,4 +353,12 @@ export class Registry {
     work.then(forget, forget);
     return work;
   }
+}
+
+function refuseBusy({ name, work }: Entry): void {
+  if (work === null) return;
+  throw new UbdError('busy', `${name}: ${work}`, {
+    place: { device: name },
+    next: 'try again when that has come to its end',
+  });
 }

@@ -8,11 +8,12 @@
 import { readdir, rm } from 'node:fs/promises';
 import { asUbdError } from '../base/errors.ts';
 import type { TransportName } from '../client/api.ts';
+import { abandonSuccessor } from '../leaf/successor.ts';
 import { bringUp, type Workshop } from './attach.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, fillFrom } from './device.ts';
 import type { Entries } from './entries.ts';
-import type { Transport } from './machine.ts';
+import type { SnapshotFiles, Transport } from './machine.ts';
 import type { Plan } from './plan.ts';
 import type { DeviceRecord } from './record.ts';
 
@@ -62,6 +63,7 @@ async function comeBack(
     sizeBytes: record.leaf ? undefined : record.sizeBytes,
   };
   try {
+    if (record.snapshot && record.leaf) tidySnapshot(shop, record.leaf.path, record.snapshot);
     await bringUp(shop, entry, plan, await choose(record.transport), record);
     log.info(`${entry.name}: back as ${links.path(entry.link!)} (${entry.node})`);
   } catch (thrown) {
@@ -71,6 +73,13 @@ async function comeBack(
     entry.link = record.link; // its number stays ours, for the next try
     log.error(`${entry.name}: could not be brought back: ${error.message}`);
   }
+}
+
+/** Its daemon died in the middle of a snapshot: the leaf is the old one or the new one. */
+function tidySnapshot({ log }: Workshop, leafPath: string, files: SnapshotFiles): void {
+  const { file, successor } = files;
+  abandonSuccessor({ leafPath, file, path: successor });
+  log.info(`${leafPath}: a snapshot was under way (${file}); it was taken, or it was not`);
 }
 
 /** Ephemeral leaves that no record names: left by a crash between two steps. */

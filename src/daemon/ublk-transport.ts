@@ -10,10 +10,10 @@
  *
  * A device that lives on is recognised by the marks of this state directory and of its name.
  */
-import { closeSync, existsSync, mkdirSync } from 'node:fs';
+import { closeSync, existsSync } from 'node:fs';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
-import { type OpenedShadow, openShadow, removeShadow } from '../leaf/shadow.ts';
+import type { OpenedShadow } from '../leaf/shadow.ts';
 import { holders } from '../transport/fuse/loop-users.ts';
 import { removeDevice, UblkDevice } from '../transport/ublk/device.ts';
 import { listOwned, makeMarks } from '../transport/ublk/marks.ts';
@@ -22,6 +22,7 @@ import { DEVICE_STATE, type DeviceInfo } from '../transport/ublk/wire.ts';
 import { handOver, type Plane } from './hand-over.ts';
 import type { Transport, TransportDevice } from './machine.ts';
 import type { FileLeaf } from './opened-files.ts';
+import type { ShadowFiles } from './shadows.ts';
 
 /** How often a device that goes with its last user is looked at. */
 const LAST_USER_MS = 500;
@@ -41,16 +42,16 @@ export interface UblkTransportOptions {
   plane: Plane;
   /** Names the state directory in devices. */
   owner: string;
-  /** Where shadows are kept; on tmpfs. */
-  shadows: string;
+  shadows: ShadowFiles;
   onGone: (id: number, reason: string) => void;
 }
 
 export class UblkTransport implements Transport {
   readonly name = 'ublk';
+  readonly outlives = true;
   readonly #plane: Plane;
   readonly #owner: string;
-  readonly #shadows: string;
+  readonly #shadows: ShadowFiles;
   readonly #onGone: UblkTransportOptions['onGone'];
   readonly #attached = new Map<number, Attached>();
   #ublk: Promise<Ublk> | null = null;
@@ -141,7 +142,7 @@ export class UblkTransport implements Transport {
       await this.#plane.close(id);
     } finally {
       await device.remove();
-      removeShadow(this.#shadowPath(name));
+      this.#shadows.removeAll(name);
     }
   }
 
@@ -180,7 +181,7 @@ export class UblkTransport implements Transport {
     this.#plane
       .close(id)
       .then(() => device.remove())
-      .then(() => removeShadow(this.#shadowPath(name)))
+      .then(() => this.#shadows.removeAll(name))
       .then(
         () => this.#onGone(id, reason),
         (error: Error) => this.#onGone(id, `${reason}; ${error.message}`),
@@ -217,7 +218,7 @@ export class UblkTransport implements Transport {
   }
 
   async discard(name: string): Promise<void> {
-    removeShadow(this.#shadowPath(name));
+    this.#shadows.removeAll(name);
     if ((await this.missing()) !== null) return;
     const ublk = await this.#open();
     const left = await this.#findLeft(ublk, name);
@@ -248,12 +249,7 @@ export class UblkTransport implements Transport {
 
   #openShadow({ name, leaf }: TransportDevice, goingOn: boolean): OpenedShadow | undefined {
     if (leaf === null) return undefined;
-    mkdirSync(this.#shadows, { recursive: true, mode: 0o700 });
-    return openShadow(this.#shadowPath(name), (leaf as FileLeaf).opened, goingOn);
-  }
-
-  #shadowPath(name: string): string {
-    return `${this.#shadows}/${name}`;
+    return this.#shadows.open(name, (leaf as FileLeaf).opened, goingOn);
   }
 
   /** An attach failed. A device that is new goes; one that lives on waits for another try. */

@@ -48,6 +48,8 @@ export class Request {
   cursor = 0;
   inLine = false;
   flushing = false;
+  /** Which layers it may still use: see `UnionDevice.change`. */
+  time: 0 | 1 = 0;
   next: Request | null = null;
 
   readonly completer: Completer;

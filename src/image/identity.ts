@@ -64,16 +64,32 @@ export function samplePosition(sizeBytes: number, index: number): number {
   return (first + Math.floor(((end - first) * share) / 65536)) * BLOCK_BYTES;
 }
 
-async function readRegion(root: OpenRoot, position: number, length: number): Promise<Buffer> {
-  const buffer = Buffer.allocUnsafe(length);
-  for (let done = 0; done < length; )
-    done += await readRoot(root, buffer, done, length - done, position + done);
-  return buffer;
+/** Whatever has the content of a root, wherever that is. */
+export interface ContentSource {
+  readonly sizeBytes: number;
+  /** `length` bytes from `position` on, which lie within the size; whole, or it throws. */
+  read(position: number, length: number): Promise<Buffer>;
+}
+
+export function sourceOf(root: OpenRoot): ContentSource {
+  return {
+    sizeBytes: root.sizeBytes,
+    async read(position, length) {
+      const buffer = Buffer.allocUnsafe(length);
+      for (let done = 0; done < length; )
+        done += await readRoot(root, buffer, done, length - done, position + done);
+      return buffer;
+    },
+  };
 }
 
 /** Computes the identity, reading less than 2 MiB. */
-export async function computeIdentity(root: OpenRoot): Promise<RootIdentity> {
-  const { sizeBytes } = root;
+export function computeIdentity(root: OpenRoot): Promise<RootIdentity> {
+  return identifySource(sourceOf(root));
+}
+
+export async function identifySource(source: ContentSource): Promise<RootIdentity> {
+  const { sizeBytes } = source;
   const hash = createHash('sha256').update(DOMAIN);
   const number = Buffer.alloc(8);
   const addNumber = (value: number): void => {
@@ -87,17 +103,15 @@ export async function computeIdentity(root: OpenRoot): Promise<RootIdentity> {
   };
   addNumber(sizeBytes);
   if (sizeBytes <= WHOLE_BYTES) {
-    add(0, await readRegion(root, 0, sizeBytes));
+    add(0, await source.read(0, sizeBytes));
   } else {
-    const head = await readRegion(root, 0, HEAD_BYTES);
+    const head = await source.read(0, HEAD_BYTES);
     add(0, head);
     const positions: [position: number, length: number][] = [[sizeBytes - TAIL_BYTES, TAIL_BYTES]];
     for (const start of partitionStarts(head, sizeBytes).slice(0, PARTITIONS_MAX))
       positions.push([start, Math.min(HEAD_BYTES, sizeBytes - start)]);
     for (let i = 0; i < SAMPLES; i++) positions.push([samplePosition(sizeBytes, i), BLOCK_BYTES]);
-    const regions = await Promise.all(
-      positions.map(([at, length]) => readRegion(root, at, length)),
-    );
+    const regions = await Promise.all(positions.map(([at, length]) => source.read(at, length)));
     for (let i = 0; i < regions.length; i++) add(positions[i]![0], regions[i]!);
   }
   return { sizeBytes, fingerprint: hash.digest('hex') };

@@ -48,34 +48,20 @@ export class RootSource implements Layer {
     return this.#plain.run(sector, end);
   }
 
+  /** As the root is: fills are scattered reads, also those of one piece. */
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
-    const isAligned =
-      sector % BLOCK_SECTORS === 0 && count % BLOCK_SECTORS === 0 && start % BLOCK_BYTES === 0;
-    if (!this.isDirect || !isAligned) {
-      this.#plain.read(sector, count, memory, start, op);
-      return;
-    }
-    const read = this.#takeRead();
-    read.begin(sector, count, memory, start, op);
-    const position = sector * SECTOR_BYTES;
-    this.#io.read(this.#directFd, memory, start, count * SECTOR_BYTES, position, read);
+    this.#plain.read(sector, count, memory, start, op);
   }
 
   readScattered(sector: number, pieces: Pieces, op: IoOp): void {
-    let isAligned = sector % BLOCK_SECTORS === 0;
-    for (let i = 0; i < pieces.count; i++)
-      isAligned &&= pieces.starts[i]! % BLOCK_BYTES === 0 && pieces.lengths[i]! % BLOCK_BYTES === 0;
-    if (!this.isDirect || !isAligned) {
-      this.#io.readScattered(this.#fd, pieces, sector * SECTOR_BYTES, op);
+    const position = sector * SECTOR_BYTES;
+    if (!this.isDirect || !isAligned(sector, pieces)) {
+      this.#io.readScattered(this.#fd, pieces, position, op);
       return;
     }
-    const read = this.#takeRead();
-    read.beginScattered(sector, pieces, op);
-    this.#io.readScattered(this.#directFd, pieces, sector * SECTOR_BYTES, read);
-  }
-
-  #takeRead(): DirectRead {
-    return this.#reads.pop() ?? new DirectRead(this, this.#reads);
+    const read = this.#reads.pop() ?? new DirectRead(this, this.#reads);
+    read.begin(sector, pieces, op);
+    this.#io.readScattered(this.#directFd, pieces, position, read);
   }
 
   /** For DirectRead: the kernel refuses what should do. From now on all go through its cache. */
@@ -84,15 +70,19 @@ export class RootSource implements Layer {
   }
 }
 
+function isAligned(sector: number, { count, starts, lengths }: Pieces): boolean {
+  if (sector % BLOCK_SECTORS !== 0) return false;
+  for (let i = 0; i < count; i++)
+    if (starts[i]! % BLOCK_BYTES !== 0 || lengths[i]! % BLOCK_BYTES !== 0) return false;
+  return true;
+}
+
 /** Pooled: one read, and what is needed to do it again by the other road. */
 class DirectRead implements IoOp {
   readonly #root: RootSource;
   readonly #pool: DirectRead[];
   #sector = 0;
-  #count = 0;
-  #memory: Memory | null = null;
-  #start = 0;
-  #pieces: Pieces | null = null;
+  #pieces!: Pieces;
   #op!: IoOp;
 
   constructor(root: RootSource, pool: DirectRead[]) {
@@ -100,32 +90,20 @@ class DirectRead implements IoOp {
     this.#pool = pool;
   }
 
-  begin(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
+  begin(sector: number, pieces: Pieces, op: IoOp): void {
     this.#sector = sector;
-    this.#count = count;
-    this.#memory = memory;
-    this.#start = start;
-    this.#pieces = null;
-    this.#op = op;
-  }
-
-  beginScattered(sector: number, pieces: Pieces, op: IoOp): void {
-    this.#sector = sector;
-    this.#memory = null;
     this.#pieces = pieces;
     this.#op = op;
   }
 
   done(result: number): void {
     const op = this.#op;
-    const pieces = this.#pieces;
     this.#pool.push(this);
     if (result !== -EINVAL && result !== -EOPNOTSUPP) {
       op.done(result, 0);
       return;
     }
     this.#root.refused();
-    if (pieces !== null) this.#root.readScattered(this.#sector, pieces, op);
-    else this.#root.read(this.#sector, this.#count, this.#memory!, this.#start, op);
+    this.#root.readScattered(this.#sector, this.#pieces, op);
   }
 }

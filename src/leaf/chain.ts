@@ -44,11 +44,20 @@ export class FrozenChain {
   readonly identity: string;
   readonly sizeSectors: number;
 
-  constructor(images: readonly FrozenImage[], base: LeafParent) {
-    const { superblock } = images[0]!;
-    this.images = images;
+  /** How many of the images are its own, and not those of the chain below. */
+  readonly #own: number;
+
+  /** @param below the chain that they stand on, if that is open already; it must stay open */
+  constructor(own: readonly FrozenImage[], base: LeafParent, below: FrozenChain | null) {
+    const { superblock } = own[0]!;
+    this.#own = own.length;
+    this.images = [...own, ...(below?.images ?? [])];
     this.base = base;
-    this.owners = mergeOwners(null, images.map(({ map }) => map).reverse(), 1);
+    this.owners = mergeOwners(
+      below?.owners ?? null,
+      own.map(({ map }) => map).reverse(),
+      (below?.images.length ?? 0) + 1,
+    );
     this.identity = Buffer.from(frozenIdentity(superblock, superblock.freeze!)).toString('hex');
     this.sizeSectors = superblock.sizeSectors;
   }
@@ -73,14 +82,17 @@ export class FrozenChain {
     return this.images[this.images.length - owner]!;
   }
 
+  /** Not those of the chain below. */
   close(): void {
-    for (const { media } of this.images) media.close();
+    for (const { media } of this.images.slice(0, this.#own)) media.close();
   }
 }
 
 export interface ChainOptions {
   /** Where the shadow of a leaf would be whose freezing was interrupted: see shadow.ts. */
-  shadowOf?: (uuid: string) => string;
+  shadowOf?: (uuid: string) => string | undefined;
+  /** The chain of this parent, at this path, if it is open already; it must stay open then. */
+  known?: (parent: LeafParent, path: string) => FrozenChain | undefined;
 }
 
 /**
@@ -114,12 +126,17 @@ function openFrom(from: string, expected: LeafParent | null, options: ChainOptio
     let parent = expected;
     for (;;) {
       const path = parent === null ? from : resolveParentPath(realPath(child), parent.path);
+      const known = parent !== null && images.length > 0 && options.known?.(parent, path);
+      if (known) {
+        if (images.length + known.images.length > CHAIN_IMAGES_MAX) throw tooLong(from);
+        return new FrozenChain(images, known.base, known);
+      }
       const image = openImage(path, parent, child, options);
       images.push(image);
       const { superblock } = image;
       if (images.length > CHAIN_IMAGES_MAX) throw tooLong(from);
       if (superblock.parent.kind !== 'leaf')
-        return new FrozenChain(images, baseOf(realPath(path), superblock));
+        return new FrozenChain(images, baseOf(realPath(path), superblock), null);
       child = path;
       parent = superblock.parent;
     }

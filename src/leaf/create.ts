@@ -2,12 +2,14 @@
  * Making a leaf: quick, whatever the device's size, and all or nothing.
  *
  * A regular file is built beside its place under a name of its own (`.ubd-UUID.new`), made durable,
- * and then linked to its name, which fails if that is taken: no existing file is ever overwritten,
+ * and then renamed to its name, which fails if that is taken: no existing file is ever overwritten,
  * and the name never shows a half-made leaf. A block device is written in place, superblocks last.
  */
-import { closeSync, fsyncSync, linkSync, openSync, renameSync, rmSync, statSync } from 'node:fs';
+import { closeSync, fsyncSync, openSync, renameSync, rmSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
+import { EINVAL, ENOSYS, errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
+import { native } from '../native/binding.ts';
 import { type LeafWishes, planLeaf, writeLeaf } from './blank.ts';
 import { FileMedia, fileError } from './file-media.ts';
 import type { Media } from './media.ts';
@@ -60,17 +62,21 @@ function createFile(path: string, superblock: Superblock, durable: boolean): voi
   }
 }
 
-/** Errors of file systems that have no hard links. */
-const NO_LINKS = ['EPERM', 'EOPNOTSUPP', 'ENOTSUP', 'ENOSYS', 'EMLINK'];
-
-/** Gives the finished file its name, unless that is taken. (`link` is another one in tests.) */
-export function giveName(temporary: string, path: string, link: typeof linkSync = linkSync): void {
-  try {
-    link(temporary, path);
-    return;
-  } catch (error) {
-    if (!NO_LINKS.includes((error as NodeJS.ErrnoException).code ?? ''))
-      throw fileError(error, 'create it', path);
+/**
+ * Gives the finished file its name, unless that is taken; it has one name at any time. (`rename` is
+ * another one in tests.)
+ */
+export function giveName(
+  temporary: string,
+  path: string,
+  rename: typeof native.renameNew = native.renameNew,
+): void {
+  const result = rename(temporary, path);
+  if (result === 0) return;
+  // Not every file system can do that in one step (NFS).
+  if (result !== -EINVAL && result !== -ENOSYS) {
+    const error = Object.assign(new Error('rename'), { code: errnoName(result) });
+    throw fileError(error, 'create it', path);
   }
   let taken = false;
   try {
@@ -94,7 +100,7 @@ function isBlockDevice(path: string): boolean {
 /**
  * Any byte that is not zero where file systems and partition tables have theirs: somebody's data.
  */
-function refuseContent(media: Media): void {
+export function refuseContent(media: Media): void {
   const length = Math.min(128 * 1024, media.sizeBytes);
   const raw = new Uint8Array(length);
   for (const position of [0, media.sizeBytes - length]) {

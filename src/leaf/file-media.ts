@@ -15,6 +15,7 @@ import {
   openSync,
   readFileSync,
   readSync,
+  statSync,
   writeSync,
 } from 'node:fs';
 import { EAGAIN, EOPNOTSUPP, errnoName } from '../base/errno.ts';
@@ -74,6 +75,15 @@ export class FileMedia implements Media {
   }
 
   static open(path: string, options: FileMediaOptions = {}): FileMedia {
+    for (;;) {
+      const media = FileMedia.#openOnce(path, options);
+      if (options.noLock || options.create || media.blockDevice || media.#isAt(path)) return media;
+      // Another file took its name before we had its lock: a leaf is replaced by renaming.
+      media.close();
+    }
+  }
+
+  static #openOnce(path: string, options: FileMediaOptions): FileMedia {
     const readOnly = options.readOnly ?? false;
     let flags = readOnly ? constants.O_RDONLY : constants.O_RDWR;
     flags |= constants.O_NONBLOCK; // a FIFO must not hold us up
@@ -102,6 +112,11 @@ export class FileMedia implements Media {
       closeSync(fd);
       throw error;
     }
+  }
+
+  /** Takes over a descriptor that somebody else has opened and checked. */
+  static adopt(name: string, fd: number, blockDevice: boolean): FileMedia {
+    return new FileMedia(name, fd, blockDevice);
   }
 
   get sizeBytes(): number {
@@ -187,6 +202,12 @@ export class FileMedia implements Media {
   #refused(result: number, tried: string, offset?: number): UbdError {
     const error = Object.assign(new Error(tried), { code: errnoName(result) });
     return fileError(error, tried, this.name, offset);
+  }
+
+  #isAt(path: string): boolean {
+    const named = statSync(path, { throwIfNoEntry: false, bigint: true });
+    const { ino, dev } = fstatSync(this.fd, { bigint: true });
+    return named?.ino === ino && named.dev === dev;
   }
 
   #lock(readOnly: boolean): void {

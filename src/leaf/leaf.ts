@@ -59,6 +59,22 @@ class LeafOp implements IoOp {
   }
 }
 
+/** A flush that goes on when the leaf below is durable. */
+class BelowFirst implements IoOp {
+  readonly #commit: Commit;
+  readonly #op: IoOp;
+
+  constructor(commit: Commit, op: IoOp) {
+    this.#commit = commit;
+    this.#op = op;
+  }
+
+  done(result: number): void {
+    if (result < 0) this.#op.done(result, 0);
+    else this.#commit.flush(this.#op);
+  }
+}
+
 export class Leaf implements WritableLayer {
   readonly name: string;
   readonly readOnly: boolean;
@@ -80,7 +96,9 @@ export class Leaf implements WritableLayer {
   refused = 0;
   /** Told once when the leaf comes to the mark, and once when a write was refused. */
   onQuota: ((mark: 'warning' | 'full') => void) | null = null;
-  /** Flushes that wait for the leaf below to be durable. */
+  /** What is flushed first: the leaf that this one has taken the place of. */
+  #below: Leaf | null = null;
+  /** Flushes that wait until this leaf's name is durable. */
   #holding = false;
   #held: Waiter | null = null;
   /** Waits for the end of the changes under way. */
@@ -202,7 +220,8 @@ export class Leaf implements WritableLayer {
       waiter.op = op;
       waiter.next = this.#held;
       this.#held = waiter;
-    } else this.#commit.flush(op);
+    } else if (this.#below !== null) this.#below.flush(new BelowFirst(this.#commit, op));
+    else this.#commit.flush(op);
   }
 
   // ── quota ────────────────────────────────────────────────────────────────
@@ -253,17 +272,26 @@ export class Leaf implements WritableLayer {
     this.#commit.amend(changes, op);
   }
 
-  /** Flushes wait from now on: what this leaf stands on is not durable yet. */
-  holdFlushes(): void {
+  /**
+   * This leaf has taken the place of `below`, which is on its way to durability: that comes first
+   * in every flush. None is answered until `nameIsDurable`.
+   */
+  follow(below: Leaf): void {
+    this.#below = below;
     this.#holding = true;
   }
 
   /** @param result 0, or why it never will be: then this leaf is of no use */
-  releaseFlushes(result: number): void {
+  nameIsDurable(result: number): void {
     this.#holding = false;
     if (result < 0) this.#commit.fail(result);
     let held = this.#held;
-    for (this.#held = null; held !== null; held = held.next) this.#commit.flush(held.op);
+    for (this.#held = null; held !== null; held = held.next) this.flush(held.op);
+  }
+
+  /** All that it stands on is durable. */
+  belowIsDurable(): void {
+    this.#below = null;
   }
 
   /** Lets the changes under way end, which are the last ones, and makes all durable. */
@@ -272,7 +300,7 @@ export class Leaf implements WritableLayer {
     else this.#retiring = op;
   }
 
-  /** After `retire`: frozen. May be tried again if the disk was full. */
+  /** After `retire`: frozen. May be tried again if the disk was full; then all is durable. */
   seal(freeze: Freeze, op: IoOp): void {
     assert(this.#inFlight === 0 && freeze.done, 'a retired leaf is sealed');
     this.#closed = true;

@@ -146,7 +146,12 @@ export function scanLog(source: LogSource, visit: (start: number, count: number)
 }
 
 /** The number of the whole, undamaged record of this leaf at `at`; null if there is none. */
-function sequenceAt(bytes: Uint8Array, view: DataView, at: number, owner: Owner): number | null {
+export function sequenceAt(
+  bytes: Uint8Array,
+  view: DataView,
+  at: number,
+  owner: Owner,
+): number | null {
   if (at + SECTOR_BYTES > bytes.length) return null;
   if (view.getUint32(at + RECORD.at.magic, true) !== RECORD_MAGIC) return null;
   if (view.getUint32(at + RECORD.at.ownerLow, true) !== owner.low) return null;

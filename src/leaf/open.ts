@@ -5,16 +5,28 @@
  * along, and who has it closes it. Where opening fails nothing stays open.
  */
 import { FileMedia } from './file-media.ts';
-import { type LoadOptions, loadLeaf } from './load.ts';
+import { type LoadOptions, loadLeaf, writeSuperblock } from './load.ts';
 import type { OpenedLeaf } from './opened.ts';
+import type { Quota } from './superblock.ts';
 
 export type { OpenedLeaf } from './opened.ts';
 export { transferList } from './opened.ts';
 
-export function openLeaf(path: string, options: LoadOptions = {}): OpenedLeaf {
+export interface OpenOptions extends LoadOptions {
+  /** From now on the leaf may hold so much; null: as much as it likes. Default: as it says. */
+  quota?: Quota | null;
+}
+
+export function openLeaf(path: string, options: OpenOptions = {}): OpenedLeaf {
   const media = FileMedia.open(path, options);
   try {
     const opened = loadLeaf(media, options);
+    if (options.quota !== undefined) {
+      const { superblock } = opened;
+      superblock.quota = options.quota;
+      superblock.generation++;
+      writeSuperblock(media, superblock);
+    }
     media.release();
     return opened;
   } finally {

@@ -224,6 +224,11 @@ export class SectorMap {
     return taken.sort((a, b) => a - b);
   }
 
+  /** Directory sectors that a checkpoint would write. */
+  peekDirtyDirectories(): readonly number[] {
+    return this.#dirtyDirectories;
+  }
+
   takeDirtyDirectories(): number[] {
     const taken = this.#dirtyDirectories.sort((a, b) => a - b);
     for (const number of taken) this.#directoryDirty[number] = 0;

@@ -26,10 +26,13 @@ export type ApartStep =
    * ioctl(2) on the descriptor that step `on` opened. `argument` is written back in the end. The
    * result of step `put`, if there is one, goes into the argument's first four bytes.
    */
-  | { ioctl: number; on: number; argument: Uint8Array | number; put?: number };
+  | { ioctl: number; on: number; argument: Uint8Array | number; put?: number }
+  /** Waits for `Held.end`, at most so many milliseconds: 0, or 1 if that did not come. */
+  | { wait: number };
 
 function words(step: ApartStep): string[] {
   if ('open' in step) return ['open', step.open, String(step.flags)];
+  if ('wait' in step) return ['wait', String(step.wait)];
   const { argument } = step;
   const text =
     typeof argument === 'number' ? String(argument) : `x${Buffer.from(argument).toString('hex')}`;
@@ -65,6 +68,46 @@ export function apart(keep: number | null, steps: readonly ApartStep[]): Promise
         reject(new UbdError('internal', `${PROGRAM}: ${complaint.trim() || (signal ?? status)}`));
     });
   });
+}
+
+/** Steps with a `wait` among them, under way. */
+export interface Held {
+  /** Settled when the `wait` is reached, or a step before it has failed: the results so far. */
+  readonly waiting: Promise<number[]>;
+  /** Lets it go on behind the `wait`; all results, when everything is closed. Idempotent. */
+  end(): Promise<number[]>;
+}
+
+/** As `apart`, stopping at the `wait`. If this process dies, it goes on behind it. */
+export function apartHeld(steps: readonly ApartStep[]): Held {
+  const before = steps.findIndex(step => 'wait' in step);
+  const child = spawn(PROGRAM, steps.flatMap(words), {
+    stdio: ['pipe', 'pipe', 'ignore'],
+    detached: true,
+  });
+  let output = '';
+  const waiting = new Promise<number[]>((resolve, reject) => {
+    const look = (): void => resolve(readResults(steps, output).slice(0, before));
+    child.stdout.setEncoding('latin1').on('data', (text: string) => {
+      output += text;
+      if (output.split('\n').length > before) look();
+    });
+    child.on('close', look);
+    child.on('error', reject);
+  });
+  const closed = new Promise<number[]>((resolve, reject) => {
+    child.on('close', () => resolve(readResults(steps, output)));
+    child.on('error', reject);
+  });
+  closed.catch(() => {});
+  child.stdin.on('error', () => {}); // it has ended already
+  return {
+    waiting,
+    end: () => {
+      child.stdin.end();
+      return closed;
+    },
+  };
 }
 
 function readResults(steps: readonly ApartStep[], output: string): number[] {

@@ -85,7 +85,8 @@ export interface Native {
    *
    *     offset  type  meaning
    *     0       i32   which: 0 pread, 1 pwrite, 2 read, 3 write, 4 fallocate,
-   *                   5 pwrite with RWF_DSYNC
+   *                   5 pwrite with RWF_DSYNC, 6 read if the record before this one moved bytes
+   *                   (else its result), 7 pread with RWF_NOWAIT
    *     4       i32   fd
    *     8       f64   address in mapped memory (fallocate: mode)
    *     16      f64   length in bytes
@@ -140,9 +141,15 @@ export interface Native {
   ): number;
   fsmount(fd: number, flags: number, attributes: number): number;
   umount2(path: string, flags: number): number;
+  /**
+   * rename(2) to a name that is not taken (-EEXIST if it is; -EINVAL where the file system cannot).
+   */
+  renameNew(from: string, to: string): number;
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;
+  /** A blocking, close-on-exec netlink socket (NETLINK_*), or -errno. */
+  netlinkSocket(protocol: number): number;
 }
 
 const require = createRequire(import.meta.url);

@@ -89,6 +89,7 @@ export class Ring {
 
   #inTurn = false;
   #open = true;
+  #submissions = 0;
 
   constructor(options: RingOptions) {
     const large = options.largeCommands ?? false;
@@ -114,6 +115,14 @@ export class Ring {
     this.#free = new Uint32Array(slots);
     this.#freeCount = slots;
     for (let i = 0; i < slots; i++) this.#free[i] = slots - 1 - i;
+  }
+
+  /**
+   * How often the queue was handed to the kernel (wraps). As long as it stays the same, nothing
+   * that was prepared since has been looked at.
+   */
+  get submissions(): number {
+    return this.#submissions;
   }
 
   /** Operations that are prepared or under way. Multishot ones count as one. */
@@ -231,6 +240,7 @@ export class Ring {
 
   #submit(minComplete: number, flags: number): void {
     const rings = this.#rings;
+    this.#submissions = (this.#submissions + 1) | 0;
     Atomics.store(rings, this.#cqHeadAt, this.#cqHead);
     Atomics.store(rings, this.#sqTailAt, this.#sqTail);
     const result = native.ringEnter(this.fd, this.#unsubmitted, minComplete, flags);

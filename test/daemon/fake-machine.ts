@@ -9,10 +9,14 @@ import type { CheckReport, LeafInfo, RootIdentity } from '../../src/client/api.t
 import { findPaths, type Paths } from '../../src/client/paths.ts';
 import { Log } from '../../src/daemon/log.ts';
 import type {
+  ClientChannel,
+  Exporter,
   Images,
   LeafHandle,
+  LiveLeaves,
   Machine,
   NewLeaf,
+  Replicas,
   RootHandle,
   Transport,
   TransportDevice,
@@ -20,7 +24,14 @@ import type {
 import type { DeviceStats } from '../../src/daemon/plane-protocol.ts';
 import { Registry } from '../../src/daemon/registry.ts';
 
-export type Step = 'openRoot' | 'createLeaf' | 'openLeaf' | 'transport.attach';
+export type Step =
+  | 'exporter.open'
+  | 'exporter.close'
+  | 'openRoot'
+  | 'createLeaf'
+  | 'openLeaf'
+  | 'snapshot'
+  | 'transport.attach';
 
 interface LeafFile {
   sizeBytes: number;
@@ -28,6 +39,19 @@ interface LeafFile {
 }
 
 export class FakeMachine implements Machine {
+  readonly live: LiveLeaves = {
+    snapshot: async (_, file, hooks) => {
+      await hooks.remember({ file, successor: `${file}.next` });
+      try {
+        await this.#step('snapshot');
+      } finally {
+        await hooks.remember(null);
+      }
+      return { changedBytes: 0, images: 1 };
+    },
+    limit: async () => {},
+    gone: () => {},
+  };
   /** What is open or attached now: root and leaf paths, nodes. */
   readonly open: Set<string> = new Set();
   readonly users: Map<string, string[]> = new Map();
@@ -37,13 +61,26 @@ export class FakeMachine implements Machine {
   stopped = false;
   readonly nodes: string;
   readonly images: Images;
+  readonly replicas: Replicas = {
+    add: async () => this.#noRemote(),
+    remove: async () => this.#noRemote(),
+    list: async () => [],
+  };
   readonly transports: readonly Transport[];
+  readonly exporter: Exporter;
+  /** Exports that are open, by their number, and their clients. */
+  readonly exported: Map<number, { device: TransportDevice; channels: ClientChannel[] }> =
+    new Map();
   readonly #attached = new Map<number, { node: string; device: TransportDevice }>();
   #nextNode = 0;
   missing: string | null = null;
   readonly foreign: Set<string> = new Set();
   /** Ids that were detached in use. */
   readonly later: number[] = [];
+
+  #noRemote(): never {
+    throw new Error('the machine of this test has no remote roots');
+  }
 
   constructor(nodes: string) {
     this.nodes = nodes;
@@ -55,6 +92,7 @@ export class FakeMachine implements Machine {
       leafInfo: async path => leafInfo(path),
       checkLeaf: async path => checkReport(path),
     };
+    this.exporter = this.#exporter();
     this.transports = [
       {
         name: 'loop',
@@ -69,6 +107,30 @@ export class FakeMachine implements Machine {
     ];
   }
 
+  #exporter(): Exporter {
+    const find = (id: number): { device: TransportDevice; channels: ClientChannel[] } => {
+      const found = this.exported.get(id);
+      if (found === undefined) throw new UbdError('internal', `no export ${id}`);
+      return found;
+    };
+    return {
+      open: async device => {
+        await this.#step('exporter.open');
+        this.exported.set(device.id, { device, channels: [] });
+      },
+      connect: async (id, channel) => {
+        find(id).channels.push(channel);
+      },
+      close: async id => {
+        const { device } = find(id);
+        await this.#step('exporter.close');
+        device.root.close();
+        device.leaf?.close();
+        this.exported.delete(id);
+      },
+    };
+  }
+
   async stats(): Promise<DeviceStats[]> {
     return [...this.#attached.keys()].map(id => ({
       id,
@@ -79,6 +141,8 @@ export class FakeMachine implements Machine {
       writtenBytes: 1024,
       flushes: 3,
       faults: 0,
+      quota: null,
+      refused: 0,
       changedBytes: 1024,
       cache: null,
     }));

@@ -9,6 +9,8 @@ import t from 'tap';
 import { BATCH_MAX, BODY_BYTES_MAX, type Status } from '../../src/client/api.ts';
 import { SocketCaller } from '../../src/client/http.ts';
 import { makeRoutes } from '../../src/daemon/api-routes.ts';
+import { Exports } from '../../src/daemon/exports/exports.ts';
+import { Life } from '../../src/daemon/life/life.ts';
 import { Log } from '../../src/daemon/log.ts';
 import { ApiServer } from '../../src/daemon/server.ts';
 import { type Bench, bench } from './fake-machine.ts';
@@ -31,7 +33,10 @@ async function serve(teardown: (fn: () => unknown) => void): Promise<Served> {
     log,
     makeRoutes({
       registry,
+      life: new Life(registry, machine.live),
+      exports: new Exports({ paths, machine, registry, log }),
       images: machine.images,
+      replicas: machine.replicas,
       status: async () => ({ pid: process.pid }) as Status,
       ready: Promise.resolve(),
     }),

@@ -93,7 +93,7 @@ t.test('a device reads what each image left, and writes to its leaf alone', { sk
 });
 
 t.test('devices over one chain share it, and the last one closes it', async t => {
-  const chains = new Chains();
+  const chains = new Chains(null);
   const opened = ['2.leaf', '3.leaf'].map(name => openLeaf(at(name)));
   const holds = opened.map(leaf => chains.open(leaf.name, leaf.superblock)!);
   t.equal(holds[0]!.chain, holds[1]!.chain);

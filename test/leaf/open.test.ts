@@ -18,6 +18,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { MessageChannel, receiveMessageOnPort } from 'node:worker_threads';
 import t from 'tap';
+import { EINVAL } from '../../src/base/errno.ts';
 import { checkLeaf } from '../../src/leaf/check.ts';
 import { createLeaf, giveName, NO_PARENT } from '../../src/leaf/create.ts';
 import { leafInfo, looksLikeLeaf } from '../../src/leaf/info.ts';
@@ -96,19 +97,25 @@ t.test('no file is ever overwritten, and none is left beside', async t => {
   );
 });
 
-t.test('where there are no hard links a file gets its name by a rename, if it is free', async t => {
-  const noLinks = (): void => {
-    throw Object.assign(new Error('no links'), { code: 'EPERM' });
-  };
+t.test('a file gets its name if that is free, also where that takes two steps', async t => {
+  const [first, second, taken] = [newPath(), newPath(), newPath()];
+  writeFileSync(first, 'first');
+  writeFileSync(second, 'second');
+  giveName(first, taken);
+  t.throws(() => statSync(first), 'it has one name');
+  t.throws(() => giveName(second, taken), { code: 'exists', place: { file: taken } });
+  t.equal(readFileSync(taken, 'utf8'), 'first');
+  t.throws(() => giveName('/nowhere/x', newPath()), { code: 'not-found' });
+  const inTwoSteps = (): number => -EINVAL;
   const [source, target, other] = [newPath(), newPath(), newPath()];
   writeFileSync(source, 'new');
-  giveName(source, target, noLinks);
+  giveName(source, target, inTwoSteps);
   t.equal(readFileSync(target, 'utf8'), 'new');
   writeFileSync(other, 'other');
-  t.throws(() => giveName(other, target, noLinks), { code: 'exists', place: { file: target } });
+  t.throws(() => giveName(other, target, inTwoSteps), { code: 'exists', place: { file: target } });
   t.equal(readFileSync(target, 'utf8'), 'new');
   const free = newPath();
-  t.throws(() => giveName('/nowhere/x', free, noLinks), { code: 'not-found' });
+  t.throws(() => giveName('/nowhere/x', free, inTwoSteps), { code: 'not-found' });
   t.throws(() => statSync(free), 'a name that was taken in vain is free again');
 });
 

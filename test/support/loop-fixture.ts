@@ -5,7 +5,6 @@
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { promisify } from 'node:util';
-import { rootLayer } from '../../src/daemon/hand-over.ts';
 import { openIdentified } from '../../src/daemon/opened-files.ts';
 import type { DataPlane } from '../../src/daemon/plane-client.ts';
 import { createLeaf, NO_PARENT } from '../../src/leaf/create.ts';
@@ -70,7 +69,7 @@ export async function attach(
     name,
     sizeBytes: sizeBytes ?? root.sizeBytes,
     leaf,
-    layers: [rootLayer(root)],
+    layers: [root.takeLayer()],
     transport: { kind: 'fuse', fd: mount.fuseFd },
   });
   const fileName = loopFileName(name, owner);

@@ -71,3 +71,25 @@ export class MemoryLayer implements WritableLayer {
     else end();
   }
 }
+
+/** Has its first sectors, and those of the rest that were never asked for are not there. */
+export class HalfLayer extends MemoryLayer {
+  readonly #end: number;
+
+  /** @param end the first sector that it does not have */
+  constructor(end: number) {
+    super(end);
+    this.#end = end;
+  }
+
+  override run(sector: number, end: number): number {
+    return sector < this.#end ? Math.min(end, this.#end) - sector : sector - end;
+  }
+}
+
+/** Has every other sector. */
+export class StripesLayer extends MemoryLayer {
+  override run(sector: number): number {
+    return sector % 2 === 0 ? 1 : -1;
+  }
+}

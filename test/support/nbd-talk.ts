@@ -1,9 +1,11 @@
 /** The client's side of NBD's handshake, as bytes: what tests send, and what they get. */
 import {
-  OPTION_MAGIC,
-  REPLY_HEADER_BYTES,
-  REPLY_MAGIC,
-} from '../../src/transport/nbd/handshake-wire.ts';
+  OPTION_MAGIC_HIGH,
+  OPTION_MAGIC_LOW,
+  OPTION_REPLY,
+  OPTION_REPLY_MAGIC_HIGH,
+  OPTION_REPLY_MAGIC_LOW,
+} from '../../src/transport/nbd/wire.ts';
 
 export function u16(value: number): Buffer {
   const out = Buffer.alloc(2);
@@ -27,7 +29,13 @@ export function u64(value: bigint): Buffer {
 export const CLIENT_FLAGS: Buffer = u32(3);
 
 export function option(code: number, data: Uint8Array = Buffer.alloc(0)): Buffer {
-  return Buffer.concat([u64(OPTION_MAGIC), u32(code), u32(data.length), data]);
+  return Buffer.concat([
+    u32(OPTION_MAGIC_HIGH),
+    u32(OPTION_MAGIC_LOW),
+    u32(code),
+    u32(data.length),
+    data,
+  ]);
 }
 
 /** Data of INFO and GO. */
@@ -58,22 +66,23 @@ export function parseReplies(bytes: Buffer): Reply[] {
     const reply = parseReply(bytes, at);
     if (reply === null) throw new Error(`half a reply: ${bytes.toString('hex', at)}`);
     replies.push(reply);
-    at += REPLY_HEADER_BYTES + reply.data.length;
+    at += OPTION_REPLY.size + reply.data.length;
   }
   return replies;
 }
 
 /** The reply that begins at `at`; null if it is not there as a whole. */
 export function parseReply(bytes: Buffer, at: number): Reply | null {
-  if (bytes.length - at < REPLY_HEADER_BYTES) return null;
-  if (bytes.readBigUInt64BE(at) !== REPLY_MAGIC)
-    throw new Error(`no reply: ${bytes.toString('hex', at, at + REPLY_HEADER_BYTES)}`);
+  if (bytes.length - at < OPTION_REPLY.size) return null;
+  const magic = [bytes.readUInt32BE(at), bytes.readUInt32BE(at + 4)];
+  if (magic[0] !== OPTION_REPLY_MAGIC_HIGH || magic[1] !== OPTION_REPLY_MAGIC_LOW)
+    throw new Error(`no reply: ${bytes.toString('hex', at, at + OPTION_REPLY.size)}`);
   const length = bytes.readUInt32BE(at + 16);
-  const end = at + REPLY_HEADER_BYTES + length;
+  const end = at + OPTION_REPLY.size + length;
   if (bytes.length < end) return null;
   return {
     option: bytes.readUInt32BE(at + 8),
     type: bytes.readUInt32BE(at + 12),
-    data: bytes.subarray(at + REPLY_HEADER_BYTES, end),
+    data: bytes.subarray(at + OPTION_REPLY.size, end),
   };
 }

@@ -12,6 +12,7 @@ import {
 import { type Arguments, type Command, EXIT } from '../command.ts';
 import { print, printError, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
+import { QUOTA_OPTIONS, quotaOf } from '../quota.ts';
 import { withDaemon } from '../session.ts';
 
 export const attach: Command = {
@@ -21,7 +22,9 @@ export const attach: Command = {
     {
       name: 'ROOT',
       count: 'optional',
-      about: 'raw image or block device; may be left out where the leaf exists',
+      about:
+        'raw image, block device, or URI (nbd, nbds, nbd+unix, http, https, s3, file); ' +
+        'may be left out where the leaf exists',
     },
   ],
   options: {
@@ -43,6 +46,7 @@ export const attach: Command = {
       about: 'make COUNT devices, named NAME-1, NAME-2, …',
     },
     size: { type: 'text', value: 'SIZE', about: 'size of a new disk, at least that of ROOT: 10G' },
+    ...QUOTA_OPTIONS,
     'read-only': { type: 'flag', about: 'refuse writes' },
     transport: {
       type: 'text',
@@ -99,6 +103,8 @@ export function toSpecs(args: Arguments): AttachSpec[] {
   if (args.flags.has('ephemeral')) base.ephemeral = true;
   if (args.flags.has('read-only')) base.readOnly = true;
   if (size !== undefined) base.sizeBytes = sizeOf(size);
+  const quota = quotaOf(args);
+  if (quota !== undefined) base.quota = quota;
   if (transport !== undefined) base.transport = transport as TransportChoice;
   const names = namesOf(args);
   if (names.length === 0) {

@@ -47,13 +47,21 @@ function render(devices: readonly Device[]): string {
     device.device ?? '-',
     device.node ?? '-',
     formatSize(device.size),
-    device.changed === null ? '-' : formatSize(device.changed),
+    changedOf(device),
     device.transport,
     stateOf(device),
     device.root || '-',
     device.leaf ?? '-',
   ]);
   return table(HEAD, rows, new Set(['SIZE', 'CHANGED']));
+}
+
+/** With a quota: how much of it, and whether it is near its end. */
+function changedOf({ changed, quota }: Device): string {
+  if (changed === null) return '-';
+  if (quota === null) return formatSize(changed);
+  const mark = { ok: '', warning: ' !', full: ' FULL' }[quota.state];
+  return `${formatSize(changed)} of ${formatSize(quota.bytes)}${mark}`;
 }
 
 function stateOf(device: Device): string {

@@ -1,32 +1,97 @@
-/** `ubd serve`: the daemon, in the foreground. */
+/** `ubd serve`: the daemon, in the foreground; and what it offers to other machines. */
+import { resolve } from 'node:path';
+import { UbdError } from '../../base/errors.ts';
+import type { ListenerSpec } from '../../client/exports.ts';
 import { EXIT_LOCKED } from '../../client/launch.ts';
 import { findPaths } from '../../client/paths.ts';
-import type { Command } from '../command.ts';
+import type { Serving } from '../../daemon/exports/exports.ts';
+import type { Arguments, Command } from '../command.ts';
+import { parseExport, parseTemplate } from '../export-options.ts';
 import { givenDirs } from '../session.ts';
 
 export const serve: Command = {
   name: 'serve',
-  about: 'run the daemon in the foreground; other commands start it by themselves',
+  about: 'run the daemon in the foreground; also NBD exports for VMs and other hosts',
   positionals: [],
   options: {
+    listen: {
+      type: 'items',
+      value: 'URI',
+      about: 'let NBD clients in: nbd://HOST:PORT, nbds://… with TLS, nbd+unix:///?socket=PATH',
+    },
+    export: {
+      type: 'items',
+      value: 'NAME=ROOT[,…]',
+      about:
+        'a disk for clients; leaf=FILE, ephemeral, readonly, size=SIZE, allow=WHO, description=TEXT',
+    },
+    template: {
+      type: 'items',
+      value: 'ROOT,dir=DIR[,…]',
+      about:
+        'a disk for each name that a client asks for; prefix=TEXT, ephemeral, size=SIZE, max=COUNT, allow=WHO',
+    },
+    'tls-dir': {
+      type: 'text',
+      value: 'DIR',
+      about: 'TLS: ca-cert.pem, server-cert.pem, server-key.pem; clients need a certificate',
+    },
+    'tls-psk': { type: 'text', value: 'FILE', about: 'TLS with keys: lines of USER:HEXKEY' },
+    'tls-any-client': { type: 'flag', about: 'ask clients for no certificate' },
+    'allow-plain-tcp': { type: 'flag', about: 'let other machines in without TLS' },
     background: { type: 'flag', about: 'write only to the log: as other commands start it' },
   },
   examples: [
     { line: 'ubd serve', about: 'Ctrl-C ends it in order; its devices come back with it' },
+    {
+      line: 'ubd serve --listen nbd://[::1] --export vm=r.img',
+      about: 'a disk for a virtual machine on this host',
+    },
   ],
   needsRoot: true,
   async run(args) {
     const paths = findPaths(givenDirs(args));
     const foreground = !args.flags.has('background');
+    const serving = await servingOf(args);
     const [{ runDaemon }, { LockedError }] = await Promise.all([
       import('../../daemon/daemon.ts'),
       import('../../daemon/directories.ts'),
     ]);
     try {
-      return await runDaemon({ paths, foreground });
+      return await runDaemon({ paths, foreground, ...(serving === null ? {} : { serving }) });
     } catch (error) {
       if (error instanceof LockedError && !foreground) return EXIT_LOCKED;
       throw error;
     }
   },
 };
+
+/** What the line offers, checked; null: nothing. */
+async function servingOf(args: Arguments): Promise<Serving | null> {
+  const listeners = (args.lists.get('listen') ?? []).map(uri => listenerOf(uri, args));
+  const exports = (args.lists.get('export') ?? []).map(parseExport);
+  const templates = (args.lists.get('template') ?? []).map(parseTemplate);
+  if (listeners.length === 0) {
+    if (exports.length + templates.length === 0) return null;
+    throw new UbdError('usage', 'nobody can reach the exports: there is no --listen', {
+      next: 'add --listen nbd+unix:///?socket=/run/ubd/nbd.sock, or nbd://127.0.0.1',
+    });
+  }
+  const { isExportSpec, isTemplateSpec } = await import('../../daemon/exports/routes.ts');
+  return {
+    listeners,
+    exports: exports.map(spec => isExportSpec(spec, '--export')),
+    templates: templates.map(spec => isTemplateSpec(spec, '--template')),
+  };
+}
+
+function listenerOf(uri: string, { texts, flags }: Arguments): ListenerSpec {
+  const spec: ListenerSpec = { uri };
+  const tlsDir = texts.get('tls-dir');
+  const tlsPsk = texts.get('tls-psk');
+  if (tlsDir !== undefined) spec.tlsDir = resolve(tlsDir);
+  if (tlsPsk !== undefined) spec.tlsPsk = resolve(tlsPsk);
+  if (flags.has('tls-any-client')) spec.tlsAnyClient = true;
+  if (flags.has('allow-plain-tcp')) spec.allowPlainTcp = true;
+  return spec;
+}

@@ -26,19 +26,19 @@ const LINK_BYTES_MAX = 4096;
 export class Ext4 {
   readonly geometry: Ext4Geometry;
   readonly groups: readonly Group[];
-  /** Blocks that came from the journal instead of their place. */
-  readonly replayedBlocks: number;
+  /** Blocks that come from the journal instead of their place. */
+  readonly replayed: readonly number[];
 
-  private constructor(geometry: Ext4Geometry, replayedBlocks: number) {
+  private constructor(geometry: Ext4Geometry, replayed: readonly number[]) {
     this.geometry = geometry;
     this.groups = readGroups(geometry);
-    this.replayedBlocks = replayedBlocks;
+    this.replayed = replayed;
   }
 
   /** Throws UbdError: 'corrupt', 'unsupported' or 'io'. */
   static open(source: BlockSource): Ext4 {
     const geometry = readGeometry(source);
-    if (!geometry.needsRecovery) return new Ext4(geometry, 0);
+    if (!geometry.needsRecovery) return new Ext4(geometry, []);
     if (geometry.journalInode === 0)
       throw new UbdError(
         'unsupported',
@@ -47,15 +47,25 @@ export class Ext4 {
       );
     // Only what the journal itself needs is read from the places that it may be about to correct:
     // group descriptors and the journal's inode do not change while it is in use.
-    const inPlace = new Ext4(geometry, 0);
+    const inPlace = new Ext4(geometry, []);
     const patches = replayJournal(geometry, inPlace.inode(geometry.journalInode));
     const patched = new PatchedSource(source, geometry.blockBytes, patches);
     const after = { ...readGeometry(patched), source: patched };
-    return new Ext4(after, patches.size);
+    return new Ext4(after, [...patches.keys()]);
   }
 
   get root(): number {
     return ROOT_INODE;
+  }
+
+  /** Where the inode table of a group lies. */
+  tableRange({ index, inodeTable }: Group): { first: number; position: number; length: number } {
+    const { inodesPerGroup, inodeBytes, blockBytes } = this.geometry;
+    return {
+      first: index * inodesPerGroup + 1,
+      position: inodeTable * blockBytes,
+      length: inodesPerGroup * inodeBytes,
+    };
   }
 
   /** Byte position of an inode on the device. */

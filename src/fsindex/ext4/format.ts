@@ -106,7 +106,7 @@ export const INODE_FLAG = {
 export const ROOT_INODE = 2;
 export const JOURNAL_INODE = 8;
 
-/** struct ext4_extent_header, then entries of 12 bytes: ext4_extent_idx, or ext4_extent at depth 0. */
+/** struct ext4_extent_header, then 12 bytes each: ext4_extent_idx, or ext4_extent at depth 0. */
 export const EXTENT_MAGIC = 0xf30a;
 export const EXTENT_HEADER_BYTES = 12;
 export const EXTENT_BYTES = 12;

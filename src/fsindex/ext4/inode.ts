@@ -3,7 +3,7 @@
 import { BLOCK_AREA_BYTES, INODE, INODE_BYTES_OLD, INODE_FLAG, TYPE, TYPE_MASK } from './format.ts';
 import type { Ext4Geometry } from './geometry.ts';
 
-/** A moment: nanoseconds beside whole seconds since 1970, as a 64-bit count does not fit a number. */
+/** Since 1970. In two parts: nanoseconds alone would not fit a number. */
 export interface Moment {
   seconds: number;
   nanoseconds: number;
@@ -53,7 +53,7 @@ export function isShortLink(inode: Inode): boolean {
   return typeOf(inode) === TYPE.LINK && inode.sizeBytes < BLOCK_AREA_BYTES;
 }
 
-/** Decodes the inode at `at`. Its `bytes` and `blockArea` are views: copy what must outlive them. */
+/** Decodes the inode at `at`. Its `bytes` and `blockArea` are views into `bytes`. */
 export function decodeInode(fs: Ext4Geometry, number: number, bytes: Buffer, at: number): Inode {
   const extraBytes =
     fs.inodeBytes > INODE_BYTES_OLD ? bytes.readUInt16LE(at + INODE.EXTRA_BYTES) : 0;

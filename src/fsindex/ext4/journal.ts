@@ -1,7 +1,7 @@
 /**
- * Reads the journal (jbd2) of a file system that was not unmounted: what it holds is newer than what
- * lies in place. The result is a list of blocks to put over the device (PatchedSource); nothing is
- * written.
+ * Reads the journal (jbd2) of a file system that was not unmounted: what it holds is newer than
+ * what lies in place. The result is a list of blocks to put over the device (PatchedSource);
+ * nothing is written.
  *
  * The journal is a file, a ring of blocks from `first` to `length`. Its structures are big-endian
  * (include/linux/jbd2.h); the blocks of a log begin with
@@ -116,7 +116,7 @@ export function replayJournal(fs: Ext4Geometry, inode: Inode): Map<number, Buffe
   if ((journal.incompatible & ~known) !== 0)
     throw new UbdError(
       'unsupported',
-      `${fs.source.name}: was not unmounted, and its journal has features that are not known here ` +
+      `${fs.source.name}: was not unmounted, and its journal has unknown features ` +
         `(0x${journal.incompatible.toString(16)})`,
       { place: { file: fs.source.name }, next: 'mount and unmount it once, then try again' },
     );

@@ -71,14 +71,14 @@ function unescaped(field: string): string {
   );
 }
 
-/** Mount tables, one of each mount namespace. */
-function* mountTables(): Generator<string> {
+/** Mount tables, one of each mount namespace, and a process that is in it. */
+function* mountTables(): Generator<{ pid: string; table: string }> {
   const seen = new Set<string>();
   for (const pid of ['self', ...list('/proc').filter(entry => /^\d+$/.test(entry))]) {
     const namespace = readLink(`/proc/${pid}/ns/mnt`);
     if (namespace === '' || seen.has(namespace)) continue;
     seen.add(namespace);
-    yield readText(`/proc/${pid}/mountinfo`);
+    yield { pid, table: readText(`/proc/${pid}/mountinfo`) };
   }
 }
 
@@ -88,9 +88,25 @@ export function mountPoints(number: number): string[] {
 }
 
 function mountPointsOf(whole: string): string[] {
+  return [...new Set(mounts(whole).map(({ point }) => point))];
+}
+
+/** A file system on a device or one of its partitions. */
+export interface MountOf {
+  /** As its namespace calls it. */
+  point: string;
+  /** A path by which we reach it. */
+  reach: string;
+  /** The same for all mounts of one file system. */
+  device: string;
+  type: string;
+}
+
+/** Every mount of a device, in every mount namespace. */
+export function mounts(whole: string): MountOf[] {
   const devices = new Set(nodes(whole).map(({ device }) => device));
-  const points = new Set<string>();
-  for (const table of mountTables()) {
+  const found: MountOf[] = [];
+  for (const { pid, table } of mountTables()) {
     for (const line of table.split('\n')) {
       const [left, right] = line.split(' - ');
       if (left === undefined || right === undefined) continue;
@@ -98,10 +114,15 @@ function mountPointsOf(whole: string): string[] {
       const source = unescaped(right.split(' ')[1] ?? '');
       const ofSource = source.startsWith('/dev/') ? deviceNumber(source) : undefined;
       if (devices.has(device) || (ofSource !== undefined && devices.has(ofSource)))
-        points.add(unescaped(point));
+        found.push({
+          point: unescaped(point),
+          reach: `/proc/${pid}/root${unescaped(point)}`,
+          device,
+          type: right.split(' ')[0] ?? '',
+        });
     }
   }
-  return [...points];
+  return found;
 }
 
 /** Those who hold it for themselves (mounts, swap, other drivers), else who has it open. */

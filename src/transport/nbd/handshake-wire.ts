@@ -30,81 +30,67 @@
  * QEMU (8.2) and libnbd (1.18) have it.
  */
 
-/** "NBDMAGIC" */
-export const NBD_MAGIC = 0x4e42444d41474943n;
-/** "IHAVEOPT" */
-export const OPTION_MAGIC = 0x49484156454f5054n;
-export const REPLY_MAGIC = 0x0003e889045565a9n;
-
-/** Both sides' flags have the same two bits. */
-export const HANDSHAKE_FLAG = { FIXED_NEWSTYLE: 1, NO_ZEROES: 2 } as const;
-
-export const OPTION = {
-  EXPORT_NAME: 1,
-  ABORT: 2,
-  LIST: 3,
-  STARTTLS: 5,
-  INFO: 6,
-  GO: 7,
-  STRUCTURED_REPLY: 8,
-  LIST_META_CONTEXT: 9,
-  SET_META_CONTEXT: 10,
-  EXTENDED_HEADERS: 11,
-} as const;
-
-/** Errors have bit 31 set. */
-export const REPLY = {
-  ACK: 1,
-  SERVER: 2,
-  INFO: 3,
-  META_CONTEXT: 4,
-  ERR_UNSUP: 0x80000001,
-  ERR_POLICY: 0x80000002,
-  ERR_INVALID: 0x80000003,
-  ERR_TLS_REQD: 0x80000005,
-  ERR_UNKNOWN: 0x80000006,
-  ERR_SHUTDOWN: 0x80000007,
-  ERR_TOO_BIG: 0x80000009,
-  ERR_EXT_HEADER_REQD: 0x8000000a,
-} as const;
-
-export const INFO = { EXPORT: 0, NAME: 1, DESCRIPTION: 2, BLOCK_SIZE: 3 } as const;
-
-export const GREETING_BYTES = 18;
-export const CLIENT_FLAGS_BYTES = 4;
-export const OPTION_HEADER_BYTES = 16;
-export const REPLY_HEADER_BYTES = 20;
-/** The zeroes that end the answer to EXPORT_NAME, for clients that do not know better. */
-export const RESERVED_BYTES = 124;
-/** The longest string of the protocol. */
-export const NAME_BYTES_MAX = 4096;
+import type { Fields, Layout } from '../../base/layout.ts';
+import {
+  EXPORT_NAME_ANSWER,
+  EXPORT_NAME_ZEROES,
+  GREETING,
+  GREETING_MAGIC_HIGH,
+  GREETING_MAGIC_LOW,
+  HANDSHAKE_FLAG,
+  INFO,
+  INFO_BLOCK_SIZE,
+  INFO_EXPORT,
+  OPTION,
+  OPTION_MAGIC_HIGH,
+  OPTION_MAGIC_LOW,
+  OPTION_REPLY,
+  OPTION_REPLY_MAGIC_HIGH,
+  OPTION_REPLY_MAGIC_LOW,
+  STRING_BYTES_MAX,
+} from './wire.ts';
 
 export function greeting(): Buffer {
-  const out = Buffer.alloc(GREETING_BYTES);
-  out.writeBigUInt64BE(NBD_MAGIC, 0);
-  out.writeBigUInt64BE(OPTION_MAGIC, 8);
-  out.writeUInt16BE(HANDSHAKE_FLAG.FIXED_NEWSTYLE | HANDSHAKE_FLAG.NO_ZEROES, 16);
-  return out;
+  return encode(GREETING, {
+    magicHigh: GREETING_MAGIC_HIGH,
+    magicLow: GREETING_MAGIC_LOW,
+    optionMagicHigh: OPTION_MAGIC_HIGH,
+    optionMagicLow: OPTION_MAGIC_LOW,
+    flags: HANDSHAKE_FLAG.FIXED_NEWSTYLE | HANDSHAKE_FLAG.NO_ZEROES,
+  });
+}
+
+export interface OptionHeader {
+  option: number;
+  /** Bytes that follow. */
+  length: number;
+}
+
+/** Null: it is none. */
+export function parseOptionHeader(bytes: Buffer): OptionHeader | null {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const { magicHigh, magicLow, option, length } = OPTION.read(view, 0);
+  if (magicHigh !== OPTION_MAGIC_HIGH || magicLow !== OPTION_MAGIC_LOW) return null;
+  return { option, length };
 }
 
 export function reply(option: number, type: number, data: Uint8Array = NOTHING): Buffer {
-  const out = Buffer.alloc(REPLY_HEADER_BYTES + data.length);
-  out.writeBigUInt64BE(REPLY_MAGIC, 0);
-  out.writeUInt32BE(option, 8);
-  out.writeUInt32BE(type, 12);
-  out.writeUInt32BE(data.length, 16);
-  out.set(data, REPLY_HEADER_BYTES);
-  return out;
+  const header = encode(OPTION_REPLY, {
+    magicHigh: OPTION_REPLY_MAGIC_HIGH,
+    magicLow: OPTION_REPLY_MAGIC_LOW,
+    option,
+    type,
+    length: data.length,
+  });
+  return Buffer.concat([header, data]);
 }
 
 const NOTHING = new Uint8Array(0);
 
 /** Of EXPORT_NAME. */
-export function oldReply(sizeBytes: number, flags: number, noZeroes: boolean): Buffer {
-  const out = Buffer.alloc(10 + (noZeroes ? 0 : RESERVED_BYTES));
-  out.writeBigUInt64BE(BigInt(sizeBytes), 0);
-  out.writeUInt16BE(flags, 8);
-  return out;
+export function oldReply(size: number, flags: number, noZeroes: boolean): Buffer {
+  const zeroes = Buffer.alloc(noZeroes ? 0 : EXPORT_NAME_ZEROES);
+  return Buffer.concat([encode(EXPORT_NAME_ANSWER, { size, flags }), zeroes]);
 }
 
 export function serverData(name: string, description: string): Buffer {
@@ -112,31 +98,36 @@ export function serverData(name: string, description: string): Buffer {
   return Buffer.concat([u32(bytes.length), bytes, Buffer.from(description)]);
 }
 
-export function exportInfo(sizeBytes: number, flags: number): Buffer {
-  const out = Buffer.alloc(12);
-  out.writeUInt16BE(INFO.EXPORT, 0);
-  out.writeBigUInt64BE(BigInt(sizeBytes), 2);
-  out.writeUInt16BE(flags, 10);
-  return out;
+export function exportInfo(size: number, flags: number): Buffer {
+  return encode(INFO_EXPORT, { type: INFO.EXPORT, size, flags });
 }
 
-export function textInfo(kind: number, text: string): Buffer {
-  return Buffer.concat([u16(kind), Buffer.from(text)]);
+export function textInfo(type: number, text: string): Buffer {
+  return Buffer.concat([u16(type), Buffer.from(text)]);
 }
 
 export interface BlockSizes {
   minimum: number;
   preferred: number;
   /** The longest payload of a request. */
-  maximum: number;
+  maximumPayload: number;
 }
 
-export function blockSizeInfo({ minimum, preferred, maximum }: BlockSizes): Buffer {
-  return Buffer.concat([u16(INFO.BLOCK_SIZE), u32(minimum), u32(preferred), u32(maximum)]);
+export function blockSizeInfo(sizes: BlockSizes): Buffer {
+  return encode(INFO_BLOCK_SIZE, { type: INFO.BLOCK_SIZE, ...sizes });
 }
 
 export function contextData(id: number, name: string): Buffer {
   return Buffer.concat([u32(id), Buffer.from(name)]);
+}
+
+function encode<F extends Fields>(
+  structure: Layout<F>,
+  values: Parameters<Layout<F>['write']>[2],
+): Buffer {
+  const out = Buffer.alloc(structure.size);
+  structure.write(new DataView(out.buffer, out.byteOffset, out.length), 0, values);
+  return out;
 }
 
 function u16(value: number): Buffer {
@@ -189,8 +180,8 @@ const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
 /** A string of the protocol: UTF-8, no zero byte, of bounded length. */
 export function text(bytes: Buffer): string {
-  if (bytes.length > NAME_BYTES_MAX)
-    throw new Malformed(`a string is longer than ${NAME_BYTES_MAX} bytes`);
+  if (bytes.length > STRING_BYTES_MAX)
+    throw new Malformed(`a string is longer than ${STRING_BYTES_MAX} bytes`);
   if (bytes.includes(0)) throw new Malformed('a string has a zero byte');
   try {
     return utf8.decode(bytes);

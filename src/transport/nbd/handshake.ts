@@ -21,26 +21,31 @@ import { assert } from '../../base/assert.ts';
 import {
   type BlockSizes,
   blockSizeInfo,
-  CLIENT_FLAGS_BYTES,
   type ContextRequest,
   contextData,
   exportInfo,
   greeting,
-  HANDSHAKE_FLAG,
-  INFO,
   Malformed,
-  OPTION,
-  OPTION_HEADER_BYTES,
-  OPTION_MAGIC,
   oldReply,
   parseContextRequest,
   parseInfoRequest,
-  REPLY,
+  parseOptionHeader,
   reply,
   serverData,
   text,
   textInfo,
 } from './handshake-wire.ts';
+import {
+  CLIENT_FLAGS_BYTES,
+  CONTEXT_ALLOCATION,
+  CONTEXT_LAYER,
+  HANDSHAKE_FLAG,
+  INFO,
+  OPT,
+  OPTION,
+  REP,
+  TRANSMISSION_FLAG,
+} from './wire.ts';
 
 /** The longest option that is looked at: a name and queries of the greatest length fit. */
 export const OPTION_BYTES_MAX: number = 16 * 1024;
@@ -74,17 +79,23 @@ export interface ListEntry {
   description: string;
 }
 
-/** The metadata contexts that can be asked for, and their ids on the wire. */
-export const CONTEXTS = { 'base:allocation': 1, 'ubd:layer': 2 } as const;
-export type ContextName = keyof typeof CONTEXTS;
+/** The metadata contexts that can be asked for, and their numbers on the wire. */
+const CONTEXTS = [
+  { name: CONTEXT_ALLOCATION, key: 'allocation', number: 1 },
+  { name: CONTEXT_LAYER, key: 'layer', number: 2 },
+] as const;
+
+/** The contexts that a client has chosen, by number. */
+export interface ChosenContexts {
+  allocation?: number;
+  layer?: number;
+}
 
 /** What client and server agreed on. */
 export interface Agreement {
-  /** Replies in chunks. */
-  structured: boolean;
-  /** Headers of 64-bit lengths; replies are in chunks then, too. */
-  extended: boolean;
-  contexts: ReadonlySet<ContextName>;
+  /** `extended`: headers with 64-bit lengths; replies are in chunks then, too. */
+  replies: 'simple' | 'structured' | 'extended';
+  contexts: ChosenContexts;
   /** What the client sent after the option that ended the handshake. */
   early: Uint8Array;
 }
@@ -108,17 +119,12 @@ export interface HandshakeOptions {
   tls: TlsState;
   /** Where TLS is active: what the client had said before it began. */
   noZeroes?: boolean;
-  /** SEND_DF of the transmission flags. */
-  flagDf: number;
 }
 
 type Option = { code: number; data: Buffer };
 
-const BASE = Object.keys(CONTEXTS) as readonly ContextName[];
-
 export class Handshake {
   readonly #tls: TlsState;
-  readonly #flagDf: number;
   readonly #chunks: Buffer[] = [];
   #buffered = 0;
   #received = 0;
@@ -131,14 +137,13 @@ export class Handshake {
   readonly #steps: Step[] = [];
   #fixed = false;
   #noZeroes: boolean;
-  #structured = false;
-  #extended = false;
-  #contexts: { name: string; chosen: Set<ContextName> } = { name: '', chosen: new Set() };
+  #replies: Agreement['replies'] = 'simple';
+  /** Chosen for the export of this name. */
+  #contexts: { name: string; chosen: ChosenContexts } = { name: '', chosen: {} };
 
-  constructor({ tls, noZeroes, flagDf }: HandshakeOptions) {
+  constructor({ tls, noZeroes }: HandshakeOptions) {
     this.#tls = tls;
     this.#noZeroes = noZeroes ?? false;
-    this.#flagDf = flagDf;
     if (tls === 'active') {
       // Greeting and flags were exchanged before TLS began; only a fixed client gets here.
       this.#state = 'option';
@@ -146,6 +151,11 @@ export class Handshake {
       return;
     }
     this.#steps.push({ step: 'send', bytes: greeting() });
+  }
+
+  /** Bytes that are kept. */
+  get buffered(): number {
+    return this.#buffered;
   }
 
   /** Bytes from the client. They are kept until `next` gets to them. */
@@ -169,17 +179,17 @@ export class Handshake {
   listed(entries: readonly ListEntry[]): void {
     const { code } = this.#answered();
     const replies = entries.map(({ name, description }) =>
-      reply(code, REPLY.SERVER, serverData(name, description)),
+      reply(code, REP.SERVER, serverData(name, description)),
     );
-    this.#send(Buffer.concat([...replies, reply(code, REPLY.ACK)]));
+    this.#send(Buffer.concat([...replies, reply(code, REP.ACK)]));
   }
 
   described(answer: ExportFacts | Refusal): void {
     const option = this.#answered();
     const { code } = option;
     if ('refused' in answer) this.#refuse(code, answer);
-    else if (code === OPTION.INFO)
-      this.#send(Buffer.concat([this.#infos(option, answer), reply(code, REPLY.ACK)]));
+    else if (code === OPT.INFO)
+      this.#send(Buffer.concat([this.#infos(option, answer), reply(code, REP.ACK)]));
     else this.#answerContexts(option);
   }
 
@@ -187,26 +197,23 @@ export class Handshake {
     const option = this.#answered();
     const { code } = option;
     if ('refused' in answer) {
-      if (code === OPTION.EXPORT_NAME) this.#end(`${answer.message} (EXPORT_NAME)`);
+      if (code === OPT.EXPORT_NAME) this.#end(`${answer.message} (EXPORT_NAME)`);
       else this.#refuse(code, answer);
       return;
     }
     const { sizeBytes } = answer;
     const flags = this.#flags(answer);
     this.#send(
-      code === OPTION.EXPORT_NAME
+      code === OPT.EXPORT_NAME
         ? oldReply(sizeBytes, flags, this.#noZeroes)
-        : Buffer.concat([this.#infos(option, answer), reply(code, REPLY.ACK)]),
+        : Buffer.concat([this.#infos(option, answer), reply(code, REP.ACK)]),
     );
     const { name, chosen } = this.#contexts;
-    const contexts = name === requestedName(option) ? chosen : new Set<ContextName>();
+    const contexts = name === requestedName(option) ? chosen : {};
     const early = Buffer.concat(this.#chunks.splice(0));
     this.#buffered = 0;
     this.#state = 'over';
-    this.#steps.push({
-      step: 'serve',
-      agreement: { structured: this.#structured, extended: this.#extended, contexts, early },
-    });
+    this.#steps.push({ step: 'serve', agreement: { replies: this.#replies, contexts, early } });
   }
 
   // ---- bytes
@@ -221,21 +228,21 @@ export class Handshake {
       return flags !== null && this.#takeFlags(flags.readUInt32BE());
     }
     if (this.#skip > 0) return this.#skipOn();
-    const header = this.#peek(OPTION_HEADER_BYTES);
-    if (header === null) return false;
-    if (header.readBigUInt64BE(0) !== OPTION_MAGIC) return this.#end('it is no NBD option');
-    const code = header.readUInt32BE(8);
-    const length = header.readUInt32BE(12);
+    const bytes = this.#peek(OPTION.size);
+    if (bytes === null) return false;
+    const header = parseOptionHeader(bytes);
+    if (header === null) return this.#end('it is no NBD option');
+    const { option: code, length } = header;
     if (length > OPTION_BYTES_MAX) {
-      if (code === OPTION.EXPORT_NAME) return this.#end('the export name is too long');
-      this.#pull(OPTION_HEADER_BYTES);
+      if (code === OPT.EXPORT_NAME) return this.#end('the export name is too long');
+      this.#pull(OPTION.size);
       this.#skip = length;
       this.#skipped = code;
       return true;
     }
-    const all = this.#pull(OPTION_HEADER_BYTES + length);
+    const all = this.#pull(OPTION.size + length);
     if (all === null) return false;
-    this.#takeOption({ code, data: all.subarray(OPTION_HEADER_BYTES) });
+    this.#takeOption({ code, data: all.subarray(OPTION.size) });
     return true;
   }
 
@@ -255,7 +262,7 @@ export class Handshake {
     this.#pull(length);
     this.#skip -= length;
     if (this.#skip === 0 && this.#admit(this.#skipped))
-      this.#error(this.#skipped, REPLY.ERR_TOO_BIG, `more than ${OPTION_BYTES_MAX} bytes`);
+      this.#error(this.#skipped, REP.ERR_TOO_BIG, `more than ${OPTION_BYTES_MAX} bytes`);
     return true;
   }
 
@@ -286,13 +293,13 @@ export class Handshake {
       this.#end(`more than ${OPTIONS_MAX} options`);
       return false;
     }
-    if (!this.#fixed && code !== OPTION.EXPORT_NAME) {
+    if (!this.#fixed && code !== OPT.EXPORT_NAME) {
       this.#end('options need the flag FIXED_NEWSTYLE');
       return false;
     }
-    if (this.#tls === 'required' && code !== OPTION.STARTTLS && code !== OPTION.ABORT) {
-      if (code === OPTION.EXPORT_NAME) this.#end('TLS is required');
-      else this.#error(code, REPLY.ERR_TLS_REQD, 'this server is reached over TLS only');
+    if (this.#tls === 'required' && code !== OPT.STARTTLS && code !== OPT.ABORT) {
+      if (code === OPT.EXPORT_NAME) this.#end('TLS is required');
+      else this.#error(code, REP.ERR_TLS_REQD, 'this server is reached over TLS only');
       return false;
     }
     return true;
@@ -305,45 +312,45 @@ export class Handshake {
       this.#dispatch(option);
     } catch (thrown) {
       if (!(thrown instanceof Malformed)) throw thrown;
-      if (code === OPTION.EXPORT_NAME) this.#end(thrown.message);
-      else this.#error(code, REPLY.ERR_INVALID, thrown.message);
+      if (code === OPT.EXPORT_NAME) this.#end(thrown.message);
+      else this.#error(code, REP.ERR_INVALID, thrown.message);
     }
   }
 
   #dispatch(option: Option): void {
     const { code, data } = option;
     switch (code) {
-      case OPTION.EXPORT_NAME:
-        if (this.#extended) throw new Malformed('extended headers go with GO alone');
+      case OPT.EXPORT_NAME:
+        if (this.#replies === 'extended') throw new Malformed('extended headers go with GO alone');
         this.#ask(option, { step: 'open', name: text(data) });
         return;
-      case OPTION.ABORT:
-        this.#send(reply(code, REPLY.ACK));
+      case OPT.ABORT:
+        this.#send(reply(code, REP.ACK));
         this.#end(null);
         return;
-      case OPTION.LIST:
+      case OPT.LIST:
         refuseData(data);
         this.#ask(option, { step: 'list' });
         return;
-      case OPTION.STARTTLS:
+      case OPT.STARTTLS:
         this.#startTls(option);
         return;
-      case OPTION.INFO:
+      case OPT.INFO:
         this.#ask(option, { step: 'describe', name: parseInfoRequest(data).name });
         return;
-      case OPTION.GO:
+      case OPT.GO:
         this.#ask(option, { step: 'open', name: parseInfoRequest(data).name });
         return;
-      case OPTION.STRUCTURED_REPLY:
-      case OPTION.EXTENDED_HEADERS:
+      case OPT.STRUCTURED_REPLY:
+      case OPT.EXTENDED_HEADERS:
         this.#changeReplies(option);
         return;
-      case OPTION.LIST_META_CONTEXT:
-      case OPTION.SET_META_CONTEXT:
+      case OPT.LIST_META_CONTEXT:
+      case OPT.SET_META_CONTEXT:
         this.#meta(option);
         return;
       default:
-        this.#error(code, REPLY.ERR_UNSUP, 'this server does not know the option');
+        this.#error(code, REP.ERR_UNSUP, 'this server does not know the option');
     }
   }
 
@@ -351,7 +358,7 @@ export class Handshake {
     refuseData(data);
     if (this.#tls === 'active') throw new Malformed('TLS is there already');
     if (this.#tls === 'none') {
-      this.#error(code, REPLY.ERR_POLICY, 'this server has no certificate: TLS is not offered');
+      this.#error(code, REP.ERR_POLICY, 'this server has no certificate: TLS is not offered');
       return;
     }
     // What came in the clear must not pass for something that came over TLS.
@@ -359,60 +366,58 @@ export class Handshake {
       this.#end('bytes behind STARTTLS, in the clear');
       return;
     }
-    this.#send(reply(code, REPLY.ACK));
+    this.#send(reply(code, REP.ACK));
     this.#steps.push({ step: 'tls', noZeroes: this.#noZeroes });
     this.#state = 'over';
   }
 
   #changeReplies({ code, data }: Option): void {
     refuseData(data);
-    if (code === OPTION.EXTENDED_HEADERS) {
-      if (this.#extended) throw new Malformed('extended headers are agreed on already');
-      this.#extended = true;
-    } else {
-      if (this.#extended) {
-        this.#error(code, REPLY.ERR_EXT_HEADER_REQD, 'extended headers are agreed on already');
-        return;
-      }
-      if (this.#structured) throw new Malformed('structured replies are agreed on already');
-      this.#structured = true;
+    const wanted = code === OPT.EXTENDED_HEADERS ? 'extended' : 'structured';
+    if (wanted === this.#replies) throw new Malformed(`${wanted} replies are agreed on already`);
+    if (this.#replies === 'extended') {
+      this.#error(code, REP.ERR_EXT_HEADER_REQD, 'extended headers are agreed on already');
+      return;
     }
-    this.#send(reply(code, REPLY.ACK));
+    this.#replies = wanted;
+    this.#send(reply(code, REP.ACK));
   }
 
   #meta(option: Option): void {
-    const set = option.code === OPTION.SET_META_CONTEXT;
+    const set = option.code === OPT.SET_META_CONTEXT;
     // Even one that fails replaces what was chosen before.
-    if (set) this.#contexts = { name: '', chosen: new Set() };
+    if (set) this.#contexts = { name: '', chosen: {} };
     const { name } = parseContextRequest(option.data);
-    if (!this.#structured && !this.#extended)
-      throw new Malformed('metadata need structured replies');
+    if (this.#replies === 'simple') throw new Malformed('metadata need structured replies');
     this.#ask(option, { step: 'describe', name });
   }
 
   /** The export exists: which contexts does the client get? */
   #answerContexts({ code, data }: Option): void {
     const request = parseContextRequest(data);
-    const set = code === OPTION.SET_META_CONTEXT;
-    const chosen = BASE.filter(name => matches(request, name, set));
-    if (set) this.#contexts = { name: request.name, chosen: new Set(chosen) };
-    const replies = chosen.map(name =>
-      reply(code, REPLY.META_CONTEXT, contextData(set ? CONTEXTS[name] : 0, name)),
+    const set = code === OPT.SET_META_CONTEXT;
+    const found = CONTEXTS.filter(({ name }) => matches(request, name, set));
+    const chosen: ChosenContexts = {};
+    for (const { key, number } of found) chosen[key] = number;
+    if (set) this.#contexts = { name: request.name, chosen };
+    const replies = found.map(({ name, number }) =>
+      reply(code, REP.META_CONTEXT, contextData(set ? number : 0, name)),
     );
-    this.#send(Buffer.concat([...replies, reply(code, REPLY.ACK)]));
+    this.#send(Buffer.concat([...replies, reply(code, REP.ACK)]));
   }
 
   #infos({ code, data }: Option, facts: ExportFacts): Buffer {
     const { kinds } = parseInfoRequest(data);
     const infos = [exportInfo(facts.sizeBytes, this.#flags(facts))];
     if (kinds.has(INFO.NAME)) infos.push(textInfo(INFO.NAME, facts.name));
-    if (kinds.has(INFO.DESCRIPTION)) infos.push(textInfo(INFO.DESCRIPTION, facts.description));
+    if (kinds.has(INFO.DESCRIPTION) && facts.description !== '')
+      infos.push(textInfo(INFO.DESCRIPTION, facts.description));
     if (kinds.has(INFO.BLOCK_SIZE)) infos.push(blockSizeInfo(facts.blockSizes));
-    return Buffer.concat(infos.map(info => reply(code, REPLY.INFO, info)));
+    return Buffer.concat(infos.map(info => reply(code, REP.INFO, info)));
   }
 
   #flags({ flags }: ExportFacts): number {
-    return this.#structured || this.#extended ? flags : flags & ~this.#flagDf;
+    return this.#replies === 'simple' ? flags & ~TRANSMISSION_FLAG.SEND_DF : flags;
   }
 
   // ---- steps
@@ -457,10 +462,10 @@ export class Handshake {
 const NO_BYTES = Buffer.alloc(0);
 
 const REFUSALS = {
-  unknown: REPLY.ERR_UNKNOWN,
-  policy: REPLY.ERR_POLICY,
-  tls: REPLY.ERR_TLS_REQD,
-  shutdown: REPLY.ERR_SHUTDOWN,
+  unknown: REP.ERR_UNKNOWN,
+  policy: REP.ERR_POLICY,
+  tls: REP.ERR_TLS_REQD,
+  shutdown: REP.ERR_SHUTDOWN,
 } as const;
 
 function refuseData(data: Buffer): void {
@@ -468,14 +473,14 @@ function refuseData(data: Buffer): void {
 }
 
 function requestedName({ code, data }: Option): string {
-  return code === OPTION.EXPORT_NAME ? text(data) : parseInfoRequest(data).name;
+  return code === OPT.EXPORT_NAME ? text(data) : parseInfoRequest(data).name;
 }
 
 /**
  * `base:allocation` names it; to a list, `base:` and no query at all are wildcards. Queries of
  * namespaces that are not ours match nothing.
  */
-function matches({ queries }: ContextRequest, name: ContextName, set: boolean): boolean {
+function matches({ queries }: ContextRequest, name: string, set: boolean): boolean {
   if (queries.includes(name)) return true;
   if (set) return false;
   return queries.length === 0 || queries.includes(name.slice(0, name.indexOf(':') + 1));

@@ -1,0 +1,75 @@
+/**
+ * What the daemon does with leaves besides attaching them: snapshots, forks, quotas. One thing at a
+ * time for each device (`Registry.work`).
+ */
+import { realpath } from 'node:fs/promises';
+import { formatSize } from '../../base/units.ts';
+import type {
+  ChangeSpec,
+  Device,
+  Fork,
+  ForkSpec,
+  Snapshot,
+  SnapshotSpec,
+} from '../../client/api.ts';
+import type { LiveLeaves } from '../machine.ts';
+import { checkQuota } from '../plan.ts';
+import type { Registry } from '../registry.ts';
+import { forkDevice, forkFile } from './fork.ts';
+import { requireWritable, takeSnapshot } from './snapshot.ts';
+
+export class Life {
+  readonly #registry: Registry;
+  readonly #live: LiveLeaves;
+
+  constructor(registry: Registry, live: LiveLeaves) {
+    this.#registry = registry;
+    this.#live = live;
+  }
+
+  snapshot({ target, ...spec }: SnapshotSpec): Promise<Snapshot> {
+    return this.#registry.work(target, 'a snapshot is being taken', (entry, shop) => {
+      requireWritable(entry);
+      return takeSnapshot(shop, this.#live, entry, spec);
+    });
+  }
+
+  async fork(spec: ForkSpec): Promise<Fork> {
+    const { source } = spec;
+    const path = source.startsWith('/') ? await realpath(source).catch(() => source) : null;
+    const entry =
+      this.#registry.tryFind(source) ??
+      this.#registry.entries.find(({ leaf }) => path !== null && leaf?.path === path);
+    if (entry === undefined && path !== null)
+      return this.#registry.track(() => forkFile(path, spec));
+    return this.#registry.work(entry?.name ?? source, 'it is being forked', async (found, shop) => {
+      requireWritable(found);
+      const stats = (await this.#registry.stats()).find(({ id }) => id === found.id);
+      return forkDevice(shop, this.#live, found, spec, stats?.changedBytes ?? -1);
+    });
+  }
+
+  /** Changes a device in use. */
+  change(target: string, { quota }: ChangeSpec): Promise<Device> {
+    return this.#registry.work(target, 'it is being changed', async entry => {
+      requireWritable(entry);
+      if (quota !== undefined) await this.#live.limit(entry.id, checkQuota(quota));
+      const stats = (await this.#registry.stats()).find(({ id }) => id === entry.id);
+      return this.#registry.show(entry, stats ?? null);
+    });
+  }
+
+  /** A leaf has come to the mark of its quota, or has refused a write because of it. */
+  async quotaReached(id: number, mark: 'warning' | 'full'): Promise<void> {
+    const entry = this.#registry.entries.find(candidate => candidate.id === id);
+    const stats = (await this.#registry.stats()).find(candidate => candidate.id === id);
+    if (entry === undefined || !stats?.quota) return;
+    const { bytes } = stats.quota;
+    const of = `${formatSize(stats.changedBytes)} of ${formatSize(bytes)}`;
+    const text =
+      mark === 'full'
+        ? `its quota is full (${of}): a write was refused with ENOSPC`
+        : `its leaf comes near its quota: ${of}`;
+    this.#registry.warn(`${entry.name}: ${text}`);
+  }
+}

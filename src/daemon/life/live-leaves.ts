@@ -1,0 +1,130 @@
+/**
+ * What is done to the leaf of a device while it is served: a snapshot, a quota.
+ *
+ *     snapshot   plan ─▶ remember ─▶ new leaf, second name ─▶ old leaf says so ─▶ all flushed
+ *                ─▶ MOMENT ─▶ old leaf frozen ─▶ chain opened, in place of both ─▶ forget
+ *
+ * Up to the moment everything can be taken back. From then on it only goes forward: what does not
+ * succeed (a full disk) is tried again, by the next snapshot, at detach, or when the leaf is next
+ * opened.
+ */
+import { openSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { errnoName } from '../../base/errno.ts';
+import { UbdError } from '../../base/errors.ts';
+import { SECTOR_BYTES } from '../../base/units.ts';
+import type { Quota } from '../../client/api.ts';
+import { openLeaf } from '../../leaf/open.ts';
+import {
+  dropSuccessor,
+  makeSuccessor,
+  peekSuperblock,
+  planSuccessor,
+  type Successor,
+} from '../../leaf/successor.ts';
+import type { Superblock } from '../../leaf/superblock.ts';
+import type { Chains } from '../chains.ts';
+import { frozenLayer } from '../hand-over.ts';
+import { fromQuota } from '../images.ts';
+import type { LiveDevice, LiveLeaves, SnapshotHooks, SnapshotMade } from '../machine.ts';
+import type { DataPlane } from '../plane-client.ts';
+import type { ShadowFiles } from '../shadows.ts';
+import { Undo } from '../undo.ts';
+
+/** A snapshot whose moment has come, and which is not complete. */
+interface Unfinished {
+  successor: Successor;
+  uuid: string;
+}
+
+export class PlaneLiveLeaves implements LiveLeaves {
+  readonly #plane: DataPlane;
+  readonly #chains: Chains;
+  readonly #shadows: ShadowFiles;
+  readonly #unfinished = new Map<number, Unfinished>();
+
+  constructor(plane: DataPlane, chains: Chains, shadows: ShadowFiles) {
+    this.#plane = plane;
+    this.#chains = chains;
+    this.#shadows = shadows;
+  }
+
+  async snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade> {
+    const left = this.#unfinished.get(device.id);
+    if (left !== undefined) await this.#finish(device, left);
+    const successor = planSuccessor(device.leaf.path, file);
+    const { uuid } = peekSuperblock(device.leaf.path);
+    const undo = new Undo();
+    try {
+      await hooks.remember({ file, successor: successor.path });
+      undo.add('forget the snapshot', () => hooks.remember(null));
+      makeSuccessor(successor, device.leaf.ephemeral);
+      undo.add('remove its files', () => dropSuccessor(successor));
+      await this.#plane.prepare(device.id, successor.freeze);
+      undo.add('go on with the leaf', () => this.#plane.prepare(device.id, null));
+      await this.#plane.flush(device.id);
+      await hooks.freeze();
+      const errno = await this.#moment(device, successor);
+      if (errno !== 0) hooks.report(`not all of it is durable yet: ${errnoName(errno)}`);
+    } catch (error) {
+      await undo.run(hooks.report);
+      throw error;
+    } finally {
+      await hooks.thaw();
+    }
+    const unfinished = { successor, uuid };
+    this.#unfinished.set(device.id, unfinished);
+    await hooks.remember(null);
+    return this.#finish(device, unfinished);
+  }
+
+  /**
+   * The new leaf takes the old one's place. If it throws, nothing has changed.
+   * @returns 0, or why not all that the old one was given is durable yet
+   */
+  async #moment(device: LiveDevice, { path, leafPath }: Successor): Promise<number> {
+    const leaf = openLeaf(path);
+    leaf.name = leafPath;
+    // The data plane closes them whatever its answer.
+    const shadow = device.outlives ? this.#shadows.add(device.name, leaf) : undefined;
+    const directoryFd = openSync(dirname(leafPath), 'r');
+    const names = { from: path, to: leafPath, directoryFd };
+    return (await this.#plane.succeed(device.id, { leaf, shadow, names })).errno;
+  }
+
+  /** The old leaf is frozen, and part of the chain. */
+  async #finish(device: LiveDevice, { successor, uuid }: Unfinished): Promise<SnapshotMade> {
+    const { id, leaf } = device;
+    const { file } = successor;
+    try {
+      await this.#plane.seal(id);
+    } catch (error) {
+      if (!(error instanceof UbdError)) throw error;
+      throw new UbdError(error.code, `${file} could not be frozen yet: ${error.message}`, {
+        place: { file, device: device.name },
+        next:
+          'the device goes on in its new leaf, and nothing is lost; make space on the disk: ' +
+          'it is frozen at the next snapshot, or when the device is detached',
+        cause: error,
+      });
+    }
+    const superblock: Superblock = peekSuperblock(leaf.path);
+    const hold = this.#chains.open(leaf.path, superblock)!;
+    const { images } = hold.chain;
+    await this.#plane.stand(id, frozenLayer(hold.chain), [hold]);
+    this.#unfinished.delete(id);
+    this.#shadows.remove(device.name, uuid);
+    return {
+      changedBytes: images[0]!.superblock.mappedSectors * SECTOR_BYTES,
+      images: images.length,
+    };
+  }
+
+  limit(id: number, quota: Quota | null): Promise<void> {
+    return this.#plane.limit(id, fromQuota(quota));
+  }
+
+  gone(id: number): void {
+    this.#unfinished.delete(id);
+  }
+}

@@ -1,0 +1,67 @@
+/**
+ * `snapshot`: the leaf of a device becomes an intermediate image, and the device goes on in a new
+ * one.
+ */
+import { UbdError } from '../../base/errors.ts';
+import type { FrozenMount, Snapshot, SnapshotSpec } from '../../client/api.ts';
+import type { Workshop } from '../attach.ts';
+import { type Entry, toRecord } from '../device.ts';
+import type { LiveDevice, LiveLeaves } from '../machine.ts';
+import { canonical } from '../plan.ts';
+import { isUsable, type Usable } from '../takedown.ts';
+import { FrozenMounts } from './frozen-mounts.ts';
+
+/** A device with a leaf that takes writes. */
+export interface Writable extends Usable {
+  leaf: { path: string; ephemeral: boolean };
+}
+
+/** Throws where the device has no leaf that could be frozen, or is not attached. */
+export function requireWritable(entry: Entry): asserts entry is Writable {
+  const { name } = entry;
+  const place = { device: name };
+  if (entry.state !== 'attached' || !isUsable(entry))
+    throw new UbdError('busy', `${name} is ${entry.state}`, { place });
+  if (entry.leaf === null || entry.readOnly)
+    throw new UbdError('unsupported', `${name} is read-only: it has no leaf that takes writes`, {
+      place,
+    });
+}
+
+export function liveDevice({ id, name, leaf, transport }: Writable): LiveDevice {
+  return { id, name, leaf, outlives: transport.outlives === true };
+}
+
+export async function takeSnapshot(
+  { records, log }: Workshop,
+  live: LiveLeaves,
+  entry: Writable,
+  { file: asked, freeze = true }: Omit<SnapshotSpec, 'target'>,
+): Promise<Snapshot> {
+  const { name, node, link, transport, leaf } = entry;
+  const file = await canonical(asked);
+  let frozen: FrozenMounts | null = null;
+  let mounts: FrozenMount[] = [];
+  const made = await live.snapshot(liveDevice(entry), file, {
+    remember: async files => {
+      entry.snapshot = files;
+      await records.write(toRecord(entry, transport, node, link));
+    },
+    freeze: async () => {
+      frozen = await FrozenMounts.freeze(node, freeze);
+    },
+    thaw: async () => {
+      if (frozen !== null) mounts = await frozen.thaw();
+    },
+    report: text => log.warning(`${name}: ${text}`),
+  });
+  log.info(`${name}: ${file} is an intermediate image; goes on in a new ${leaf.path}`);
+  return {
+    device: name,
+    leaf: leaf.path,
+    image: file,
+    changed: made.changedBytes,
+    images: made.images,
+    mounts,
+  };
+}

@@ -1,0 +1,245 @@
+/**
+ * The database of an index: one SQLite file, read by any SQLite. FORMAT.md has its tables.
+ *
+ * Made under a temporary name and renamed when it is complete, so that a reader never sees half an
+ * index, and of two makers the last one wins with the same content. Afterwards a root's index is
+ * never written.
+ */
+import { randomBytes } from 'node:crypto';
+import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname } from 'node:path';
+import type BetterSqlite3 from 'better-sqlite3';
+import { UbdError } from '../base/errors.ts';
+import type { EntryRecord, ExtentRecord, FileSystemRecord, InodeRecord } from './record.ts';
+
+export type Database = BetterSqlite3.Database;
+
+/** `UBDI`, at byte 68 of the file: what file(1) and others tell it by. */
+export const APPLICATION_ID = 0x55424449;
+export const VERSION = 1;
+
+export const TABLES = `
+  CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+  CREATE TABLE inode (
+    number INTEGER PRIMARY KEY,
+    mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+    size INTEGER NOT NULL, links INTEGER NOT NULL,
+    mtime INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    ctime INTEGER NOT NULL, ctime_ns INTEGER NOT NULL,
+    allocated INTEGER NOT NULL, generation INTEGER NOT NULL, fingerprint INTEGER NOT NULL,
+    target TEXT, digest BLOB
+  );
+  CREATE TABLE entry (
+    id INTEGER PRIMARY KEY,
+    parent INTEGER NOT NULL, name TEXT NOT NULL, raw BLOB, inode INTEGER NOT NULL
+  );
+  CREATE TABLE extent (
+    position INTEGER PRIMARY KEY,
+    length INTEGER NOT NULL, inode INTEGER NOT NULL,
+    offset INTEGER NOT NULL, use INTEGER NOT NULL
+  );
+`;
+
+/**
+ * In the index of a leaf, which stands on that of its root: whatever it says of these counts, also
+ * that they are gone; of all others the root's rows count.
+ */
+export const TOUCHED_TABLES = `
+  CREATE TABLE touched_inode (number INTEGER PRIMARY KEY, content INTEGER NOT NULL);
+  CREATE TABLE touched_directory (number INTEGER PRIMARY KEY);
+`;
+
+/** After the rows are in: an index built at once is smaller, and several times faster to make. */
+const INDEXES = `
+  CREATE INDEX entry_parent ON entry (parent, name);
+  CREATE INDEX entry_inode ON entry (inode);
+  CREATE INDEX extent_inode ON extent (inode);
+  CREATE VIRTUAL TABLE name_search USING fts5 (
+    name, content = 'entry', content_rowid = 'id', tokenize = 'trigram', detail = 'none'
+  );
+  INSERT INTO name_search (name_search) VALUES ('rebuild');
+`;
+
+type Constructor = typeof BetterSqlite3;
+
+let loaded: Constructor | undefined;
+
+/** SQLite is loaded when an index is first used: nothing else needs it. */
+function sqlite(): Constructor {
+  try {
+    loaded ??= createRequire(import.meta.url)('better-sqlite3') as Constructor;
+    return loaded;
+  } catch (cause) {
+    throw new UbdError(
+      'unsupported',
+      'an index needs the package better-sqlite3, which is not there',
+      {
+        cause,
+        next: 'npm install better-sqlite3 (it compiles; a C++ compiler is needed)',
+      },
+    );
+  }
+}
+
+/** Opens an index for reading. Throws UbdError 'not-found', 'corrupt' or 'unsupported'. */
+export function openIndex(path: string): Database {
+  const Sqlite = sqlite();
+  if (!existsSync(path))
+    throw new UbdError('not-found', `${path}: there is no such index`, {
+      place: { file: path },
+      next: 'make it: ubd index ROOT',
+    });
+  let database: Database;
+  try {
+    database = new Sqlite(path, { readonly: true, fileMustExist: true });
+    const id = database.pragma('application_id', { simple: true });
+    const version = database.pragma('user_version', { simple: true });
+    if (id === APPLICATION_ID && version === VERSION) return database;
+    database.close();
+    if (id === APPLICATION_ID)
+      throw new UbdError('unsupported', `${path}: is an index of version ${version}`, {
+        place: { file: path },
+        next: 'make it anew: ubd index --force ROOT',
+      });
+  } catch (thrown) {
+    if (thrown instanceof UbdError) throw thrown;
+    throw notAnIndex(path, thrown);
+  }
+  throw notAnIndex(path);
+}
+
+function notAnIndex(path: string, cause?: unknown): UbdError {
+  return new UbdError('corrupt', `${path}: is not an index`, {
+    place: { file: path },
+    cause,
+    next: 'make it anew: ubd index --force ROOT',
+  });
+}
+
+/** Takes records and makes an index of them. Use it once: `add…`, then `finish` or `abandon`. */
+export class IndexWriter {
+  readonly #path: string;
+  readonly #temporary: string;
+  readonly #database: Database;
+  readonly #inode: BetterSqlite3.Statement;
+  readonly #entry: BetterSqlite3.Statement;
+  readonly #extent: BetterSqlite3.Statement;
+  #done = false;
+
+  /** @param onRoot the index of a leaf: it holds what differs from the root's */
+  constructor(path: string, { onRoot = false }: { onRoot?: boolean } = {}) {
+    this.#path = path;
+    this.#temporary = `${path}.${randomBytes(6).toString('hex')}.new`;
+    try {
+      this.#database = new (sqlite())(this.#temporary);
+    } catch (cause) {
+      if (cause instanceof UbdError) throw cause;
+      const { message } = cause as Error;
+      throw new UbdError('io', `${this.#temporary}: cannot be made (${message})`, {
+        cause,
+        place: { file: this.#temporary },
+        next: `can ${dirname(path)} be written to? --output names another place`,
+      });
+    }
+    const database = this.#database;
+    // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed.
+    database.pragma('journal_mode = OFF');
+    database.pragma('synchronous = OFF');
+    database.pragma('page_size = 8192');
+    database.pragma(`application_id = ${APPLICATION_ID}`);
+    database.pragma(`user_version = ${VERSION}`);
+    database.exec(TABLES);
+    if (onRoot) database.exec(TOUCHED_TABLES);
+    database.exec('BEGIN');
+    this.#inode = database.prepare(`INSERT INTO inode VALUES (${'?, '.repeat(14)}?)`);
+    this.#entry = database.prepare('INSERT INTO entry VALUES (NULL, ?, ?, ?, ?)');
+    this.#extent = database.prepare('INSERT INTO extent VALUES (?, ?, ?, ?, ?)');
+  }
+
+  addInode(r: InodeRecord): void {
+    this.#inode.run(
+      r.number,
+      ...[r.mode, r.uid, r.gid, r.sizeBytes, r.links],
+      ...[r.modifiedSeconds, r.modifiedNanoseconds, r.changedSeconds, r.changedNanoseconds],
+      ...[r.allocatedBytes, r.generation, r.fingerprint],
+      ...[r.target, r.digest],
+    );
+  }
+
+  addEntry({ parent, name, raw, inode }: EntryRecord): void {
+    this.#entry.run(parent, name, raw, inode);
+  }
+
+  /** Throws UbdError 'corrupt' where two files claim the same place. */
+  addExtent({ positionBytes, lengthBytes, inode, offsetBytes, use }: ExtentRecord): void {
+    try {
+      this.#extent.run(positionBytes, lengthBytes, inode, offsetBytes, use);
+    } catch (cause) {
+      if ((cause as { code?: string }).code !== 'SQLITE_CONSTRAINT_PRIMARYKEY') throw cause;
+      throw new UbdError('corrupt', `two files claim the bytes at ${positionBytes}`, {
+        place: { offset: positionBytes },
+        next: 'check it: fsck -n on a copy',
+      });
+    }
+  }
+
+  /** Only on a root. @param content do the bytes of the file differ, or only what is said of it? */
+  touchInode(number: number, content: boolean): void {
+    this.#database
+      .prepare(
+        `INSERT INTO touched_inode VALUES (?, ?)
+         ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
+      )
+      .run(number, content ? 1 : 0);
+  }
+
+  touchDirectory(number: number): void {
+    this.#database.prepare('INSERT OR IGNORE INTO touched_directory VALUES (?)').run(number);
+  }
+
+  /** Facts about the whole: text or numbers. */
+  setMeta(facts: Readonly<Record<string, string | number | null>>): void {
+    const statement = this.#database.prepare('INSERT OR REPLACE INTO meta VALUES (?, ?)');
+    for (const [key, value] of Object.entries(facts)) statement.run(key, value);
+  }
+
+  /** Completes the index, and puts it in place, durably. */
+  finish(): void {
+    this.#database.exec('COMMIT');
+    this.#database.exec(INDEXES);
+    this.#database.exec('ANALYZE');
+    this.#database.close();
+    this.#done = true;
+    for (const [path, rename] of [
+      [this.#temporary, true],
+      [dirname(this.#path), false],
+    ] as const) {
+      const fd = openSync(path, 'r');
+      try {
+        fsyncSync(fd);
+      } finally {
+        closeSync(fd);
+      }
+      if (rename) renameSync(this.#temporary, this.#path);
+    }
+  }
+
+  /** Leaves nothing behind. */
+  abandon(): void {
+    if (this.#done) return;
+    this.#done = true;
+    this.#database.close();
+    rmSync(this.#temporary, { force: true });
+  }
+}
+
+export function writeFileSystem(writer: IndexWriter, fs: FileSystemRecord): void {
+  writer.setMeta({
+    'fs.kind': fs.kind,
+    'fs.uuid': fs.uuid,
+    'fs.label': fs.label,
+    'fs.blockBytes': fs.blockBytes,
+    'fs.rootInode': fs.rootInode,
+  });
+}

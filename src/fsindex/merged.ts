@@ -1,0 +1,135 @@
+/**
+ * One file system as an index tells it: a root's index alone, or a leaf's on top of its root's.
+ *
+ *     leaf's index (main) ─┬─ what it touched: its own rows, or gone
+ *                          └─ all else: the root's index (attached as `root`)
+ *
+ * Both are read through the same two views, `inodes` and `entries`.
+ */
+import { UbdError } from '../base/errors.ts';
+import { type Database, openIndex } from './database.ts';
+
+export interface EntryRow {
+  parent: number;
+  name: string;
+  raw: Buffer | null;
+  inode: number;
+}
+
+export interface InodeRow {
+  number: number;
+  mode: number;
+  uid: number;
+  gid: number;
+  size: number;
+  links: number;
+  mtime: number;
+  mtime_ns: number;
+  generation: number;
+  target: string | null;
+  digest: Buffer | null;
+}
+
+/** Deeper paths are a loop of directories, which only a hostile image has. */
+const DEPTH_MAX = 4096;
+
+export class MergedIndex {
+  readonly database: Database;
+  /** It is a leaf's, on its root's. */
+  readonly onRoot: boolean;
+  readonly rootInode: number;
+  readonly #parentOf;
+  readonly #inode;
+  readonly #paths = new Map<number, string | null>();
+
+  private constructor(database: Database, onRoot: boolean) {
+    this.database = database;
+    this.onRoot = onRoot;
+    const views = onRoot
+      ? `CREATE TEMP VIEW inodes AS SELECT * FROM main.inode UNION ALL
+           SELECT * FROM root.inode
+           WHERE number NOT IN (SELECT number FROM main.touched_inode);
+         CREATE TEMP VIEW entries AS SELECT * FROM main.entry UNION ALL
+           SELECT * FROM root.entry
+           WHERE parent NOT IN (SELECT number FROM main.touched_directory);`
+      : `CREATE TEMP VIEW inodes AS SELECT * FROM main.inode;
+         CREATE TEMP VIEW entries AS SELECT * FROM main.entry;`;
+    database.exec(views);
+    this.rootInode = Number(this.meta('fs.rootInode'));
+    this.#parentOf = database.prepare<[number], EntryRow>(
+      'SELECT parent, name, raw, inode FROM entries WHERE inode = ? LIMIT 1',
+    );
+    this.#inode = database.prepare<[number], InodeRow>('SELECT * FROM inodes WHERE number = ?');
+  }
+
+  /** The index of a root. Throws UbdError as `openIndex`. */
+  static open(path: string): MergedIndex {
+    return new MergedIndex(openIndex(path), false);
+  }
+
+  /** The index of a leaf over that of its root. They must belong together. */
+  static openLeaf(path: string, rootPath: string): MergedIndex {
+    const database = openIndex(path);
+    const root = openIndex(rootPath);
+    const key = root
+      .prepare<[], { value: string }>("SELECT value FROM meta WHERE key = 'key'")
+      .get();
+    root.close();
+    database.prepare('ATTACH ? AS root').run(rootPath);
+    const merged = new MergedIndex(database, true);
+    if (merged.meta('root.key') !== key?.value) {
+      merged.close();
+      throw new UbdError('root-mismatch', `${path}: was made on another root's index`, {
+        place: { file: path },
+        next: 'make it anew: ubd index --force LEAF',
+      });
+    }
+    return merged;
+  }
+
+  meta(key: string): string | number | null {
+    const row = this.database
+      .prepare<[string], { value: string | number }>('SELECT value FROM main.meta WHERE key = ?')
+      .get(key);
+    return row?.value ?? null;
+  }
+
+  inode(number: number): InodeRow | undefined {
+    return this.#inode.get(number);
+  }
+
+  /**
+   * The path of an inode that has one: the first, of several names. Null for what no directory
+   * leads to (an open file that was deleted).
+   */
+  pathOf(inode: number): string | null {
+    // Up to what is known, or the top; then down again, remembering each on the way.
+    const chain: EntryRow[] = [];
+    let path: string | null | undefined;
+    for (let at = inode; path === undefined; ) {
+      path = at === this.rootInode ? '' : this.#paths.get(at);
+      if (path !== undefined) break;
+      const entry = this.#parentOf.get(at);
+      if (entry === undefined || chain.length > DEPTH_MAX) path = null;
+      else {
+        chain.push(entry);
+        at = entry.parent;
+      }
+    }
+    for (const { name, inode: number } of chain.reverse()) {
+      path = path === null ? null : `${path}/${name}`;
+      this.#paths.set(number, path);
+    }
+    return path === '' ? '/' : path;
+  }
+
+  /** The path of a name in a directory. */
+  join(parent: number, name: string): string | null {
+    const above = this.pathOf(parent);
+    return above === null ? null : above === '/' ? `/${name}` : `${above}/${name}`;
+  }
+
+  close(): void {
+    this.database.close();
+  }
+}

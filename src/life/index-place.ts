@@ -1,0 +1,70 @@
+/**
+ * Where indexes lie, and whether one that is there still tells the truth.
+ *
+ *     ROOT.ubdindex                                beside the root: shared with it, by whoever can
+ *     STATE/indexes/FINGERPRINT-SIZE.ubdindex      where that place cannot be written to
+ *     LEAF.ubdindex                                beside the leaf
+ *
+ * A root's index is found by the root's identity, so a replaced root never gets another's. A leaf's
+ * says of which state of the leaf's file it was made; after any write to the file it is made anew.
+ */
+import { accessSync, constants, statSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { UbdError } from '../base/errors.ts';
+import { openIndex } from '../fsindex/database.ts';
+import type { RootIdentity } from './world.ts';
+
+const SUFFIX = '.ubdindex';
+
+/** What a root's index is known by. */
+export function rootKey({ sizeBytes, fingerprint }: RootIdentity): string {
+  return `${sizeBytes}:${fingerprint}`;
+}
+
+/** Places for the index of a root, the preferred one first. */
+export function rootIndexPlaces(root: string, identity: RootIdentity, directory: string): string[] {
+  const { fingerprint, sizeBytes } = identity;
+  return [root + SUFFIX, join(directory, `${fingerprint}-${sizeBytes}${SUFFIX}`)];
+}
+
+export function leafIndexPlace(leaf: string): string {
+  return leaf + SUFFIX;
+}
+
+/** The first place whose directory can be written to. */
+export function writablePlace(places: readonly string[]): string {
+  for (const place of places)
+    try {
+      accessSync(dirname(place), constants.W_OK);
+      return place;
+    } catch {
+      // The next one, then.
+    }
+  throw new UbdError('permission', `no place for the index: ${places.join(', ')}`, {
+    next: 'name one that can be written to: --output FILE',
+  });
+}
+
+/** Everything that the kernel changes when the file is written. */
+export function fileStamp(path: string): string {
+  const { dev, ino, size, mtimeNs, ctimeNs } = statSync(path, { bigint: true });
+  return `${dev}:${ino}:${size}:${mtimeNs}:${ctimeNs}`;
+}
+
+/** Does the index at `path` have these facts? False where there is none, or it is no index. */
+export function indexSays(path: string, facts: Readonly<Record<string, string | number>>): boolean {
+  try {
+    const index = openIndex(path);
+    try {
+      const meta = index.prepare<[string], { value: string | number }>(
+        'SELECT value FROM meta WHERE key = ?',
+      );
+      return Object.entries(facts).every(([key, value]) => meta.get(key)?.value === value);
+    } finally {
+      index.close();
+    }
+  } catch (thrown) {
+    if (thrown instanceof UbdError && thrown.code === 'unsupported') throw thrown;
+    return false;
+  }
+}

@@ -1,0 +1,63 @@
+/**
+ * The files that operations on leaves work on: `Files`, and roots with what they are known by.
+ * `diskWorld` is the real machine.
+ */
+import { UbdError } from '../base/errors.ts';
+import { computeIdentity, identify, type RootIdentity } from '../image/identity.ts';
+import { checkSize, openRoot } from '../image/raw-image.ts';
+import { adoptFile, diskFiles } from '../leaf/disk-files.ts';
+import type { Files, OpenFile } from '../leaf/files.ts';
+
+export type { RootIdentity } from '../image/identity.ts';
+
+export interface OpenedRoot {
+  file: OpenFile;
+  identity: RootIdentity;
+}
+
+export interface World extends Files {
+  /** Opens a root for reading, and finds out what it is known by. Refuses what cannot be a root. */
+  openRoot(path: string): Promise<OpenedRoot>;
+  /** What a finished image will be known by as a root. */
+  identityOf(image: OpenFile): Promise<RootIdentity>;
+}
+
+export const diskWorld: World = {
+  ...diskFiles,
+
+  async openRoot(path): Promise<OpenedRoot> {
+    const opened = await openRoot(path);
+    const file = adoptFile(path, opened.fd, opened.kind === 'block device');
+    try {
+      return { file, identity: await identify(opened) };
+    } catch (error) {
+      file.close();
+      throw error;
+    }
+  },
+
+  identityOf(image): Promise<RootIdentity> {
+    const { name, fd, sizeBytes } = image;
+    checkSize(name, sizeBytes);
+    const kind = image.blockDevice ? 'block device' : 'file';
+    return computeIdentity({ path: name, fd, kind, sizeBytes });
+  },
+};
+
+/** The root is not the one that the leaf says it stands on. */
+export function compareIdentity(
+  leaf: string,
+  path: string,
+  found: RootIdentity,
+  wanted: RootIdentity,
+): void {
+  if (found.sizeBytes === wanted.sizeBytes && found.fingerprint === wanted.fingerprint) return;
+  const say = ({ sizeBytes, fingerprint }: RootIdentity): string =>
+    `${sizeBytes} bytes, fingerprint ${fingerprint}`;
+  throw new UbdError(
+    'root-mismatch',
+    `${path} is not the root that ${leaf} was made on: ` +
+      `it has ${say(found)}; expected ${say(wanted)}`,
+    { place: { file: path }, next: 'bring back the root that the leaf was made on' },
+  );
+}

@@ -1,0 +1,214 @@
+/**
+ * What a connection sends: replies, gathered to one sendmsg, of which one is under way at a time.
+ *
+ *     msghdr ──▶ iovec │ header │ data │ header header │ data …     headers lie here, data where
+ *                                                                   they are
+ *
+ * A message is begun with its SQE. Until that is submitted, at the end of the turn, replies are
+ * added to it: the kernel reads msghdr and vectors when it carries the SQE out. What is ready later
+ * goes into the next one, so that a slow client gets few and large messages.
+ */
+import { assert } from '../../base/assert.ts';
+import { EAGAIN, EINTR } from '../../base/errno.ts';
+import { layout, u32, u64 } from '../../base/layout.ts';
+import type { IoOp, Memory } from '../../uring/io.ts';
+import type { Ring } from '../../uring/ring.ts';
+import { OPCODE, setAddress, setLength, setOpFlags } from '../../uring/sqe.ts';
+import { TRIES_MAX } from '../../uring/transfer.ts';
+
+/** struct msghdr of 64-bit machines. */
+const MSGHDR = layout('msghdr', {
+  name: u64,
+  nameLength: u32,
+  padding: u32,
+  vectors: u64,
+  vectorCount: u64,
+  control: u64,
+  controlLength: u64,
+  flags: u32,
+  padding2: u32,
+});
+const VECTOR_BYTES = 16;
+const VECTOR_WORDS = VECTOR_BYTES / 4;
+const VECTORS_MAX = 256;
+/** Headers, and messages of errors. */
+const HEADERS_BYTES = 16 * 1024;
+const VECTORS_AT = 64;
+const HEADERS_AT: number = VECTORS_AT + VECTORS_MAX * VECTOR_BYTES;
+
+/** What an outbox takes of its memory; a multiple of 8. */
+export const OUTBOX_BYTES: number = HEADERS_AT + HEADERS_BYTES;
+
+/** The longest header of a reply, with the message of an error. */
+export const REPLY_HEADER_BYTES_MAX = 128;
+/** A message that has so many bytes takes no more replies, so that their memory comes back soon. */
+const MESSAGE_BYTES = 1024 * 1024;
+
+const MSG_WAITALL = 0x100;
+const MSG_NOSIGNAL = 0x4000;
+const HALF = 2 ** 32;
+
+const STATE = { IDLE: 0, FILLING: 1, SENDING: 2 } as const;
+type State = (typeof STATE)[keyof typeof STATE];
+
+export class Outbox implements IoOp {
+  readonly #ring: Ring;
+  readonly #fd: number;
+  readonly #memory: Memory;
+  readonly #start: number;
+  readonly #words: Uint32Array;
+  readonly #onSent: (error: number) => void;
+  #state: State = STATE.IDLE;
+  /** The ring's count of submissions when the message was begun. */
+  #round = 0;
+  #vectors = 0;
+  /** Vectors that are sent, after a short send. */
+  #sentVectors = 0;
+  #headersEnd: number;
+  /** Where the last vector ends: what begins there is added to it. */
+  #lastEnd = 0;
+  #leftBytes = 0;
+  #tries = 0;
+
+  /** @param start a multiple of 8 */
+  constructor(
+    ring: Ring,
+    fd: number,
+    memory: Memory,
+    start: number,
+    onSent: (error: number) => void,
+  ) {
+    this.#ring = ring;
+    this.#fd = fd;
+    this.#memory = memory;
+    this.#start = start;
+    this.#words = new Uint32Array(memory.bytes.buffer, start, HEADERS_AT / 4);
+    this.#onSent = onSent;
+    this.#headersEnd = start + HEADERS_AT;
+    MSGHDR.write(memory.view, start, {});
+  }
+
+  get view(): DataView {
+    return this.#memory.view;
+  }
+
+  get bytes(): Uint8Array {
+    return this.#memory.bytes;
+  }
+
+  get idle(): boolean {
+    return this.#state === STATE.IDLE;
+  }
+
+  /** Whether replies can be added now: begins a message where none is under way. */
+  open(): boolean {
+    if (this.#state === STATE.IDLE) {
+      this.#vectors = 0;
+      this.#sentVectors = 0;
+      this.#headersEnd = this.#start + HEADERS_AT;
+      this.#lastEnd = 0;
+      this.#leftBytes = 0;
+      this.#tries = 0;
+      this.#point(0);
+      this.#prepare();
+      this.#state = STATE.FILLING;
+      this.#round = this.#ring.submissions;
+      return true;
+    }
+    if (this.#state !== STATE.FILLING) return false;
+    if (this.#round === this.#ring.submissions) return true;
+    this.#state = STATE.SENDING;
+    return false;
+  }
+
+  /** Whether one more reply (REPLY_HEADER_BYTES_MAX, and data) fits into the open message. */
+  get hasRoom(): boolean {
+    return (
+      this.#headersEnd + REPLY_HEADER_BYTES_MAX <= this.#start + OUTBOX_BYTES &&
+      this.#vectors + 2 <= VECTORS_MAX &&
+      this.#leftBytes < MESSAGE_BYTES
+    );
+  }
+
+  /** Byte offset in `view` for the next header. */
+  get headerAt(): number {
+    return this.#headersEnd;
+  }
+
+  /** Adds the header of `bytes` that was written at `headerAt`. */
+  addHeader(bytes: number): void {
+    this.addData(this.#memory.address + this.#headersEnd, bytes);
+    this.#headersEnd += bytes;
+  }
+
+  /** Adds what lies at an absolute address. It must stay there until `onSent`. */
+  addData(address: number, bytes: number): void {
+    const words = this.#words;
+    this.#leftBytes += bytes;
+    if (address === this.#lastEnd) {
+      const word = (VECTORS_AT + (this.#vectors - 1) * VECTOR_BYTES) / 4;
+      words[word + 2] = words[word + 2]! + bytes;
+    } else {
+      const word = (VECTORS_AT + this.#vectors * VECTOR_BYTES) / 4;
+      words[word] = address;
+      words[word + 1] = address / HALF;
+      words[word + 2] = bytes;
+      words[word + 3] = 0;
+      this.#vectors++;
+      words[MSGHDR.at.vectorCount / 4] = this.#vectors;
+    }
+    this.#lastEnd = address + bytes;
+  }
+
+  done(result: number): void {
+    this.#state = STATE.SENDING;
+    if (result > 0) {
+      assert(result <= this.#leftBytes, 'no more is sent than there was');
+      this.#leftBytes -= result;
+      this.#tries = 0;
+      if (this.#leftBytes > 0) {
+        this.#skip(result);
+        this.#prepare();
+        return;
+      }
+    } else if ((result === -EINTR || result === -EAGAIN) && ++this.#tries < TRIES_MAX) {
+      this.#prepare();
+      return;
+    }
+    this.#state = STATE.IDLE;
+    this.#onSent(Math.min(result, 0));
+  }
+
+  #prepare(): void {
+    const ring = this.#ring;
+    const word = ring.prepare(OPCODE.SENDMSG, this.#fd, this);
+    setAddress(ring.words, word, this.#memory.address + this.#start);
+    setLength(ring.words, word, 1);
+    setOpFlags(ring.words, word, MSG_NOSIGNAL | MSG_WAITALL);
+  }
+
+  /** The kernel has sent the first `bytes` only. */
+  #skip(bytes: number): void {
+    const words = this.#words;
+    let left = bytes;
+    let word = VECTORS_AT / 4 + this.#sentVectors * VECTOR_WORDS;
+    while (left >= words[word + 2]!) {
+      left -= words[word + 2]!;
+      word += VECTOR_WORDS;
+      this.#sentVectors++;
+    }
+    const address = words[word + 1]! * HALF + words[word]! + left;
+    words[word] = address;
+    words[word + 1] = address / HALF;
+    words[word + 2] = words[word + 2]! - left;
+    this.#point(this.#sentVectors);
+  }
+
+  /** The message begins at this vector. */
+  #point(vector: number): void {
+    const address = this.#memory.address + this.#start + VECTORS_AT + vector * VECTOR_BYTES;
+    this.#words[MSGHDR.at.vectors / 4] = address;
+    this.#words[MSGHDR.at.vectors / 4 + 1] = address / HALF;
+    this.#words[MSGHDR.at.vectorCount / 4] = this.#vectors - vector;
+  }
+}

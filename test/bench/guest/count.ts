@@ -1,0 +1,15 @@
+/**
+ * In the guest: brings one target up, runs the workloads on it, and prints a line of JSON: the
+ * nanoseconds of each, by id.
+ */
+import { prepare, TARGETS } from './targets.ts';
+import { measure, WARM_UP, WORKLOADS } from './workloads.ts';
+
+const target = TARGETS.find(({ id }) => id === process.argv[2])!;
+await prepare();
+const node = await target.up();
+for (const workload of WARM_UP) await measure(node, workload);
+const counted: Record<string, number> = {};
+for (const workload of WORKLOADS) counted[workload.id] = await measure(node, workload);
+console.log(JSON.stringify(counted));
+process.exit(0); // servers end with the guest
