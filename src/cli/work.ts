@@ -2,14 +2,7 @@
  * What the commands that work on leaves themselves have in common: which file is meant, a way to be
  * stopped, and how far they are.
  */
-import {
-  createWriteStream,
-  existsSync,
-  readdirSync,
-  readFileSync,
-  realpathSync,
-  type WriteStream,
-} from 'node:fs';
+import { existsSync, readdirSync, readFileSync, realpathSync } from 'node:fs';
 import { resolve } from 'node:path';
 import type { Writable } from 'node:stream';
 import { UbdError } from '../base/errors.ts';

@@ -13,6 +13,7 @@ import type { OpenedLeaf } from '../leaf/open.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import type { ChainHold } from './chains.ts';
 import type { LeafHandle, RootHandle } from './machine.ts';
+import type { RootLayerSpec } from './plane-protocol.ts';
 
 /** A descriptor with one owner at a time. */
 class Descriptor {
@@ -40,7 +41,7 @@ class Descriptor {
 
 export class FileRoot implements RootHandle {
   readonly path: string;
-  readonly type: RootHandle['type'];
+  readonly type: 'file' | 'block device';
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
   readonly image: OpenRoot;
@@ -53,6 +54,12 @@ export class FileRoot implements RootHandle {
     this.sizeBytes = opened.sizeBytes;
     this.identity = identity;
     this.descriptor = new Descriptor(opened.fd);
+  }
+
+  /** Hands it on, as a layer of a device. */
+  takeLayer(): RootLayerSpec {
+    const fd = this.descriptor.release();
+    return { kind: 'root', name: this.path, fd, sizeBytes: this.sizeBytes };
   }
 
   close(): void {

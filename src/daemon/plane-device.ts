@@ -16,6 +16,7 @@ import { RootLayer } from '../image/raw-image.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
 import type { Freeze, Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
+import { UpstreamLayer } from '../remote/upstream-layer.ts';
 import type { Layer } from '../store/store.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
@@ -24,7 +25,7 @@ import { NbdSession } from '../transport/nbd/session.ts';
 import type { NbdSlots } from '../transport/nbd/slots.ts';
 import { UblkSession } from '../transport/ublk/session.ts';
 import type { UblkSlots } from '../transport/ublk/slots.ts';
-import type { Io, Memory } from '../uring/io.ts';
+import type { Io, IoOp, Memory } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
 import { IOSQE_ASYNC, OPCODE, setFlags } from '../uring/sqe.ts';
 import { FaultLimiter } from './fault-limiter.ts';
@@ -73,12 +74,15 @@ interface Session {
 function closeOthers({ transport, layers }: DeviceSpec): void {
   if (transport.kind !== 'nbd') native.close(transport.fd);
   else for (const { fd } of transport.channels) native.close(fd);
-  for (const layer of layers) if (layer.kind === 'root') native.close(layer.fd);
+  for (const layer of layers) if (layer.kind !== 'frozen') native.close(layer.fd);
 }
 
-function makeLayer(io: Io, spec: LayerSpec): Layer {
+function makeLayer({ io, ring }: Plant, spec: LayerSpec): Layer {
   if (spec.kind === 'frozen') return new FrozenLayer(io, spec.name, spec.files, spec.owners);
-  return new RootLayer(io, spec.name, spec.fd, bytesToSectors(spec.sizeBytes));
+  const sizeSectors = bytesToSectors(spec.sizeBytes);
+  return spec.kind === 'root'
+    ? new RootLayer(io, spec.name, spec.fd, sizeSectors)
+    : new UpstreamLayer(ring, spec.name, spec.fd, sizeSectors);
 }
 
 /** Closes all that was given for a device that could not be opened. */
@@ -91,6 +95,7 @@ export class PlaneDevice {
   readonly spec: DeviceSpec;
   readonly #plant: Plant;
   readonly #events: PlaneDeviceEvents;
+  readonly #upstream: readonly UpstreamLayer[];
   readonly #leaves: PlaneLeaves;
   readonly #union: UnionDevice;
   readonly #session: Session;
@@ -105,7 +110,8 @@ export class PlaneDevice {
     this.#plant = plant;
     this.#events = events;
     this.#faults = new FaultLimiter(spec.name, events.onFault);
-    const below = spec.layers.map(layer => makeLayer(io, layer));
+    const below = spec.layers.map(layer => makeLayer(plant, layer));
+    this.#upstream = below.filter(layer => layer instanceof UpstreamLayer);
     this.#leaves = new PlaneLeaves(io, spec.leaf, spec.shadow, below, mark =>
       events.onQuota(spec.id, mark),
     );
@@ -198,7 +204,7 @@ export class PlaneDevice {
   /** Stops serving; then the leaf is made durable and clean, and everything is closed. */
   close(done: Done): void {
     this.#closing = true;
-    this.#whenCutOff = () => this.#closeLeaf(done);
+    this.#whenCutOff = () => this.#closeUpstream(() => this.#closeLeaf(done));
     if (this.#serving) this.#session.stop();
     else this.#whenCutOff();
   }
@@ -236,6 +242,18 @@ export class PlaneDevice {
         this.#passRing(() => done(this.#failure('close', result)));
       },
     });
+  }
+
+  /** Nothing is received any more, so that their sockets may be closed. */
+  #closeUpstream(then: () => void): void {
+    let left = this.#upstream.length;
+    if (left === 0) then();
+    const closed: IoOp = {
+      done: () => {
+        if (--left === 0) then();
+      },
+    };
+    for (const layer of this.#upstream) layer.close(closed);
   }
 
   #passRing(then: () => void): void {

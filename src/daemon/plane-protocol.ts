@@ -51,8 +51,18 @@ export interface RootLayerSpec {
   sizeBytes: number;
 }
 
+/** A remote root, behind a socket to the upstream thread (remote/wire.ts). */
+export interface UpstreamLayerSpec {
+  kind: 'upstream';
+  name: string;
+  fd: number;
+  sizeBytes: number;
+  /** Stands for the content, as exactly as it can be known (remote/remote-root.ts). */
+  generation: string;
+}
+
 /** A read-only layer below the leaf. */
-export type LayerSpec = FrozenLayerSpec | RootLayerSpec;
+export type LayerSpec = FrozenLayerSpec | RootLayerSpec | UpstreamLayerSpec;
 
 export type TransportSpec =
   /** An open /dev/fuse whose file system is not mounted yet, or just was. */

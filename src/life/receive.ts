@@ -34,7 +34,7 @@ export interface ReceiveSpec {
   source: string | Readable;
   /** Where the leaf is to be: there must be nothing. */
   leaf: string;
-  /** The root or intermediate image that it is to stand on. Default: where it was for the sender. */
+  /** The root or image that it is to stand on. Default: where it was for the sender. */
   base?: string;
 }
 

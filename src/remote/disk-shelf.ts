@@ -20,7 +20,7 @@ import {
 /** <linux/falloc.h>: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE */
 const PUNCH = 1 | 2;
 /** Chunks being written; what comes while there are as many is not stored. */
-const WRITES_MAX = 32;
+const WRITES_MAX = 128;
 /** The time of use is written again when it is older. */
 const USE_SECONDS = 600;
 

@@ -33,6 +33,8 @@ export interface OpenRootSpec {
   patient: boolean;
   /** A manifest from an earlier opening. */
   manifest: Buffer | null;
+  /** Use none, wherever it is. */
+  ignoreManifest?: boolean;
 }
 
 export interface RootMachine {
@@ -55,7 +57,9 @@ export async function openRemoteRoot(
   const { options, report } = machine;
   const name = parseRootUri(spec.uri).text;
   const [first, ...others] = [spec.uri, ...spec.replicas].map(uri => makePlace(parseRootUri(uri)));
-  const found = await findManifest(name, [first!, ...others], spec, machine);
+  const found = spec.ignoreManifest
+    ? null
+    : await findManifest(name, [first!, ...others], spec, machine);
   const identity = spec.identity ?? found?.identity ?? null;
   const set = new ReplicaSet({ name, identity, options, report });
   set.verifies = found !== null;
@@ -136,7 +140,7 @@ function unusable({ name, replicas }: ReplicaSet): UbdError {
   const first = replicas[0]!.trouble!;
   return new UbdError(
     CODES[first.trouble] ?? 'io',
-    `${name}: the root cannot be used: ${reasons.join('; ')}`,
+    `the root ${name} cannot be used: it ${reasons.join('; ')}`,
     {
       place: { file: name },
       cause: first,
@@ -183,7 +187,7 @@ async function findManifest(
     ),
   );
   const candidates = [...places.map(({ uri }, i) => ({ from: uri, raw: beside[i]! }))];
-  candidates.push({ from: 'on record', raw: spec.manifest! });
+  candidates.push({ from: 'the state directory', raw: spec.manifest! });
   for (const { from, raw } of candidates) {
     if (raw === null) continue;
     try {

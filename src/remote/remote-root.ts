@@ -1,28 +1,28 @@
 /**
  * A remote root, open: what every reader of it shares.
  *
- *     read ─▶ chunks ─▶ in memory? ─▶ being fetched? ─▶ on the local disk? ─▶ from a replica
- *                          │            (once,            (checked)             (verified, where
- *                          ▼             whoever asks)                           there is a manifest)
- *                       pieces ◀──────────┴──────────────────┴────────────────────┘
+ *     read ─▶ chunks ─▶ in memory? ─▶ being fetched? ─▶ on the disk? ─▶ from a replica
+ *                          │            (once,            (checked)       (verified, where there
+ *                          ▼             whoever asks)                     is a manifest)
+ *                       pieces ◀──────────┴──────────────────┴──────────────┘
  *
  * A root is read in chunks: those of its manifest, or 128 KiB. A reader that goes through it in
  * order has the next ones fetched ahead.
  *
  * The key of its generation stands for the content, as exactly as that can be known: the manifest's
  * tree digest; or the identity with the version of the place that it was opened at; or, where no
- * place tells versions, this very opening. Caches keep chunks by it, so they never serve the content
- * of another generation.
+ * place tells versions, this very opening. Caches keep chunks by it, so they never serve the
+ * content of another generation.
  */
 import { createHash, randomUUID } from 'node:crypto';
 import type { LRUCache } from 'lru-cache';
-import { UbdError } from '../base/errors.ts';
+import { type ErrorCode, UbdError } from '../base/errors.ts';
 import type { RootIdentity } from '../image/identity.ts';
 import type { DiskCache } from './disk-cache.ts';
 import type { DiskShelf } from './disk-shelf.ts';
 import { CHUNK_BYTES, type Manifest } from './manifest.ts';
 import type { RemoteOptions } from './options.ts';
-import type { Place } from './place.ts';
+import type { Place, Trouble } from './place.ts';
 import type { PortSource } from './port.ts';
 import { Readahead } from './readahead.ts';
 import type { ReplicaReport, ReplicaState } from './replica.ts';
@@ -54,6 +54,14 @@ export interface RemoteStats {
   ahead: number;
   replicas: ReplicaReport[];
 }
+
+/** What keeps a place from becoming a replica at all. */
+const USELESS: Readonly<Partial<Record<Trouble, ErrorCode>>> = {
+  differs: 'root-mismatch',
+  nonsense: 'bad-root',
+  missing: 'not-found',
+  denied: 'permission',
+};
 
 let nextNumber = 1;
 
@@ -165,15 +173,14 @@ export class RemoteRoot implements PortSource {
     const replica = await this.#set.add(place);
     const { state, trouble } = replica;
     if (state === 'live') return state;
-    if (trouble?.trouble === 'differs' || trouble?.trouble === 'nonsense') {
-      this.#set.remove(place.uri);
-      throw new UbdError(
-        trouble.trouble === 'differs' ? 'root-mismatch' : 'bad-root',
-        `${place.uri} cannot be a replica of ${this.name}: it ${trouble.message}`,
-        { place: { file: place.uri }, next: 'a replica is an exact copy of its root' },
-      );
-    }
-    return state;
+    const code = trouble && USELESS[trouble.trouble];
+    if (!code) return state; // it may be well soon
+    this.#set.remove(place.uri);
+    throw new UbdError(
+      code,
+      `${place.uri} cannot be a replica of ${this.name}: it ${trouble.message}`,
+      { place: { file: place.uri }, next: 'a replica is an exact copy of its root' },
+    );
   }
 
   removeReplica(uri: string): boolean {

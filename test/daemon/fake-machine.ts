@@ -16,6 +16,7 @@ import type {
   LiveLeaves,
   Machine,
   NewLeaf,
+  Replicas,
   RootHandle,
   Transport,
   TransportDevice,
@@ -60,6 +61,11 @@ export class FakeMachine implements Machine {
   stopped = false;
   readonly nodes: string;
   readonly images: Images;
+  readonly replicas: Replicas = {
+    add: async () => this.#noRemote(),
+    remove: async () => this.#noRemote(),
+    list: async () => [],
+  };
   readonly transports: readonly Transport[];
   readonly exporter: Exporter;
   /** Exports that are open, by their number, and their clients. */
@@ -71,6 +77,10 @@ export class FakeMachine implements Machine {
   readonly foreign: Set<string> = new Set();
   /** Ids that were detached in use. */
   readonly later: number[] = [];
+
+  #noRemote(): never {
+    throw new Error('the machine of this test has no remote roots');
+  }
 
   constructor(nodes: string) {
     this.nodes = nodes;
