@@ -1,6 +1,6 @@
 /**
- * From what an export or a template says to the root and the leaf that a disk of it has now. Nothing
- * is changed here.
+ * From what an export or a template says to the root and the leaf that a disk of it has now.
+ * Nothing is changed here.
  *
  *     ephemeral              ephemeral/NAME+export.leaf    new
  *     template               DIR/NAME.leaf                 new, or found again
