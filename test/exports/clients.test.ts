@@ -279,6 +279,8 @@ for h in hs:
 open(sys.argv[4], 'wb').write(model)
 `;
 
+t.setTimeout(900_000); // for what hangs
+
 t.test('libnbd from Python', { skip: skipPython }, async t => {
   const made = await ExportSandbox.start(t);
   const { sandbox, root } = made;
