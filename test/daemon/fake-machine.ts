@@ -145,6 +145,7 @@ export class FakeMachine implements Machine {
       quota: null,
       refused: 0,
       changedBytes: 1024,
+      cache: null,
     }));
   }
 

@@ -423,7 +423,9 @@ export class FuseSession {
     if (request.result < 0) {
       this.#reply(slot, request.result, 0);
     } else if (request.op === OP.READ) {
-      this.#reply(slot, 0, request.count * SECTOR_BYTES);
+      const bytes = request.count * SECTOR_BYTES;
+      if (slot.loan.count > 0) this.#replyLent(slot, bytes);
+      else this.#reply(slot, 0, bytes);
     } else if (request.op === OP.WRITE) {
       const word = slot.shortReplyWord + OUT_HEADER_BYTES / 4;
       slot.words[word] = request.count * SECTOR_BYTES;
@@ -442,19 +444,36 @@ export class FuseSession {
     this.#send(slot, bytes === 0 ? slot.shortReplyWord : slot.replyWord, error, bytes);
   }
 
-  #send(slot: Slot, reply: number, error: number, bytes: number): void {
-    const { words, memory } = slot;
+  /** Writes a reply whose data are the pieces of the slot's loan. */
+  #replyLent(slot: Slot, bytes: number): void {
+    const { loan, words, memory, replyWord, vectorWord } = slot;
     const { ring } = this.#slots;
-    const length = OUT_HEADER_BYTES + bytes;
-    words[reply] = length;
+    this.#writeHeader(slot, replyWord, 0, bytes);
+    let at = writeVector(words, vectorWord, memory.address + replyWord * 4, OUT_HEADER_BYTES);
+    for (let i = 0; i < loan.count; i++)
+      at = writeVector(words, at, loan.memories[i]!.address + loan.starts[i]!, loan.lengths[i]!);
+    const word = ring.prepare(OPCODE.WRITEV, this.#fd, slot);
+    setAddress(ring.words, word, memory.address + vectorWord * 4);
+    setLength(ring.words, word, loan.count + 1);
+    setCurrentPosition(ring.words, word);
+  }
+
+  #send(slot: Slot, reply: number, error: number, bytes: number): void {
+    const { ring } = this.#slots;
+    this.#writeHeader(slot, reply, error, bytes);
+    const word = ring.prepare(OPCODE.WRITE, this.#fd, slot);
+    setAddress(ring.words, word, slot.memory.address + reply * 4);
+    setLength(ring.words, word, slot.replyBytes);
+    setCurrentPosition(ring.words, word);
+  }
+
+  #writeHeader(slot: Slot, reply: number, error: number, bytes: number): void {
+    const { words } = slot;
+    slot.replyBytes = OUT_HEADER_BYTES + bytes;
+    words[reply] = slot.replyBytes;
     words[reply + 1] = error;
     words[reply + 2] = words[slot.requestWord + WORD.UNIQUE_LOW]!;
     words[reply + 3] = words[slot.requestWord + WORD.UNIQUE_HIGH]!;
-    slot.replyBytes = length;
-    const word = ring.prepare(OPCODE.WRITE, this.#fd, slot);
-    setAddress(ring.words, word, memory.address + reply * 4);
-    setLength(ring.words, word, length);
-    setCurrentPosition(ring.words, word);
   }
 
   /** For Slot: the reply is written, or the kernel did not want it. */
@@ -468,6 +487,7 @@ export class FuseSession {
   }
 
   #giveBack(slot: Slot): void {
+    slot.loan.giveBack();
     slot.session = null;
     this.#slots.release(this.#share, slot);
   }
@@ -506,6 +526,15 @@ export class FuseSession {
  * Results of a read after which the next one may succeed: a signal, a request that was given up.
  */
 const PASSING: ReadonlySet<number> = new Set([-EINTR, -EAGAIN, -ENOENT, -ECANCELED]);
+
+/** One struct iovec; returns the word behind it. */
+function writeVector(words: Uint32Array, word: number, address: number, length: number): number {
+  words[word] = address;
+  words[word + 1] = address / HALF;
+  words[word + 2] = length;
+  words[word + 3] = 0;
+  return word + 4;
+}
 
 /** For a cancellation, whose own result does not matter: the reads say that they ended. */
 const NOTHING: IoOp = { done() {} };
