@@ -33,6 +33,8 @@ enum Which : int32_t {
   kWrite = 3,
   kFallocate = 4,
   kPwriteDurable = 5,
+  kReadNext = 6,
+  kPreadCached = 7,
 };
 
 // What the kernel moves at most in one call (MAX_RW_COUNT); it cuts longer ones to this by itself.
@@ -45,6 +47,7 @@ int64_t RunOnce(const Call& call, void* address, size_t length, off_t position) 
     case kPwrite:
       return pwrite(call.fd, address, length, position);
     case kRead:
+    case kReadNext:
       return read(call.fd, address, length);
     case kWrite:
       return write(call.fd, address, length);
@@ -55,13 +58,17 @@ int64_t RunOnce(const Call& call, void* address, size_t length, off_t position) 
       const iovec vector = {address, length};
       return pwritev2(call.fd, &vector, 1, position, RWF_DSYNC);
     }
+    case kPreadCached: {
+      const iovec vector = {address, length};
+      return preadv2(call.fd, &vector, 1, position, RWF_NOWAIT);
+    }
   }
   errno = EINVAL;
   return -1;
 }
 
 int32_t Run(const MemoryRegistry& memory, const Call& call) {
-  if (call.which < kPread || call.which > kPwriteDurable) return -EINVAL;
+  if (call.which < kPread || call.which > kPreadCached) return -EINVAL;
   if (!IsWhole(call.position, 0, kSafeIntegerMax)) return -EINVAL;
 
   void* address = nullptr;
@@ -109,7 +116,10 @@ Napi::Value RunCalls(const Napi::CallbackInfo& info) {
   const MemoryRegistry& memory = Environment::Of(info).memory;
   for (uint32_t i = 0; i < count; i++) {
     const Call call = calls[i];
-    calls[i].result = Run(memory, call);
+    if (call.which == kReadNext && i > 0 && calls[i - 1].result <= 0)
+      calls[i].result = calls[i - 1].result;
+    else
+      calls[i].result = Run(memory, call);
   }
   return env.Undefined();
 }

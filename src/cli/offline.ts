@@ -4,6 +4,8 @@
  */
 export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';
+export { rebaseLeafPath } from '../daemon/life/rebase-path.ts';
+export { makeManifest } from '../daemon/remote/make-manifest.ts';
 export { diffBlocks } from '../life/diff.ts';
 export { exportLeaf } from '../life/export.ts';
 export {

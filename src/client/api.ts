@@ -6,10 +6,14 @@
  *     POST   /v1/devices     AttachSpec        → 201 Device
  *     POST   /v1/devices     AttachSpec[]      → 200 AttachResult[], in the order asked
  *     PATCH  /v1/devices/NAME ChangeSpec       → Device
+ *     POST   /v1/leaf        LeafChange        → LeafInfo: of a leaf that nobody uses
  *     DELETE /v1/devices/NAME[?force=true]     → Detached
  *     DELETE /v1/devices[?force=true]          → DetachResult[]: every device
  *     GET    /v1/info?target=PATH|DEV|NAME     → Info
  *     POST   /v1/check       CheckSpec         → CheckReport
+ *     GET    /v1/replicas[?root=ROOT]          → RootReplicas[]
+ *     POST   /v1/replicas    ReplicaSpec       → 201 Replica
+ *     DELETE /v1/replicas?root=ROOT&uri=URI    → ReplicaSpec
  *     POST   /v1/snapshot    SnapshotSpec      → Snapshot
  *     POST   /v1/fork        ForkSpec          → Fork
  *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
@@ -36,7 +40,7 @@ export type TransportName = Exclude<TransportChoice, 'auto'>;
 export interface AttachSpec {
   /** Chosen by the daemon when left out. */
   name?: string;
-  /** May be left out where the leaf exists: it knows its root. */
+  /** A path or a URI. May be left out where the leaf exists: it knows its root. */
   root?: string;
   leaf?: string;
   /** Throw the leaf away at detach. */
@@ -125,11 +129,13 @@ export interface RootIdentity {
 export interface RootInfo {
   kind: 'root';
   path: string;
-  type: 'file' | 'block device';
+  type: 'file' | 'block device' | 'remote';
   size: number;
   identity: RootIdentity;
   /** Names of the devices that stand on it. */
   devices: string[];
+  /** Of the manifest that a remote root is verified with: 64 digits that stand for the content. */
+  treeDigest?: string;
 }
 
 /** A leaf that is frozen, with others standing on it. */
@@ -168,6 +174,13 @@ export const QUOTA_ACTIONS = ['event', 'nothing'] as const;
 export interface ChangeSpec {
   /** Null: as much as it likes. */
   quota?: QuotaSpec | null;
+  /** Larger than it is. */
+  sizeBytes?: number;
+}
+
+/** Changes a leaf that nobody uses. */
+export interface LeafChange extends ChangeSpec {
+  leaf: string;
 }
 
 export interface LeafInfo {
@@ -223,6 +236,35 @@ export interface CheckSpec {
   leaf: string;
   /** Also read the whole root and compare it with the digest that the leaf keeps. */
   root?: boolean;
+}
+
+/** A further place of a remote root. */
+export interface ReplicaSpec {
+  /** Its URI, or a device that stands on it. */
+  root: string;
+  uri: string;
+}
+
+export interface Replica {
+  uri: string;
+  /** `idle`: nobody uses the root now. `refused`: it has another content. */
+  state: 'connecting' | 'live' | 'down' | 'refused' | 'idle';
+  /** Why it is not live. */
+  reason: string | null;
+  /** What a read takes there, as far as it is known. */
+  latencyMs: number;
+  inFlight: number;
+  reads: number;
+  readBytes: number;
+  failures: number;
+}
+
+export interface RootReplicas {
+  root: string;
+  /** Does a device stand on it? */
+  inUse: boolean;
+  /** The root's own place first. */
+  replicas: Replica[];
 }
 
 export interface CheckReport {

@@ -10,6 +10,7 @@
  * know the caller's working directory: paths are made absolute here.
  */
 import { resolve } from 'node:path';
+import { isUri } from '../base/uri.ts';
 import type {
   AttachResult,
   AttachSpec,
@@ -22,6 +23,10 @@ import type {
   Fork,
   ForkSpec,
   Info,
+  LeafChange,
+  Replica,
+  ReplicaSpec,
+  RootReplicas,
   Snapshot,
   SnapshotSpec,
   Status,
@@ -117,7 +122,13 @@ export class Client {
     return (await this.#call({ method: 'POST', path: `${API_PREFIX}/fork`, body })) as Fork;
   }
 
-  /** Changes a device in use: its quota. */
+  /** Changes a leaf that nobody uses: its quota, or the size of its device. */
+  async changeLeaf(change: LeafChange): Promise<Info> {
+    const body: LeafChange = { ...change, leaf: resolve(change.leaf) };
+    return (await this.#call({ method: 'POST', path: `${API_PREFIX}/leaf`, body })) as Info;
+  }
+
+  /** Changes a device in use: its quota, or its size. */
   async change(target: string, body: ChangeSpec): Promise<Device> {
     const path = `${DEVICES}/${encodeURIComponent(target)}`;
     return (await this.#call({ method: 'PATCH', path, body })) as Device;
@@ -128,6 +139,23 @@ export class Client {
     const body: CheckSpec = { ...spec, leaf: resolve(spec.leaf) };
     const path = `${API_PREFIX}/check`;
     return (await this.#call({ method: 'POST', path, body })) as CheckReport;
+  }
+
+  /** The places of one remote root, or of all that are in use or have several. */
+  async replicas(root?: string): Promise<RootReplicas[]> {
+    const query = root === undefined ? '' : `?root=${encodeURIComponent(root)}`;
+    return (await this.#call({ method: 'GET', path: REPLICAS + query })) as RootReplicas[];
+  }
+
+  /** Adds a copy of a remote root; devices that stand on it read from it, too, from now on. */
+  async addReplica(root: string, uri: string): Promise<Replica> {
+    const body: ReplicaSpec = { root, uri };
+    return (await this.#call({ method: 'POST', path: REPLICAS, body })) as Replica;
+  }
+
+  async removeReplica(root: string, uri: string): Promise<void> {
+    const query = `?root=${encodeURIComponent(root)}&uri=${encodeURIComponent(uri)}`;
+    await this.#call({ method: 'DELETE', path: REPLICAS + query });
   }
 
   // ---- exports: disks for machines other than this one
@@ -199,6 +227,7 @@ export class Client {
 }
 
 const DEVICES = `${API_PREFIX}/devices`;
+const REPLICAS = `${API_PREFIX}/replicas`;
 const EXPORTS = `${API_PREFIX}/exports`;
 const TEMPLATES = `${API_PREFIX}/templates`;
 const LISTENERS = `${API_PREFIX}/listeners`;
@@ -209,14 +238,14 @@ function forceQuery(options: { force?: boolean }): string {
 
 function absolute(spec: AttachSpec): AttachSpec {
   const out: AttachSpec = { ...spec };
-  if (spec.root !== undefined) out.root = resolve(spec.root);
+  if (spec.root !== undefined && !isUri(spec.root)) out.root = resolve(spec.root);
   if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
   return out;
 }
 
 function absoluteExport<T extends { root?: string; leaf?: string; dir?: string }>(spec: T): T {
   const out: T = { ...spec };
-  if (spec.root !== undefined) out.root = resolve(spec.root);
+  if (spec.root !== undefined) out.root = isUri(spec.root) ? spec.root : resolve(spec.root);
   if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
   if (spec.dir !== undefined) out.dir = resolve(spec.dir);
   return out;

@@ -5,6 +5,8 @@
  *       devices/NAME.json    one record per attached device: what a new daemon re-attaches
  *       leaves/NAME.leaf     leaves of devices that named no file
  *       ephemeral/NAME.leaf  leaves that go away at detach
+ *       roots/KEY.json       replicas of remote roots; beside it manifests
+ *       cache/               chunks of remote roots: the disk cache
  *       indexes/             indexes of files whose place is not beside their root
  *       daemon.lock          flock: the only judge of who is the daemon of this state
  *       ubd.log, ubd.log.1   the daemon's log
@@ -25,6 +27,8 @@ export interface Paths extends Dirs {
   devices: string;
   leaves: string;
   ephemeral: string;
+  roots: string;
+  diskCache: string;
   indexes: string;
   stateLock: string;
   log: string;
@@ -52,6 +56,8 @@ export function findPaths(given: Partial<Dirs> = {}): Paths {
     devices: `${stateDir}/devices`,
     leaves: `${stateDir}/leaves`,
     ephemeral: `${stateDir}/ephemeral`,
+    roots: `${stateDir}/roots`,
+    diskCache: `${stateDir}/cache`,
     indexes: `${stateDir}/indexes`,
     stateLock: `${stateDir}/daemon.lock`,
     log: `${stateDir}/ubd.log`,

@@ -3,6 +3,7 @@
  * it.
  */
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import {
   type AttachResult,
   type AttachSpec,
@@ -10,8 +11,10 @@ import {
   type ChangeSpec,
   type CheckSpec,
   type ForkSpec,
+  type LeafChange,
   QUOTA_ACTIONS,
   type QuotaSpec,
+  type ReplicaSpec,
   type SnapshotSpec,
   type Status,
   TRANSPORTS,
@@ -20,7 +23,7 @@ import { checkImage, describe } from './describe.ts';
 import type { Exports } from './exports/exports.ts';
 import { exportRoutes } from './exports/routes.ts';
 import type { Life } from './life/life.ts';
-import type { Images } from './machine.ts';
+import type { Images, Replicas } from './machine.ts';
 import type { Registry } from './registry.ts';
 import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
 import {
@@ -33,6 +36,8 @@ import {
   isObject,
   isOneOf,
   isPath,
+  isPlace,
+  isRoot,
   isText,
   isWhole,
 } from './validate.ts';
@@ -56,7 +61,7 @@ const isQuota: Check<QuotaSpec> = isObject<QuotaSpec>(
 export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
   {
     name: isName,
-    root: isPath,
+    root: isRoot,
     leaf: isPath,
     ephemeral: isBoolean,
     readOnly: isBoolean,
@@ -67,9 +72,13 @@ export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
   ATTACH_FIELDS,
 );
 
-const isChangeSpec: Check<ChangeSpec> = isObject<ChangeSpec>({ quota: isNullOr(isQuota) }, [
-  'quota',
-]);
+const CHANGES = { quota: isNullOr(isQuota), sizeBytes: isDeviceBytes };
+const CHANGE_FIELDS = ['quota', 'sizeBytes'] as const;
+const isChangeSpec: Check<ChangeSpec> = isObject<ChangeSpec>(CHANGES, CHANGE_FIELDS);
+const isLeafChange: Check<LeafChange> = isObject<LeafChange>(
+  { ...CHANGES, leaf: isPath },
+  CHANGE_FIELDS,
+);
 
 const isSnapshotSpec: Check<SnapshotSpec> = isObject<SnapshotSpec>(
   { target: isText, file: isPath, freeze: isBoolean },
@@ -87,11 +96,14 @@ const isCheckSpec: Check<CheckSpec> = isObject<CheckSpec>({ leaf: isPath, root: 
   'root',
 ]);
 
+const isReplicaSpec: Check<ReplicaSpec> = isObject<ReplicaSpec>({ root: isText, uri: isPlace });
+
 export interface RouteOptions {
   registry: Registry;
   life: Life;
   exports: Exports;
   images: Images;
+  replicas: Replicas;
   status: () => Promise<Status>;
   /** Fulfilled when the devices on record are back. */
   ready: Promise<void>;
@@ -100,7 +112,7 @@ export interface RouteOptions {
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
 export function makeRoutes(options: RouteOptions): ApiHandler {
-  const { registry, life, exports, images, status, ready } = options;
+  const { registry, life, exports, images, replicas, status, ready } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
   const attach: Route = async ({ body }) => {
@@ -112,6 +124,19 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
     const results: AttachResult[] = await registry.attachAll(specs);
     return ok(results);
   };
+
+  /** A root by its URI, or by a device that stands on it. */
+  function rootOf(target: string): string;
+  function rootOf(target: string | undefined): string | undefined;
+  function rootOf(target: string | undefined): string | undefined {
+    if (target === undefined || isUri(target)) return target;
+    const path = registry.tryFind(target)?.root ?? target;
+    if (isUri(path)) return path;
+    throw new UbdError('usage', `${path} is no remote root: only those have replicas`, {
+      place: { file: path },
+      next: `attach it by a URI: file://${path.startsWith('/') ? path : '/PATH'}`,
+    });
+  }
 
   /** By the path below /v1, `*` for any one part; then by method. */
   const routes: Readonly<Record<string, Readonly<Record<string, Route>>>> = {
@@ -135,8 +160,28 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
         return ok(await describe(target, registry, images));
       },
     },
+    replicas: {
+      GET: async ({ query }) => ok(await replicas.list(rootOf(query.get('root') ?? undefined))),
+      POST: async ({ body }) => {
+        const { root, uri } = isReplicaSpec(body, 'body');
+        return { status: 201, body: await replicas.add(rootOf(root), uri) };
+      },
+      DELETE: async ({ query }) => {
+        const spec = { root: query.get('root') ?? undefined, uri: query.get('uri') ?? undefined };
+        const { root, uri } = isReplicaSpec(spec, 'query');
+        await replicas.remove(rootOf(root), uri);
+        return ok({ root: rootOf(root), uri });
+      },
+    },
     snapshot: {
       POST: async ({ body }) => ok(await life.snapshot(isSnapshotSpec(body, 'body'))),
+    },
+    leaf: {
+      POST: async ({ body }) => {
+        const change = isLeafChange(body, 'body');
+        await life.changeLeaf(change);
+        return ok(await describe(change.leaf, registry, images));
+      },
     },
     fork: { POST: async ({ body }) => ok(await life.fork(isForkSpec(body, 'body'))) },
     ...exportRoutes(exports, force),

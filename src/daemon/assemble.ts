@@ -10,16 +10,22 @@ import { PlaneLiveLeaves } from './life/live-leaves.ts';
 import { LoopTransport } from './loop-transport.ts';
 import type { Machine, MachineEvents } from './machine.ts';
 import { DataPlane } from './plane-client.ts';
+import { RemoteRoots } from './remote/remote-roots.ts';
+import { RootBook } from './remote/root-book.ts';
+import { remoteSettings } from './remote/settings.ts';
+import { Upstream } from './remote/upstream.ts';
 import { ShadowFiles } from './shadows.ts';
 import { UblkTransport } from './ublk-transport.ts';
 
 /** @param owner names the state directory in what the whole host sees */
 export async function assemble(
   owner: string,
-  paths: Pick<Paths, 'shadows'>,
+  paths: Pick<Paths, 'shadows' | 'roots' | 'diskCache'>,
   events: MachineEvents,
 ): Promise<Machine> {
   const plane = await DataPlane.start();
+  const upstream = new Upstream(remoteSettings(paths.diskCache), events.onReport);
+  const remote = new RemoteRoots(upstream, new RootBook(paths.roots));
   const { onGone } = events;
   const shadows = new ShadowFiles(paths.shadows);
   const chains = new Chains(shadows);
@@ -35,7 +41,8 @@ export async function assemble(
     if (error !== null) events.onDeath(error);
   });
   return {
-    images: new FileImages(chains),
+    images: new FileImages(chains, remote),
+    replicas: remote,
     live: new PlaneLiveLeaves(plane, chains, shadows),
     exporter: new PlaneExporter(plane, events.onDisconnected),
     // ublk is the better one, and young: until its tests are as many, it must be asked for.
@@ -44,6 +51,7 @@ export async function assemble(
     stop: async () => {
       await plane.stop();
       await ublk.close();
+      await upstream.stop();
     },
   };
 }

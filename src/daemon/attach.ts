@@ -90,7 +90,7 @@ export async function openDisk(
   undo: Undo,
   comeback?: Pick<DeviceRecord, 'name' | 'root'>,
 ): Promise<OpenDisk> {
-  const root = await shop.images.openRoot(plan.rootPath);
+  const root = await shop.images.openRoot(plan.rootPath, comeback?.root.identity);
   undo.add('open the root', () => root.close());
   if (comeback) compareIdentity(comeback.name, plan, root, comeback.root.identity);
   const leaf = await prepareLeaf(shop, plan, root, undo);

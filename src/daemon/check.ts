@@ -7,13 +7,13 @@
  */
 import { UbdError } from '../base/errors.ts';
 import type { CheckReport } from '../client/api.ts';
-import { digestRoot } from '../image/digest.ts';
 import { checkLeaf } from '../leaf/check.ts';
 import { lineageOf } from '../leaf/info.ts';
 import { recordDigest } from '../leaf/record-digest.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import type { CheckOptions } from './machine.ts';
-import { openIdentified, rootOf } from './opened-files.ts';
+import { rootOf } from './opened-files.ts';
+import { openContent } from './remote/content.ts';
 
 export async function checkFile(path: string, options: CheckOptions): Promise<CheckReport> {
   const found = checkLeaf(path);
@@ -46,7 +46,7 @@ async function checkRoot(
   const { root } = report;
   const expected = rootOf(path, parent);
   try {
-    const opened = await openIdentified(expected.path);
+    const opened = await openContent(expected.path);
     try {
       const { identity } = opened;
       if (
@@ -61,8 +61,7 @@ async function checkRoot(
         );
         return;
       }
-      const progress = options.onProgress === undefined ? {} : { progress: options.onProgress };
-      root.digest = await digestRoot(opened.image, progress);
+      root.digest = await opened.digest(options.onProgress);
     } finally {
       opened.close();
     }

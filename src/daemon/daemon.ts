@@ -52,7 +52,9 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +
           (suppressed > 0 ? `; ${suppressed} more were not logged` : ''),
       ),
+    onReport: (level, text) => log[level](text),
     onQuota: (id, mark) => {
+      if (exports.quotaReached(id, mark)) return;
       life.quotaReached(id, mark).catch((error: Error) => log.error(error.message));
     },
     onGone: (id, reason) => {
@@ -102,7 +104,15 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
     paths.socket,
     paths.stateDir,
     log,
-    makeRoutes({ registry, life, exports, images: machine.images, status, ready: isReady }),
+    makeRoutes({
+      registry,
+      life,
+      exports,
+      images: machine.images,
+      replicas: machine.replicas,
+      status,
+      ready: isReady,
+    }),
   );
   log.info(`ubd ${version} serves ${paths.socket} (pid ${process.pid})`);
 

@@ -24,6 +24,7 @@ import { UblkSlots } from '../transport/ublk/slots.ts';
 import { Ring } from '../uring/ring.ts';
 import { RingIo } from '../uring/ring-io.ts';
 import { WakeListener } from '../uring/wake.ts';
+import { PlaneCache } from './plane-cache.ts';
 import { type Answer, closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
 import { closeLeaf } from './plane-leaves.ts';
 import {
@@ -40,17 +41,16 @@ import {
 const RING_ENTRIES = 512;
 /**
  * Requests of a transport served at a time, over all devices; 1 MiB of address space each, touched
- * when used.
+ * when used. One device may have half of them, see SlotPool.
  */
 const SLOTS = 64;
 /** What reads of all NBD clients may take together; touched when used. */
 const NBD_MEBIBYTES = 64;
 /**
- * Runs of sectors under way; a request of many short runs takes several, and waits where there are
- * none.
+ * Runs of sectors under way; a request of many short runs takes several, and waits where its device
+ * has its share.
  */
 const PARTS = 1024;
-const BUFFER_GROUP = 0;
 /** Smallest mapped memory: for requests that carry no data. */
 const PAGE_BYTES = 4096;
 
@@ -72,12 +72,12 @@ class DataPlane {
   #stopping = false;
   #stopped = false;
 
-  constructor({ port, wakeFd, flags }: DataPlaneStart) {
+  constructor({ port, wakeFd, flags, cache }: DataPlaneStart) {
     this.#port = port;
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
     this.#ring = new Ring({ entries: RING_ENTRIES });
-    this.#fuseSlots = new FuseSlots(this.#ring, BUFFER_GROUP, SLOTS);
+    this.#fuseSlots = new FuseSlots(this.#ring, SLOTS);
     this.#ublkSlots = new UblkSlots(this.#ring, SLOTS);
     this.#nbdSlots = new NbdSlots(this.#ring, NBD_MEBIBYTES);
     this.#io = new RingIo(this.#ring);
@@ -91,6 +91,7 @@ class DataPlane {
       ublkSlots: this.#ublkSlots,
       nbdSlots: this.#nbdSlots,
       parts: new PartPool(PARTS),
+      cache: new PlaneCache(this.#ring, this.#io, cache),
       memory: this.#io.allocate(PAGE_BYTES),
     };
   }
@@ -110,6 +111,7 @@ class DataPlane {
       this.#io.close();
       this.#fuseSlots.close();
       this.#ublkSlots.close();
+      this.#plant.cache.close();
       this.#nbdSlots.close();
       this.#plant.memory.free();
     }
@@ -161,6 +163,9 @@ class DataPlane {
       case 'stand':
         this.#device(call.id).stand(call.frozen, done);
         return;
+      case 'grow':
+        this.#device(call.id).grow(call.sizeBytes, call.directoryOffset, done);
+        return;
       case 'limit':
         this.#device(call.id).limit(call.quota, done);
         return;
@@ -173,6 +178,12 @@ class DataPlane {
           [...this.#devices.values()].map(device => device.stats()),
           null,
         );
+        return;
+      case 'cacheStats':
+      case 'cacheSet':
+      case 'cacheDrop':
+      case 'cacheWarm':
+        this.#plant.cache.take(call, answer);
         return;
       case 'stop':
         this.#stop(done);
@@ -200,6 +211,7 @@ class DataPlane {
       });
       this.#devices.set(spec.id, device);
     } catch (thrown) {
+      this.#plant.cache.detach(spec.id, () => {});
       closeDescriptors(spec);
       throw thrown;
     }
@@ -235,6 +247,7 @@ class DataPlane {
    */
   #stop(done: (error: UbdError | null) => void): void {
     this.#stopping = true;
+    this.#plant.cache.stop();
     let left = this.#devices.size;
     let first: UbdError | null = null;
     const end = (): void => {

@@ -4,6 +4,7 @@
  */
 import { realpath } from 'node:fs/promises';
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import type {
   CheckReport,
   CheckSpec,
@@ -13,6 +14,7 @@ import type {
   LeafInfo,
   RootInfo,
 } from '../client/api.ts';
+import { parseRootUri } from '../remote/uri.ts';
 import type { Entry } from './device.ts';
 import type { CheckOptions, Images } from './machine.ts';
 import type { Registry } from './registry.ts';
@@ -24,6 +26,7 @@ export async function describe(
 ): Promise<Info> {
   const entry = registry?.tryFind(target);
   if (registry && entry) return describeDevice(entry, registry, images);
+  if (isUri(target)) return describeRoot(parseRootUri(target).text, registry, images);
   if (!target.startsWith('/'))
     throw new UbdError('not-found', `there is no device ${target}`, {
       place: { device: target },
@@ -44,16 +47,27 @@ export async function describe(
   } catch (error) {
     if (!(error instanceof UbdError) || error.code !== 'not-a-leaf') throw error;
   }
+  return describeRoot(path, registry, images);
+}
+
+/** @param path or URI */
+async function describeRoot(
+  path: string,
+  registry: Registry | null,
+  images: Images,
+): Promise<RootInfo> {
   const root = await images.openRoot(path);
   try {
-    return {
+    const info: RootInfo = {
       kind: 'root',
       path,
       type: root.type,
       size: root.sizeBytes,
       identity: root.identity,
-      devices: await namesOnRoot(path, entries),
-    } satisfies RootInfo;
+      devices: await namesOnRoot(path, registry?.entries ?? []),
+    };
+    if (root.treeDigest) info.treeDigest = root.treeDigest;
+    return info;
   } finally {
     root.close();
   }

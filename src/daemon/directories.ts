@@ -34,6 +34,7 @@ export function makeDirectories(paths: Paths): void {
     paths.devices,
     paths.leaves,
     paths.ephemeral,
+    paths.roots,
   ])
     makePrivate(directory);
 }

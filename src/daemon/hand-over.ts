@@ -4,6 +4,7 @@ import type { OpenedShadow } from '../leaf/shadow.ts';
 import type { TransportDevice } from './machine.ts';
 import type { FileLeaf, FileRoot } from './opened-files.ts';
 import type { DeviceSpec, FrozenLayerSpec, TransportSpec } from './plane-protocol.ts';
+import type { UpstreamRoot } from './remote/remote-roots.ts';
 
 /** What the data plane works with and does not own. */
 export interface Lent {
@@ -28,17 +29,16 @@ export function handOver(
   shadow?: OpenedShadow,
 ): DeviceOrder {
   const { id, name, sizeBytes } = device;
-  const root = device.root as FileRoot;
+  const root = device.root as FileRoot | UpstreamRoot;
   const leaf = device.leaf as FileLeaf | null;
   leaf?.descriptor.release();
-  const fd = root.descriptor.release();
   const chain = leaf?.takeChain() ?? null;
   const spec: DeviceOrder = {
     id,
     name,
     sizeBytes,
     leaf: leaf?.opened ?? null,
-    layers: [{ kind: 'root', name: root.path, fd, sizeBytes: root.sizeBytes }],
+    layers: [root.takeLayer()],
     transport,
   };
   if (chain !== null) {

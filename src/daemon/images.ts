@@ -4,7 +4,8 @@
  */
 import { closeSync } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
-import type { CheckReport, LeafInfo, Quota } from '../client/api.ts';
+import { isUri } from '../base/uri.ts';
+import type { CheckReport, LeafInfo, Quota, RootIdentity } from '../client/api.ts';
 import { createLeaf } from '../leaf/create.ts';
 import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
@@ -12,18 +13,24 @@ import { peekSuperblock } from '../leaf/successor.ts';
 import type { Quota as StoredQuota } from '../leaf/superblock.ts';
 import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
-import type { CheckOptions, Images, NewLeaf, OpenLeafOptions } from './machine.ts';
-import { FileLeaf, type FileRoot, openIdentified, rootOf } from './opened-files.ts';
+import type { CheckOptions, Images, NewLeaf, OpenLeafOptions, RootHandle } from './machine.ts';
+import { FileLeaf, openIdentified, rootOf } from './opened-files.ts';
+import { openContent } from './remote/content.ts';
+import type { RemoteRoots } from './remote/remote-roots.ts';
 
 export class FileImages implements Images {
   readonly #chains: Chains;
+  readonly #remote: RemoteRoots | null;
 
-  constructor(chains: Chains = new Chains(null)) {
+  /** @param remote null: remote roots are opened in this thread, and only to be looked at */
+  constructor(chains: Chains = new Chains(null), remote: RemoteRoots | null = null) {
     this.#chains = chains;
+    this.#remote = remote;
   }
 
-  openRoot(path: string): Promise<FileRoot> {
-    return openIdentified(path);
+  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
+    if (!isUri(path)) return openIdentified(path);
+    return this.#remote === null ? openContent(path) : this.#remote.open(path, comeback);
   }
 
   async createLeaf({ path, sizeBytes, root, ephemeral }: NewLeaf): Promise<void> {

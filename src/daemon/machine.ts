@@ -6,15 +6,27 @@
  * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf
  * over and then fail; so `close` of what was handed on does nothing.
  */
-import type { CheckReport, LeafInfo, Quota, RootIdentity, TransportName } from '../client/api.ts';
+import type {
+  CheckReport,
+  LeafInfo,
+  Quota,
+  Replica,
+  RootIdentity,
+  RootInfo,
+  RootReplicas,
+  TransportName,
+} from '../client/api.ts';
+import type { LogLevel } from './log.ts';
 import type { DeviceStats, FaultEvent } from './plane-protocol.ts';
 
 /** A root that is open for reading. */
 export interface RootHandle {
   readonly path: string;
-  readonly type: 'file' | 'block device';
+  readonly type: RootInfo['type'];
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
+  /** Of the manifest that it is verified with; null if there is none. */
+  readonly treeDigest?: string | null;
   /** Idempotent; does nothing after a transport has taken it over. */
   close(): void;
 }
@@ -56,7 +68,12 @@ export interface CheckOptions {
 
 /** Images and leaves. */
 export interface Images {
-  openRoot(path: string): Promise<RootHandle>;
+  /**
+   * @param path or URI
+   * @param comeback what the root of a device that comes back is: a remote one opens although
+   * nobody answers now
+   */
+  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle>;
   /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
   createLeaf(leaf: NewLeaf): Promise<void>;
   /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
@@ -97,6 +114,8 @@ export interface Transport {
   detach(id: number, options: { force: boolean }): Promise<'gone' | 'later'>;
   /** Makes everything written so far durable. */
   flush(id: number): Promise<void>;
+  /** Where the node of a device in use can grow: lets it follow its leaf. */
+  resize?(id: number, sizeBytes: number): Promise<void>;
   /**
    * Mount points, swap, drivers on top of the node; empty if it is free, or only open somewhere.
    */
@@ -119,6 +138,14 @@ export interface Transport {
    * Where devices can outlive the daemon: takes away what is left of one that did not come back.
    */
   discard?(name: string): Promise<void>;
+}
+
+/** Places of remote roots beside the first one. */
+export interface Replicas {
+  add(root: string, uri: string): Promise<Replica>;
+  remove(root: string, uri: string): Promise<void>;
+  /** Of one root, or of all that are in use or have several. */
+  list(root?: string): Promise<RootReplicas[]>;
 }
 
 /** A device whose leaf is changed while it is served. */
@@ -160,6 +187,8 @@ export interface LiveLeaves {
   snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade>;
   /** How much the leaf may hold: from now on, and remembered in it. */
   limit(id: number, quota: Quota | null): Promise<void>;
+  /** The leaf of a larger device, durably; then the transport lets the node follow. */
+  grow(device: LiveDevice, sizeBytes: number): Promise<void>;
   /** The device is no more. */
   gone(id: number): void;
 }
@@ -188,6 +217,8 @@ export interface Exporter {
 }
 
 export interface MachineEvents {
+  /** What is worth a line in the log. */
+  onReport(level: LogLevel, text: string): void;
   /** An I/O error on the data path. */
   onFault(event: FaultEvent): void;
   /** A device went away: as asked ('later'), or because the kernel ended it. */
@@ -202,6 +233,7 @@ export interface MachineEvents {
 
 export interface Machine {
   readonly images: Images;
+  readonly replicas: Replicas;
   readonly live: LiveLeaves;
   /** In the order in which `auto` prefers them. */
   readonly transports: readonly Transport[];

@@ -14,6 +14,7 @@ import { realpath, stat } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
+import { isUri } from '../base/uri.ts';
 import type { AttachSpec, Quota, QuotaSpec } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
 import type { Images } from './machine.ts';
@@ -182,7 +183,9 @@ const RESERVED = /^ubd\d+(p\d+)?$/;
 const STEM_MAX = 48;
 
 function stemOf(path: string): string {
-  const stem = basename(path)
+  // Of a URI only what names the file; of nbd://HOST the host.
+  const place = isUri(path) ? path.replace(/[?#].*$/, '').replace(/\/+$/, '') : path;
+  const stem = basename(place)
     .replace(/\.[A-Za-z0-9]{1,8}$/, '')
     .replaceAll(/[^A-Za-z0-9._-]/g, '-')
     .replace(/^[^A-Za-z0-9]+/, '')

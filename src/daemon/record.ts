@@ -25,6 +25,7 @@ import {
   isObject,
   isOneOf,
   isPath,
+  isRoot,
   isRootIdentity,
   isText,
   isWhole,
@@ -55,7 +56,7 @@ const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>(
   {
     version: isVersion,
     name: isName,
-    root: isObject({ path: isPath, identity: isRootIdentity }),
+    root: isObject({ path: isRoot, identity: isRootIdentity }),
     leaf: isNullOr(isObject({ path: isPath, ephemeral: isBoolean })),
     sizeBytes: isDeviceBytes,
     readOnly: isBoolean,

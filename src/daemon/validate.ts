@@ -7,7 +7,9 @@
 import { isAbsolute } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { DEVICE_BYTES_MAX } from '../base/units.ts';
+import { isUri } from '../base/uri.ts';
 import type { RootIdentity } from '../client/api.ts';
+import { parseRootUri } from '../remote/uri.ts';
 
 export type Check<T> = (value: unknown, at: string) => T;
 
@@ -46,6 +48,14 @@ export const isPath: Check<string> = (value, at) =>
   Buffer.byteLength(value) <= PATH_BYTES_MAX
     ? value
     : refuse(at, 'an absolute path', value);
+
+/** A path, or the URI of a remote root. */
+export const isRoot: Check<string> = (value, at) =>
+  typeof value === 'string' && isUri(value) ? parseRootUri(value).text : isPath(value, at);
+
+/** The URI of a copy of a root. */
+export const isPlace: Check<string> = (value, at) =>
+  typeof value === 'string' && isUri(value) ? parseRootUri(value).text : refuse(at, 'a URI', value);
 
 const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
 /** These would be taken for links: `ubd3` is short for `/dev/ubd3`. */

@@ -44,29 +44,58 @@ class Part implements IoOp {
   }
 }
 
-/** The parts of all devices of one data-plane thread. */
+/**
+ * The parts of all devices of one data-plane thread. So that a device whose root hangs cannot keep
+ * the others from going on, a device takes no more than it leaves free, and one that has none
+ * always gets one: the pool grows for it.
+ */
 export class PartPool {
   #free: Part | null = null;
+  #freeCount = 0;
   #waitingHead: UnionDevice | null = null;
   #waitingTail: UnionDevice | null = null;
+  #waitingCount = 0;
 
   constructor(count: number) {
-    for (let i = 0; i < count; i++) {
-      const part = new Part(this);
-      part.next = this.#free;
-      this.#free = part;
-    }
+    for (let i = 0; i < count; i++) this.#add(new Part(this));
   }
 
-  take(): Part | null {
-    const part = this.#free;
-    if (part !== null) this.#free = part.next;
-    return part;
+  /** A part for the device; null if it has its share: then it may `wait`. */
+  take(union: UnionDevice): Part | null {
+    if (!this.#mayTake(union)) return null;
+    return this.#take(union);
+  }
+
+  /** Takes again what this turn of the device's has just put back. */
+  retake(union: UnionDevice): Part {
+    assert(this.#free !== null, 'the part that has just come back is free');
+    return this.#take(union);
   }
 
   put(part: Part): void {
+    part.union.partsHeld--;
+    this.#add(part);
+  }
+
+  #mayTake({ partsHeld }: UnionDevice): boolean {
+    return partsHeld === 0 || partsHeld < this.#freeCount;
+  }
+
+  #take(union: UnionDevice): Part {
+    const part = this.#free ?? new Part(this);
+    if (this.#free !== null) {
+      this.#free = part.next;
+      this.#freeCount--;
+    }
+    part.union = union;
+    union.partsHeld++;
+    return part;
+  }
+
+  #add(part: Part): void {
     part.next = this.#free;
     this.#free = part;
+    this.#freeCount++;
   }
 
   /** A device with reads in line; devices take turns. */
@@ -77,16 +106,19 @@ export class PartPool {
     if (this.#waitingTail === null) this.#waitingHead = device;
     else this.#waitingTail.nextInLine = device;
     this.#waitingTail = device;
+    this.#waitingCount++;
   }
 
-  /** Called when parts may have come back. */
+  /** Called when parts may have come back: everyone in line is asked once. */
   moveOn(): void {
-    while (this.#free !== null && this.#waitingHead !== null) {
+    for (let left = this.#waitingCount; left > 0 && this.#waitingHead !== null; left--) {
       const device = this.#waitingHead;
       this.#waitingHead = device.nextInLine;
       if (this.#waitingHead === null) this.#waitingTail = null;
+      this.#waitingCount--;
       device.inLine = false;
-      device.resume();
+      if (this.#mayTake(device)) device.resume();
+      else this.wait(device);
     }
   }
 }
@@ -111,7 +143,8 @@ export interface UnionOptions {
 }
 
 export class UnionDevice {
-  readonly sizeSectors: number;
+  /** Only grows. */
+  sizeSectors: number;
   #layers: readonly Layer[];
   #leaf: WritableLayer | null;
   readonly #parts: PartPool;
@@ -120,6 +153,7 @@ export class UnionDevice {
   #lineTail: Request | null = null;
 
   /** For PartPool. */
+  partsHeld = 0;
   inLine = false;
   nextInLine: UnionDevice | null = null;
 
@@ -260,9 +294,8 @@ export class UnionDevice {
           const lent = layer.lend(sector, run, loan);
           if (lent > 0) return lent;
         }
-        const part = this.#parts.take();
+        const part = this.#parts.take(this);
         if (part === null) return 0;
-        part.union = this;
         part.request = request;
         part.layer = layer;
         part.sector = sector;
@@ -290,12 +323,11 @@ export class UnionDevice {
       this.#finish(request); // a flush of a read-only device: nothing is volatile
       return true;
     }
-    const part = this.#parts.take();
+    const part = this.#parts.take(this);
     if (part === null) {
       this.#queueInFront(request);
       return false;
     }
-    part.union = this;
     part.request = request;
     part.layer = leaf;
     part.sector = request.sector;
@@ -340,9 +372,7 @@ export class UnionDevice {
     if (request.fua && changes && !request.flushing && request.result === 0) {
       // The data are in the leaf: make them durable, by the same road as a flush.
       request.flushing = true;
-      const part = this.#parts.take();
-      assert(part !== null, 'the part that has just come back is free');
-      part.union = this;
+      const part = this.#parts.retake(this);
       part.request = request;
       part.layer = this.#leaf!;
       part.sector = request.sector;

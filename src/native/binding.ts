@@ -85,7 +85,8 @@ export interface Native {
    *
    *     offset  type  meaning
    *     0       i32   which: 0 pread, 1 pwrite, 2 read, 3 write, 4 fallocate,
-   *                   5 pwrite with RWF_DSYNC
+   *                   5 pwrite with RWF_DSYNC, 6 read if the record before this one moved bytes
+   *                   (else its result), 7 pread with RWF_NOWAIT
    *     4       i32   fd
    *     8       f64   address in mapped memory (fallocate: mode)
    *     16      f64   length in bytes

@@ -1,7 +1,7 @@
 /**
  * The second tier: chunks of remote roots on a local disk. It outlives the daemon and the machine's
- * restart, belongs to one daemon at a time (a lock), and never holds more than its budget: the chunk
- * that nobody asked for the longest goes first, whatever root it is of.
+ * restart, belongs to one daemon at a time (a lock), and never holds more than its budget: the
+ * chunk that nobody asked for the longest goes first, whatever root it is of.
  *
  *     DIR/lock                     held for life; another daemon goes without
  *     DIR/KEY/index, DIR/KEY/data  a shelf: one generation of one root (disk-format.ts)

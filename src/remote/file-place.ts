@@ -39,7 +39,9 @@ export class FilePlace implements Place {
     const root = await openRoot(this.#path).catch((thrown: unknown) => {
       if (!(thrown instanceof UbdError)) throw thrown;
       const trouble = TROUBLES[thrown.code] ?? 'failing';
-      throw new PlaceError(trouble, thrown.message, { cause: thrown });
+      throw new PlaceError(trouble, thrown.message.replace(`${this.#path}: `, ''), {
+        cause: thrown,
+      });
     });
     this.close();
     const stamp = await abortable(stampOf(root), signal);
@@ -49,7 +51,7 @@ export class FilePlace implements Place {
 
   async read(position: number, length: number, signal: AbortSignal): Promise<Buffer> {
     const opened = this.#opened;
-    if (opened === null) throw new PlaceError('unreachable', 'the file is not open');
+    if (opened === null) throw new PlaceError('unreachable', 'is not open');
     opened.users++;
     try {
       return await abortable(readWhole(opened, position, length), signal);

@@ -25,6 +25,8 @@ import type { RootUri } from './uri.ts';
 /** Connections of one place. */
 const CONNECTIONS_MAX = 16;
 const REDIRECTS_MAX = 5;
+/** Asked for to learn the size. Not one byte: there are servers that take 0-0 for everything. */
+const PROBE_BYTES = 512;
 /** A server may close an idle connection at any time; we do it first. */
 const IDLE_MS_MAX = 15_000;
 
@@ -64,11 +66,12 @@ export class HttpPlace implements Place {
 
   async open(signal: AbortSignal): Promise<PlaceFacts> {
     this.#url = this.#first;
-    const response = await this.#get({ range: 'bytes=0-0' }, signal);
+    const response = await this.#get({ range: `bytes=0-${PROBE_BYTES - 1}` }, signal);
     try {
       expectPartial(response);
       const { first, last, total } = contentRange(response);
-      if (first !== 0 || last !== 0) throw nonsense(`sent bytes ${first}-${last} instead of 0-0`);
+      if (first !== 0 || last !== Math.min(PROBE_BYTES, total) - 1)
+        throw nonsense(`sent bytes ${first}-${last} instead of 0-${PROBE_BYTES - 1}`);
       this.#sizeBytes = total;
       this.#pin = pinOf(response);
     } finally {
@@ -79,7 +82,7 @@ export class HttpPlace implements Place {
 
   async read(position: number, length: number, signal: AbortSignal): Promise<Buffer> {
     const pin = this.#pin;
-    if (pin === null) throw new PlaceError('unreachable', 'the place is not open');
+    if (pin === null) throw new PlaceError('unreachable', 'is not open');
     const last = position + length - 1;
     const headers: Record<string, string> = { range: `bytes=${position}-${last}` };
     if (isStrong(pin.etag)) headers['if-match'] = pin.etag;
@@ -108,7 +111,7 @@ export class HttpPlace implements Place {
       response = await this.#follow(url, {}, signal);
       if (response.statusCode !== 200) throw statusError(response);
       const length = Number(response.headers['content-length'] ?? MANIFEST_BYTES_MAX);
-      if (length > MANIFEST_BYTES_MAX) throw nonsense(`its manifest has ${length} bytes`);
+      if (length > MANIFEST_BYTES_MAX) throw nonsense(`has a manifest of ${length} bytes`);
       return await readAll(response, MANIFEST_BYTES_MAX);
     } catch (thrown) {
       const error = asPlaceError(thrown);
@@ -336,7 +339,7 @@ async function readAll(response: http.IncomingMessage, bytesMax: number): Promis
   let length = 0;
   for await (const chunk of response) {
     length += (chunk as Buffer).length;
-    if (length > bytesMax) throw nonsense(`its manifest has more than ${bytesMax} bytes`);
+    if (length > bytesMax) throw nonsense(`has a manifest of more than ${bytesMax} bytes`);
     chunks.push(chunk as Buffer);
   }
   return Buffer.concat(chunks);

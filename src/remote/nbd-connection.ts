@@ -79,7 +79,7 @@ export class NbdConnection {
   /** The server cannot be told to stop: what it still sends of an aborted read is thrown away. */
   async read(position: number, target: Buffer, signal: AbortSignal): Promise<void> {
     if (this.#ended !== null) throw this.#ended;
-    signal.throwIfAborted();
+    if (signal.aborted) throw asPlaceError(signal.reason);
     const cookie = this.#nextCookie++;
     const request = Buffer.alloc(REQUEST_BYTES);
     request.writeUInt32BE(REQUEST_MAGIC, 0);
@@ -118,7 +118,7 @@ export class NbdConnection {
       goodbye.writeUInt16BE(COMMAND.DISC, 6);
       this.#socket.write(goodbye);
     }
-    this.#end(new PlaceError('unreachable', 'the connection was closed'));
+    this.#end(new PlaceError('unreachable', 'has its connection closed'));
   }
 
   #end(error: PlaceError): void {
@@ -191,7 +191,9 @@ export class NbdConnection {
   }
 }
 
-/** The part of a read that a chunk brings. Those of one reply come in any order, and overlap not. */
+/**
+ * The part of a read that a chunk brings. Those of one reply come in any order, and overlap not.
+ */
 function partOf(read: Read, offset: number, length: number): Buffer {
   const start = offset - read.position;
   const end = start + length;
@@ -207,8 +209,10 @@ function partOf(read: Read, offset: number, length: number): Buffer {
 const ESHUTDOWN = 108;
 
 function serverError(error: number, text: string): PlaceError {
-  const message = `answered ${errnoName(error)}${text === '' ? '' : ` (${text.trim()})`}`;
-  return new PlaceError(error === ESHUTDOWN ? 'busy' : 'failing', message);
+  const note = text === '' ? '' : ` (${text.trim()})`;
+  return error === ESHUTDOWN
+    ? new PlaceError('busy', `is ending${note}`)
+    : new PlaceError('failing', `answered ${errnoName(error)}${note}`);
 }
 
 const HALF = 2 ** 32;

@@ -34,7 +34,7 @@ export interface OpenedNbd {
 }
 
 export async function openNbd(target: NbdTarget, signal: AbortSignal): Promise<OpenedNbd> {
-  signal.throwIfAborted();
+  if (signal.aborted) throw asPlaceError(signal.reason);
   const socket = connect({ ...target.address, noDelay: true });
   // One that waits in the handshake is woken by the end of its socket.
   const abort = (): void => {
@@ -151,11 +151,11 @@ function encrypt(socket: Socket, options: ConnectionOptions): Promise<TLSSocket>
       // A certificate that does not fit says so in its message; no retry mends it.
       const broken = cause.code === 'ECONNRESET' || cause.code === 'EPIPE';
       const trouble: Trouble = broken ? 'unreachable' : 'denied';
-      reject(new PlaceError(trouble, `TLS failed: ${cause.message}`, { cause }));
+      reject(new PlaceError(trouble, `cannot be trusted: TLS failed: ${cause.message}`, { cause }));
     };
     secure.on('error', fail);
     socket.once('close', () =>
-      reject(new PlaceError('denied', 'TLS failed: the server closed the connection')),
+      reject(new PlaceError('denied', 'closed the connection when TLS began')),
     );
   });
 }

@@ -88,7 +88,7 @@ export class NbdPlace implements Place {
 
   #choose(): NbdConnection {
     const [first, ...others] = this.#living();
-    if (first === undefined) throw new PlaceError('unreachable', 'the connection is gone');
+    if (first === undefined) throw new PlaceError('unreachable', 'lost its connection');
     let best = first;
     for (const other of others) if (other.busy < best.busy) best = other;
     if (best.busy >= BUSY && this.#connections.length < CONNECTIONS_MAX) this.#openFurther(first);

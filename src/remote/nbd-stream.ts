@@ -27,7 +27,7 @@ export class NbdStream {
   readonly #onData = (chunk: Buffer): void => this.#take(chunk);
   readonly #onError = (error: Error): void => this.#finish(error);
   readonly #onClose = (): void =>
-    this.#finish(new PlaceError('unreachable', 'the connection was closed by the server'));
+    this.#finish(new PlaceError('unreachable', 'closed the connection'));
 
   constructor(socket: Socket) {
     this.#socket = socket;
@@ -69,7 +69,7 @@ export class NbdStream {
     this.#socket.off('close', this.#onClose);
     this.#socket.off('error', this.#onError);
     if (this.#unreadBytes > 0)
-      throw new PlaceError('nonsense', 'the server spoke before the encryption began');
+      throw new PlaceError('nonsense', 'spoke before the encryption began');
     return this.#socket;
   }
 

@@ -56,7 +56,8 @@ async function tlsOptions(
     const psk = await readKey(keyFile, name);
     return {
       ...options,
-      // Keys that are shared work without certificates: with cipher suites of TLS 1.2 made for them.
+      // Keys that are shared work without certificates: with cipher suites of TLS 1.2 made for
+      // them.
       ciphers: 'PSK+AESGCM:PSK+CHACHA20',
       minVersion: 'TLSv1.2',
       maxVersion: 'TLSv1.2',
@@ -76,7 +77,10 @@ async function tlsOptions(
     return { ...options, ca, cert, key };
   }
   if (named !== null)
-    throw new PlaceError('denied', `${named}/ca-cert.pem cannot be read (tls-certificates)`);
+    throw new PlaceError(
+      'denied',
+      `needs ${named}/ca-cert.pem, which cannot be read (tls-certificates)`,
+    );
   const ca = systemAuthorities();
   return ca === undefined ? options : { ...options, ca };
 }
@@ -87,12 +91,15 @@ async function readKey(file: string, name: string): Promise<Buffer> {
   try {
     text = await readFile(file, 'utf8');
   } catch (cause) {
-    const message = `${file} cannot be read (tls-psk-file): ${(cause as Error).message}`;
+    const message = `needs ${file} (tls-psk-file): ${(cause as Error).message}`;
     throw new PlaceError('denied', message, { cause });
   }
   for (const line of text.split('\n')) {
     const at = line.lastIndexOf(':');
     if (at > 0 && line.slice(0, at) === name) return Buffer.from(line.slice(at + 1).trim(), 'hex');
   }
-  throw new PlaceError('denied', `${file} has no key for '${name}' (tls-psk-file, tls-username)`);
+  throw new PlaceError(
+    'denied',
+    `needs a key for '${name}' in ${file} (tls-psk-file, tls-username)`,
+  );
 }

@@ -31,6 +31,6 @@ export const DEFAULTS: Readonly<RemoteOptions> = {
   pauseMsMax: 15_000,
   refusedMs: 60_000,
   inFlightMax: 32,
-  memoryBytes: 64 * 1024 * 1024,
+  memoryBytes: 16 * 1024 * 1024,
   readaheadBytes: 2 * 1024 * 1024,
 };

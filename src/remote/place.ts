@@ -46,7 +46,9 @@ export type Trouble =
   | 'damaged' // what it sent is not what the manifest says
   | 'nonsense'; // it does not keep to its protocol: too little, too much, something else
 
-/** What went wrong at a place. The message is a sentence without the place's name. */
+/**
+ * What went wrong at a place. The message is what the place did: `URI ${message}` is a sentence.
+ */
 export class PlaceError extends Error {
   override readonly name = 'PlaceError';
   readonly trouble: Trouble;
@@ -70,24 +72,26 @@ export function asPlaceError(thrown: unknown): PlaceError {
   if (thrown instanceof PlaceError) return thrown;
   const error = thrown as NodeJS.ErrnoException;
   if (error?.name === 'AbortError' || error?.name === 'TimeoutError')
-    return new PlaceError('late', 'no answer in time', { cause: thrown });
+    return new PlaceError('late', 'did not answer in time', { cause: thrown });
   const code = error?.code;
   const text = error?.message || String(thrown);
-  if (code === 'ENOENT') return new PlaceError('missing', text, { cause: thrown });
+  if (code === 'ENOENT')
+    return new PlaceError('missing', `cannot be found (${text})`, { cause: thrown });
   if (code === 'EACCES' || code === 'EPERM')
-    return new PlaceError('denied', text, { cause: thrown });
-  return new PlaceError('unreachable', UNREACHABLE[code ?? ''] ?? text, { cause: thrown });
+    return new PlaceError('denied', `cannot be opened (${text})`, { cause: thrown });
+  const message = UNREACHABLE[code ?? ''] ?? `cannot be reached (${text})`;
+  return new PlaceError('unreachable', message, { cause: thrown });
 }
 
 const UNREACHABLE: Readonly<Record<string, string>> = {
-  ECONNREFUSED: 'the connection is refused: nobody listens there',
-  ECONNRESET: 'the connection was cut off',
-  EPIPE: 'the connection was cut off',
-  ENOTFOUND: 'there is no host of that name',
-  EAI_AGAIN: 'the name of the host cannot be resolved now',
-  EHOSTUNREACH: 'the host cannot be reached',
-  ENETUNREACH: 'the network cannot be reached',
-  ETIMEDOUT: 'the host does not answer',
+  ECONNREFUSED: 'cannot be reached: nobody listens there',
+  ECONNRESET: 'cut the connection off',
+  EPIPE: 'cut the connection off',
+  ENOTFOUND: 'cannot be reached: there is no host of that name',
+  EAI_AGAIN: 'cannot be reached: the name of the host cannot be resolved now',
+  EHOSTUNREACH: 'cannot be reached: there is no way to the host',
+  ENETUNREACH: 'cannot be reached: there is no way to its network',
+  ETIMEDOUT: 'cannot be reached: the host does not answer',
 };
 
 /** Rejects with the signal's reason as soon as it is aborted; for what cannot be aborted itself. */

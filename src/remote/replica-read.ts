@@ -21,7 +21,7 @@ export interface ReadHost {
   hedged(): void;
   wait(wake: () => void): void;
   unwait(wake: () => void): void;
-  failed(what: string): UbdError;
+  failed(what: string, seen: ReadonlyMap<Replica, PlaceError>): UbdError;
   damaged(replica: Replica, error: PlaceError): void;
 }
 
@@ -35,8 +35,8 @@ export class ReplicaRead {
   readonly #accept: (bytes: Buffer) => boolean;
   /** Tries under way. */
   readonly #tries = new Map<Replica, AbortController>();
-  /** Replicas that failed this read: the others go first. */
-  readonly #failed = new Set<Replica>();
+  /** Replicas that failed this read, and how: the others go first. */
+  readonly #failed = new Map<Replica, PlaceError>();
   #errors = 0;
   #ended = false;
   #resolve!: (bytes: Buffer) => void;
@@ -110,7 +110,7 @@ export class ReplicaRead {
   #tryFailed(replica: Replica, error: PlaceError): void {
     this.#tries.delete(replica);
     if (this.#ended) return;
-    this.#failed.add(replica);
+    this.#failed.set(replica, error);
     if (error.trouble === 'damaged') this.#host.damaged(replica, error);
     const isAnswer = error.trouble === 'failing' || error.trouble === 'damaged';
     if (isAnswer && ++this.#errors >= TRIES_MAX) {
@@ -130,7 +130,7 @@ export class ReplicaRead {
   #fail(what: string): void {
     if (this.#ended) return;
     this.#end();
-    this.#reject(this.#host.failed(what));
+    this.#reject(this.#host.failed(what, this.#failed));
   }
 
   #end(): void {

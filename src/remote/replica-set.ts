@@ -33,7 +33,9 @@ export interface ReplicaSetOptions {
 
 /** The same line of the same replica is not said again sooner. */
 const QUIET_MS = 10_000;
-/** Reads that are asked twice, as a share of all: a slow set must not be asked for twice as much. */
+/**
+ * Reads that are asked twice, as a share of all: a slow set must not be asked for twice as much.
+ */
 const HEDGE_SHARE = 0.1;
 const HEDGES_MAX = 10;
 
@@ -167,10 +169,13 @@ export class ReplicaSet implements ReplicaHost, ReadHost {
     this.#waiting.delete(wake);
   }
 
-  failed(what: string): UbdError {
-    const reasons = this.#replicas.map(({ uri, state, trouble }) =>
-      trouble === null ? `${uri} is ${state}` : `${uri} ${trouble.message}`,
-    );
+  /** @param seen what this read saw of each, which may be more than its state now */
+  failed(what: string, seen: ReadonlyMap<Replica, PlaceError>): UbdError {
+    const reasons = this.#replicas.map(replica => {
+      const { uri, state } = replica;
+      const trouble = replica.trouble ?? seen.get(replica);
+      return trouble ? `${uri} ${trouble.message}` : `${uri} is ${state} and has not answered yet`;
+    });
     const error = new UbdError('io', `${this.name}: ${what}: ${reasons.join('; ')}`, {
       place: { file: this.name },
       next: 'check the server; `ubd replica list` shows the replicas, `ubd replica add` adds one',
@@ -190,7 +195,9 @@ export class ReplicaSet implements ReplicaHost, ReadHost {
     if (now < (this.#said.get(key) ?? 0)) return;
     for (const [old, untilMs] of this.#said) if (untilMs < now) this.#said.delete(old);
     this.#said.set(key, now + QUIET_MS);
-    this.#report(level, `${this.name}: ${text}`);
+    // The first place has the root's own name: once is enough.
+    const isOwn = text.startsWith(`${this.name} `);
+    this.#report(level, isOwn ? text : `${this.name}: ${text}`);
   }
 
   /** Each asks once more, in the order in which they came; who finds nothing waits on. */

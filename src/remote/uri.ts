@@ -3,7 +3,7 @@
  *
  *     nbd://HOST[:PORT]/EXPORT            nbds:// with TLS        (the NBD project's URI format)
  *     nbd+unix:///EXPORT?socket=PATH      nbds+unix:// with TLS
- *         tls-certificates=DIR  ca-cert.pem, and client-cert.pem with client-key.pem if it needs one
+ *         tls-certificates=DIR  ca-cert.pem; client-cert.pem and client-key.pem if it needs them
  *         tls-psk-file=FILE     tls-username=NAME   a shared key instead of certificates
  *         tls-hostname=NAME     what the server's certificate says, if not HOST
  *         tls-verify-peer=false any certificate will do

@@ -21,13 +21,21 @@ const RECORD_BYTES = 40;
 const RECORD_INTS = RECORD_BYTES / 4;
 const RECORD_DOUBLES = RECORD_BYTES / 8;
 
-const WHICH = {
+/** Which system call. */
+export const CALL = {
   PREAD: 0,
   PWRITE: 1,
   READ: 2,
   WRITE: 3,
   FALLOCATE: 4,
   PWRITE_DURABLE: 5,
+  /**
+   * A READ that follows another one, and is made only if that one moved bytes: else it gets the
+   * same result.
+   */
+  READ_NEXT: 6,
+  /** A PREAD of what is there without waiting for a disk: it may be less, or -EAGAIN. */
+  PREAD_CACHED: 7,
 } as const;
 
 /**
@@ -60,6 +68,8 @@ class Batch {
 export class SyncCalls {
   #filling = new Batch();
   #running = new Batch();
+  /** The doubles of the batch that is being filled: see `add`. */
+  doubles: Float64Array = this.#filling.doubles;
   #inRun = false;
 
   /** Whether calls wait to be run, or results to be given out. */
@@ -68,29 +78,54 @@ export class SyncCalls {
   }
 
   pread(fd: number, address: number, length: number, position: number, op: IoOp): void {
-    this.#add(WHICH.PREAD, fd, address, length, position, op);
+    this.#fill(this.add(CALL.PREAD, fd, op), address, length, position);
   }
 
   pwrite(fd: number, address: number, length: number, position: number, op: IoOp): void {
-    this.#add(WHICH.PWRITE, fd, address, length, position, op);
+    this.#fill(this.add(CALL.PWRITE, fd, op), address, length, position);
   }
 
   /** With RWF_DSYNC. */
   pwriteDurable(fd: number, address: number, length: number, position: number, op: IoOp): void {
-    this.#add(WHICH.PWRITE_DURABLE, fd, address, length, position, op);
+    this.#fill(this.add(CALL.PWRITE_DURABLE, fd, op), address, length, position);
   }
 
   /** For what cannot seek: the position is the file's own. */
   read(fd: number, address: number, length: number, op: IoOp): void {
-    this.#add(WHICH.READ, fd, address, length, 0, op);
+    this.#fill(this.add(CALL.READ, fd, op), address, length, 0);
   }
 
   write(fd: number, address: number, length: number, op: IoOp): void {
-    this.#add(WHICH.WRITE, fd, address, length, 0, op);
+    this.#fill(this.add(CALL.WRITE, fd, op), address, length, 0);
   }
 
   fallocate(fd: number, mode: number, length: number, position: number, op: IoOp): void {
-    this.#add(WHICH.FALLOCATE, fd, mode, length, position, op);
+    this.#fill(this.add(CALL.FALLOCATE, fd, op), mode, length, position);
+  }
+
+  /**
+   * The next record, without its three doubles, which the caller stores at once: address (or mode),
+   * length and position go to `doubles` from the index that is returned. On the hot path: a double
+   * that is passed to a function is an allocation, unless that function happens to be inlined.
+   */
+  add(which: number, fd: number, op: IoOp): number {
+    const batch = this.#filling;
+    if (batch.count === batch.ops.length) {
+      batch.grow();
+      this.doubles = batch.doubles;
+    }
+    const i = batch.count++;
+    batch.ints[i * RECORD_INTS] = which;
+    batch.ints[i * RECORD_INTS + 1] = fd;
+    batch.ops[i] = op;
+    return i * RECORD_DOUBLES + 1;
+  }
+
+  #fill(at: number, address: number, length: number, position: number): void {
+    const { doubles } = this;
+    doubles[at] = address;
+    doubles[at + 1] = length;
+    doubles[at + 2] = position;
   }
 
   /**
@@ -108,6 +143,7 @@ export class SyncCalls {
         const batch = this.#filling;
         this.#filling = this.#running;
         this.#running = batch;
+        this.doubles = this.#filling.doubles;
         batch.next = 0;
         native.runCalls(batch.buffer, batch.count);
         given += this.#giveOut();
@@ -132,26 +168,5 @@ export class SyncCalls {
     batch.count = 0;
     batch.next = 0;
     return given;
-  }
-
-  #add(
-    which: number,
-    fd: number,
-    address: number,
-    length: number,
-    position: number,
-    op: IoOp,
-  ): void {
-    const batch = this.#filling;
-    if (batch.count === batch.ops.length) batch.grow();
-    const i = batch.count++;
-    const int = i * RECORD_INTS;
-    const double = i * RECORD_DOUBLES;
-    batch.ints[int] = which;
-    batch.ints[int + 1] = fd;
-    batch.doubles[double + 1] = address;
-    batch.doubles[double + 2] = length;
-    batch.doubles[double + 3] = position;
-    batch.ops[i] = op;
   }
 }

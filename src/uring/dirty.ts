@@ -1,47 +1,80 @@
 /**
- * How much of each file was written and may not have reached its disk.
+ * Whether a plain write is sure not to wait.
  *
- * A plain `pwrite` into the page cache is the fastest write there is, until the kernel finds that
- * too much is dirty: then it makes the writer wait, and the writer is the thread that serves all
- * devices. So each descriptor has a budget. What goes beyond it takes the slower road through the
- * ring, where a thread of the kernel does the waiting.
+ * A `pwrite` into the page cache is the fastest write there is, until the kernel finds that too
+ * much of the machine's memory is dirty: then it makes the writer wait, and the writer is the
+ * thread that serves all devices. So we look how far that is, and look again when a part of the way
+ * is written:
+ *
+ *     0 ─────────── dirty ── … ───────── ceiling ·············▶ writers wait
+ *                     └──── room ──────────┘     background and hard limit's middle
+ *                      └ ¼ ┘ next look
+ *
+ * Without room writes take the road through the ring, where a thread of the kernel does the
+ * waiting. Only a guess where a control group limits memory: its own ceiling is lower, and not
+ * looked at.
  */
-import { totalmem } from 'node:os';
+import { openSync, readSync } from 'node:fs';
 
 const MIB = 1024 * 1024;
+/** How much is written, at least and at most, between two looks. */
+const STRIDE_MIN = MIB;
+const STRIDE_MAX = 64 * MIB;
+
+export class DirtyRoom {
+  readonly #measure: () => number;
+  #there = true;
+  /** Bytes until the next look. */
+  #left = 0;
+
+  /** @param measure bytes that may become dirty before a writer has to wait; for tests */
+  constructor(measure: () => number = measureRoom) {
+    this.#measure = measure;
+  }
+
+  /** About to write `bytes`: whether there is room for a plain write. */
+  take(bytes: number): boolean {
+    this.#left -= bytes;
+    if (this.#left < 0) {
+      const room = this.#measure();
+      this.#there = room > 0;
+      this.#left = Math.min(STRIDE_MAX, Math.max(STRIDE_MIN, room / 4));
+    }
+    return this.#there;
+  }
+}
+
+const PAGE_BYTES = 4096;
+/** We stop a little before the ceiling: others write, too, and the kernel's counts lag behind. */
+const SHARE = 0.8;
+
+let vmstat = -1;
+const text: Buffer = Buffer.alloc(16 * 1024);
 
 /**
- * A part of what the kernel lets be dirty before it slows writers down: a fifth of the memory that
- * is free, by default.
+ * The room as the kernel counts it: writers wait above the middle of both thresholds
+ * (dirty_freerun_ceiling in mm/page-writeback.c). Without an answer there is nothing to go by, and
+ * some room is assumed.
  */
-export const DIRTY_BYTES_MAX: number = Math.min(1024 * MIB, Math.max(64 * MIB, totalmem() / 32));
-
-/** The kernel's own limit (fs.nr_open) as it is shipped. What lies above it is not counted. */
-const FD_MAX = 1024 * 1024;
-
-export class DirtyBytes {
-  /** By file descriptor. */
-  #bytes = new Float64Array(256);
-
-  get(fd: number): number {
-    return this.#bytes[fd] ?? 0;
+export function measureRoom(): number {
+  let length: number;
+  try {
+    if (vmstat < 0) vmstat = openSync('/proc/vmstat', 'r');
+    length = readSync(vmstat, text, 0, text.length, 0);
+  } catch {
+    return STRIDE_MAX;
   }
+  const limits = field(length, 'dirty_threshold') + field(length, 'dirty_background_threshold');
+  if (!(limits > 0)) return STRIDE_MAX;
+  const dirty = field(length, 'dirty') + field(length, 'writeback');
+  return ((limits / 2) * SHARE - dirty) * PAGE_BYTES;
+}
 
-  add(fd: number, bytes: number): void {
-    if (fd < 0 || fd >= FD_MAX) return; // the kernel will answer EBADF
-    if (fd >= this.#bytes.length) this.#grow(fd);
-    this.#bytes[fd] = this.#bytes[fd]! + bytes;
-  }
-
-  /** `bytes` of it are on the disk. */
-  settle(fd: number, bytes: number): void {
-    if (fd < 0 || fd >= this.#bytes.length) return;
-    this.#bytes[fd] = Math.max(0, this.#bytes[fd]! - bytes);
-  }
-
-  #grow(fd: number): void {
-    const larger = new Float64Array(Math.min(fd * 2, FD_MAX));
-    larger.set(this.#bytes);
-    this.#bytes = larger;
-  }
+/** A count of pages; NaN if it is not there. */
+function field(length: number, name: string): number {
+  const line = `\nnr_${name} `;
+  const at = text.indexOf(line, 0, 'latin1');
+  if (at < 0 || at >= length) return Number.NaN;
+  const start = at + line.length;
+  return Number.parseInt(text.toString('latin1', start, text.indexOf(10, start)), 10);
 }

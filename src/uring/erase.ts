@@ -57,7 +57,7 @@ export class Eraser {
     this.#zeroes ??= allocateMemory(ZEROES_BYTES);
     const some = Math.min(length, ZEROES_BYTES);
     const transfer = this.#transfers.pop() ?? new Transfer(this.ring, this.#transfers);
-    transfer.start(ROAD.WRITE, fd, this.#zeroes.address, some, position, op);
+    transfer.start(ROAD.WRITE, fd, this.#zeroes, 0, some, position, op);
   }
 
   release(erasure: Erasure): void {

@@ -63,16 +63,12 @@ export const IOSQE_IO_DRAIN = 2;
 export const IOSQE_IO_LINK = 4;
 export const IOSQE_IO_HARDLINK = 8;
 export const IOSQE_ASYNC = 16;
-export const IOSQE_BUFFER_SELECT = 32;
 export const IOSQE_CQE_SKIP_SUCCESS = 64;
 
 /** Flags of a completion, as `IoOp.done` gets them. */
-export const IORING_CQE_F_BUFFER = 1;
 export const IORING_CQE_F_MORE = 2;
 export const IORING_CQE_F_SOCK_NONEMPTY = 4;
 export const IORING_CQE_F_NOTIF = 8;
-/** With IORING_CQE_F_BUFFER: the buffer's number is `flags >>> IORING_CQE_BUFFER_SHIFT`. */
-export const IORING_CQE_BUFFER_SHIFT = 16;
 
 /** Flags of opcodes (setOpFlags). */
 export const RWF_DSYNC = 2;
@@ -129,11 +125,6 @@ export function setOpFlags(words: Uint32Array, word: number, flags: number): voi
   words[word + 7] = flags;
 }
 
-/** With IOSQE_BUFFER_SELECT: the group that the kernel takes a buffer from. */
-export function setBufferGroup(words: Uint32Array, word: number, group: number): void {
-  words[word + 10] = (words[word + 10]! & 0xffff0000) | group;
-}
-
 /** Of URING_CMD: which command. What it carries begins at `COMMAND_WORD` of the SQE. */
 export function setCommand(words: Uint32Array, word: number, command: number): void {
   words[word + 2] = command;
@@ -141,7 +132,9 @@ export function setCommand(words: Uint32Array, word: number, command: number): v
 export const COMMAND_WORD = 12;
 
 /** For READ_FIXED and WRITE_FIXED: the registered buffer. */
-export const setBufferIndex: typeof setBufferGroup = setBufferGroup;
+export function setBufferIndex(words: Uint32Array, word: number, index: number): void {
+  words[word + 10] = (words[word + 10]! & 0xffff0000) | index;
+}
 
 /** splice_fd_in, or file_index. */
 export function setFileIndex(words: Uint32Array, word: number, index: number): void {

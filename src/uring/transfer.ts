@@ -5,7 +5,8 @@
  * One pooled object per operation under way. It is its own IoOp: what it prepares comes back to it.
  */
 import { EAGAIN, EINTR, EIO, ENODATA } from '../base/errno.ts';
-import type { IoOp } from './io.ts';
+import { CALL } from './calls.ts';
+import type { IoOp, Memory } from './io.ts';
 import type { Ring } from './ring.ts';
 import { OPCODE, RWF_DSYNC, setAddress, setLength, setOpFlags, setPosition } from './sqe.ts';
 
@@ -18,6 +19,8 @@ export const ROAD = {
   WRITE: 2,
   /** WRITE through the ring with RWF_DSYNC. */
   WRITE_DURABLE: 3,
+  /** Plain pread of what is cached; what is not, through the ring. */
+  READ_CACHED: 4,
 } as const;
 export type Road = (typeof ROAD)[keyof typeof ROAD];
 
@@ -49,10 +52,18 @@ export class Transfer implements IoOp {
     this.#pool = pool;
   }
 
-  start(road: Road, fd: number, address: number, length: number, position: number, op: IoOp): void {
+  start(
+    road: Road,
+    fd: number,
+    memory: Memory,
+    start: number,
+    length: number,
+    position: number,
+    op: IoOp,
+  ): void {
     this.#road = road;
     this.#fd = fd;
-    this.#address = address;
+    this.#address = memory.address + start; // here: a double that is passed on is an allocation
     this.#length = length;
     this.#position = position;
     this.#whole = length;
@@ -62,6 +73,13 @@ export class Transfer implements IoOp {
   }
 
   done(result: number): void {
+    if (this.#road === ROAD.READ_CACHED && result < this.#length) {
+      this.#road = ROAD.READ;
+      if (result <= 0) {
+        this.#move();
+        return;
+      }
+    }
     if (result > 0) {
       this.#address += result;
       this.#position += result;
@@ -84,18 +102,28 @@ export class Transfer implements IoOp {
   }
 
   #move(): void {
-    const ring = this.#ring;
-    const length = Math.min(this.#length, TRANSFER_BYTES_MAX);
-    if (this.#road === ROAD.WRITE_NOW) {
-      ring.calls.pwrite(this.#fd, this.#address, length, this.#position, this);
-      return;
-    }
+    if (this.#road === ROAD.READ_CACHED) this.#call(CALL.PREAD_CACHED);
+    else if (this.#road === ROAD.WRITE_NOW) this.#call(CALL.PWRITE);
+    else this.#submit();
+  }
+
+  #call(which: number): void {
+    const { calls } = this.#ring;
+    const at = calls.add(which, this.#fd, this);
+    const { doubles } = calls;
+    doubles[at] = this.#address;
+    doubles[at + 1] = Math.min(this.#length, TRANSFER_BYTES_MAX);
+    doubles[at + 2] = this.#position;
+  }
+
+  #submit(): void {
+    const { words } = this.#ring;
     const opcode = this.#road === ROAD.READ ? OPCODE.READ : OPCODE.WRITE;
-    const word = ring.prepare(opcode, this.#fd, this);
-    setAddress(ring.words, word, this.#address);
-    setLength(ring.words, word, length);
-    setPosition(ring.words, word, this.#position);
-    if (this.#road === ROAD.WRITE_DURABLE) setOpFlags(ring.words, word, RWF_DSYNC);
+    const word = this.#ring.prepare(opcode, this.#fd, this);
+    setAddress(words, word, this.#address);
+    setLength(words, word, Math.min(this.#length, TRANSFER_BYTES_MAX));
+    setPosition(words, word, this.#position);
+    if (this.#road === ROAD.WRITE_DURABLE) setOpFlags(words, word, RWF_DSYNC);
   }
 
   #end(result: number): void {

@@ -16,6 +16,7 @@ import type {
   LiveLeaves,
   Machine,
   NewLeaf,
+  Replicas,
   RootHandle,
   Transport,
   TransportDevice,
@@ -49,6 +50,7 @@ export class FakeMachine implements Machine {
       return { changedBytes: 0, images: 1 };
     },
     limit: async () => {},
+    grow: async () => {},
     gone: () => {},
   };
   /** What is open or attached now: root and leaf paths, nodes. */
@@ -60,6 +62,11 @@ export class FakeMachine implements Machine {
   stopped = false;
   readonly nodes: string;
   readonly images: Images;
+  readonly replicas: Replicas = {
+    add: async () => this.#noRemote(),
+    remove: async () => this.#noRemote(),
+    list: async () => [],
+  };
   readonly transports: readonly Transport[];
   readonly exporter: Exporter;
   /** Exports that are open, by their number, and their clients. */
@@ -71,6 +78,10 @@ export class FakeMachine implements Machine {
   readonly foreign: Set<string> = new Set();
   /** Ids that were detached in use. */
   readonly later: number[] = [];
+
+  #noRemote(): never {
+    throw new Error('the machine of this test has no remote roots');
+  }
 
   constructor(nodes: string) {
     this.nodes = nodes;
@@ -134,6 +145,7 @@ export class FakeMachine implements Machine {
       quota: null,
       refused: 0,
       changedBytes: 1024,
+      cache: null,
     }));
   }
 

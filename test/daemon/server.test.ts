@@ -36,6 +36,7 @@ async function serve(teardown: (fn: () => unknown) => void): Promise<Served> {
       life: new Life(registry, machine.live),
       exports: new Exports({ paths, machine, registry, log }),
       images: machine.images,
+      replicas: machine.replicas,
       status: async () => ({ pid: process.pid }) as Status,
       ready: Promise.resolve(),
     }),

@@ -2,6 +2,7 @@
  * runCalls: the batch does each call as the system would, in order, whatever happens to its
  * neighbours.
  */
+import { execFileSync } from 'node:child_process';
 import { closeSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
@@ -13,6 +14,8 @@ const READ = 2;
 const WRITE = 3;
 const FALLOCATE = 4;
 const PWRITE_DURABLE = 5;
+const READ_NEXT = 6;
+const PREAD_CACHED = 7;
 const EBADF = -9;
 
 const { address, buffer } = native.mapMemory(1 << 16);
@@ -66,6 +69,36 @@ t.test('read and write move on in the file', t => {
   t.equal(Buffer.from(bytes.subarray(100, 104)).toString(), 'abcd');
   t.equal(Buffer.from(bytes.subarray(200, 202)).toString(), 'ef');
   closeSync(fd);
+  t.end();
+});
+
+t.test('reads in a row stop at the first one that moves nothing', t => {
+  const fd = openSync(join(t.testdir(), 'file'), 'w+');
+  writeSync(fd, 'abcde');
+  native.lseek(fd, 0, 0);
+  const next: Call = [READ_NEXT, fd, address, 2, 0];
+  t.same(run([READ, fd, address, 2, 0], next, next, next, next), [2, 2, 1, 0, 0]);
+  t.same(run([READ, -1, address, 2, 0], next, next), [EBADF, EBADF, EBADF], 'an error, too');
+  native.lseek(fd, 0, 0);
+  t.same(run(next, next), [2, 2], 'the first of a batch has none before it');
+  closeSync(fd);
+  t.end();
+});
+
+t.test('a read of what is cached moves it, or says that it would have to wait', t => {
+  const directory = t.testdir();
+  const fd = openSync(join(directory, 'file'), 'w+');
+  writeSync(fd, Buffer.alloc(8192, 3));
+  bytes.fill(0);
+  t.same(run([PREAD_CACHED, fd, address, 4096, 4096]), [4096]);
+  t.ok(bytes.subarray(0, 4096).every(byte => byte === 3));
+  t.same(run([PREAD_CACHED, fd, address, 4096, 8192]), [0], 'the end');
+  closeSync(fd);
+  const fifo = join(directory, 'fifo');
+  execFileSync('mkfifo', [fifo]);
+  const pipe = openSync(fifo, 'r+');
+  t.same(run([PREAD_CACHED, pipe, address, 1, 0]), [-29], 'ESPIPE');
+  closeSync(pipe);
   t.end();
 });
 

@@ -236,7 +236,7 @@ const MISDEEDS: Misdeed[] = [
   {
     what: 'silence, within our patience',
     trouble: 'late',
-    message: /no answer in time/,
+    message: /did not answer in time/,
     from: 'read',
     answer: () => true,
   },

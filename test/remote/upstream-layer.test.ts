@@ -1,7 +1,7 @@
 /**
- * Goal: reads cross from the ring to the upstream thread and back, whole and in their place, however
- * they are cut; an end of either side is told to everybody who waits. Method: a layer and a port
- * over a real socket pair, in one thread: the ring is turned without waiting.
+ * Goal: reads cross from the ring to the upstream thread and back, whole and in their place,
+ * however they are cut; an end of either side is told to everybody who waits. Method: a layer and a
+ * port over a real socket pair, in one thread: the ring is turned without waiting.
  */
 import { Socket } from 'node:net';
 import t from 'tap';

@@ -21,7 +21,7 @@ const device = new UnionDevice({
   parts: new PartPool(8),
   onFault: () => {},
 });
-const slots = new FuseSlots(ring, 0, 4);
+const slots = new FuseSlots(ring, 4);
 new FuseSession({ slots, fd: mount.fuseFd, device, onEnd: () => {} });
 setInterval(() => {
   ring.turn(false);

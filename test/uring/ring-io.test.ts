@@ -5,11 +5,20 @@
  */
 
 import { execFileSync } from 'node:child_process';
-import { closeSync, fstatSync, ftruncateSync, openSync, readFileSync, readSync } from 'node:fs';
+import {
+  closeSync,
+  fstatSync,
+  ftruncateSync,
+  openSync,
+  readFileSync,
+  readSync,
+  writeFileSync,
+} from 'node:fs';
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 
+import { DirtyRoom, measureRoom } from '../../src/uring/dirty.ts';
 import { Ring } from '../../src/uring/ring.ts';
 import { RingIo } from '../../src/uring/ring-io.ts';
 import { OPCODE, RWF_DSYNC, SQE_WORDS } from '../../src/uring/sqe.ts';
@@ -25,9 +34,9 @@ interface Bench {
   io: RingIo;
 }
 
-function bench(t: Test, options: { entries?: number; dirtyBytesMax?: number } = {}): Bench {
+function bench(t: Test, options: { entries?: number; room?: () => number } = {}): Bench {
   const ring = new Ring({ entries: options.entries ?? 64 });
-  const io = new RingIo(ring, { dirtyBytesMax: options.dirtyBytesMax ?? 64 * MIB });
+  const io = new RingIo(ring, { dirtyRoom: new DirtyRoom(options.room ?? (() => 64 * MIB)) });
   t.teardown(() => {
     ring.close();
     io.close();
@@ -228,7 +237,8 @@ t.test('a full file system is ENOSPC, after a part was written', t => {
     t.plan(0, 'tmpfs cannot be mounted here');
     return;
   }
-  const { ring, io } = bench(t, { dirtyBytesMax: 200_000 });
+  const { ring, io } = bench(t);
+  const slow = new RingIo(ring, { dirtyRoom: new DirtyRoom(() => 0) });
   const memory = io.allocate(MIB);
   const fd = openSync(join(mount.path, 'file'), 'w+');
   t.equal(
@@ -238,7 +248,7 @@ t.test('a full file system is ENOSPC, after a part was written', t => {
   );
   t.ok(fstatSync(fd).size > 0);
   t.equal(
-    waitFor(ring, op => io.write(fd, memory, 0, 300_000, 0, op)),
+    waitFor(ring, op => slow.write(fd, memory, 0, 300_000, 0, op)),
     -ENOSPC,
     'ring',
   );
@@ -285,39 +295,89 @@ t.test('a transfer that comes in pieces is done once, whole', t => {
   t.end();
 });
 
-t.test('writes take the plain road within the dirty budget, and the ring beyond it', t => {
-  const { ring, io } = bench(t, { dirtyBytesMax: 8192 });
+t.test('a read takes the plain road, and goes on through the ring where it would wait', t => {
+  const { ring, io } = bench(t);
   const memory = io.allocate(MIB);
-  const one = openSync(join(t.testdir(), 'one'), 'w+');
-  const two = openSync(join(t.testdir(), 'two'), 'w+');
-  const road = (fd: number): number[] => {
+  const path = join(t.testdir(), 'file');
+  const content = Buffer.alloc(MIB, 'what the file has');
+  writeFileSync(path, content);
+  const fd = openSync(path, 'r');
+  const read = (): void => {
+    memory.bytes.fill(0);
+    t.equal(
+      waitFor(ring, op =>
+        t.same(
+          opcodes(ring, () => io.read(fd, memory, 0, MIB, 0, op)),
+          [],
+        ),
+      ),
+      MIB,
+    );
+    t.ok(content.equals(memory.bytes));
+  };
+  read();
+  // Drops the file from the cache, where its file system has one; and leaves a part of it there.
+  execFileSync('dd', [`if=${path}`, 'iflag=nocache', 'count=0'], { stdio: 'ignore' });
+  readSync(fd, Buffer.alloc(512), 0, 512, 0);
+  read();
+  closeSync(fd);
+  t.end();
+});
+
+t.test('writes take the plain road while there is room, and the ring without', t => {
+  let room = 1;
+  let looks = 0;
+  const { ring, io } = bench(t, {
+    room: () => {
+      looks++;
+      return room;
+    },
+  });
+  const memory = io.allocate(MIB);
+  const fd = openSync(join(t.testdir(), 'file'), 'w+');
+  const road = (): number[] => {
     const op = new Recorder();
-    const found = opcodes(ring, () => io.write(fd, memory, 0, 4096, 0, op));
+    const found = opcodes(ring, () => io.write(fd, memory, 0, MIB / 2, 0, op));
     turnUntil(ring, () => op.results.length > 0 && ring.underWay === 0);
-    t.same(op.results, [4096]);
+    t.same(op.results, [MIB / 2]);
     return found;
   };
-  t.same(road(one), []);
-  t.same(road(one), []);
-  t.same(road(one), [OPCODE.SYNC_FILE_RANGE, OPCODE.WRITE], 'with a write-back beside it');
-  t.same(road(two), [], 'each file has its own budget');
-  // The write-back has settled what was dirty when it began, not the write that ran beside it.
-  t.same(road(one), [], 'plain again');
-  const big = new Recorder();
-  io.write(one, memory, 0, 8192, 0, big);
-  turnUntil(ring, () => big.results.length > 0 && ring.underWay === 0);
-  t.equal(
-    waitFor(ring, op => io.sync(one, op)),
-    0,
-  );
-  t.same(road(one), [], 'a sync gives all of the budget back');
-  closeSync(one);
-  closeSync(two);
+  t.same([road(), road(), road()], [[], [], []]);
+  t.equal(looks, 1, 'one look for a MiB or so');
+  room = 0;
+  t.same([road(), road(), road()], [[OPCODE.WRITE], [OPCODE.WRITE], [OPCODE.WRITE]]);
+  room = 1;
+  t.same(road(), [], 'plain again');
+  closeSync(fd);
+  t.end();
+});
+
+t.test('with much room we look seldom, and soon enough to see it fill up', t => {
+  const MEASURES = 20;
+  let dirty = 0;
+  let looks = 0;
+  const ceiling = 400 * MIB;
+  const room = new DirtyRoom(() => {
+    looks++;
+    return ceiling - dirty;
+  });
+  while (room.take(MIB)) dirty += MIB;
+  t.ok(looks < MEASURES, `${looks} looks`);
+  t.ok(dirty >= ceiling && dirty <= ceiling + 2 * MIB, 'stopped at the ceiling');
+  t.end();
+});
+
+t.test('the kernel says how much room there is', t => {
+  const vmstat = readFileSync('/proc/vmstat', 'latin1');
+  const limit = Number(/^nr_dirty_threshold (\d+)$/m.exec(vmstat)![1]) * 4096;
+  const room = measureRoom();
+  t.ok(room < limit, 'below the hard limit');
+  t.ok(room > -limit && Number.isInteger(Math.round(room)), `${room} bytes`);
   t.end();
 });
 
 t.test('a durable write asks for RWF_DSYNC, a buffered one does not', t => {
-  const { ring, io } = bench(t, { dirtyBytesMax: 0 });
+  const { ring, io } = bench(t, { room: () => 0 });
   const memory = io.allocate(4096);
   const fd = openSync(join(t.testdir(), 'file'), 'w+');
   const op = new Recorder();
@@ -357,7 +417,9 @@ t.test('done may start the next operation with the same op, a thousand times', t
 });
 
 t.test('random operations in flight at once leave the same content as a plain buffer', t => {
-  const { ring, io } = bench(t, { entries: 16, dirtyBytesMax: 256 * KIB });
+  let turns = 0;
+  const room = (): number => turns++ % 2; // both roads, in turns
+  const { ring, io } = bench(t, { entries: 16, room });
   const SECTOR = 512;
   const SECTORS = 4096;
   const SLOTS = 48;

@@ -22,7 +22,9 @@ export const attach: Command = {
     {
       name: 'ROOT',
       count: 'optional',
-      about: 'raw image or block device; may be left out where the leaf exists',
+      about:
+        'raw image, block device, or URI (nbd, nbds, nbd+unix, http, https, s3, file); ' +
+        'may be left out where the leaf exists',
     },
   ],
   options: {

@@ -3,23 +3,52 @@ import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
+import { isUri } from '../../base/uri.ts';
 import type { DeviceInfo, ImageInfo, Info, LeafInfo, RootInfo } from '../../client/api.ts';
 import { isNotRunning } from '../../client/http.ts';
+import { findPaths } from '../../client/paths.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
-import { facts, print, printJson } from '../output.ts';
-import { withDaemon } from '../session.ts';
+import { facts, Progress, print, printJson } from '../output.ts';
+import { helpHint } from '../parse.ts';
+import { givenDirs, withDaemon } from '../session.ts';
 
 export const info: Command = {
   name: 'info',
   about: 'what a root, a leaf or a device is',
   positionals: [{ name: 'PATH|DEV|NAME', count: 'one', about: 'file, device link, node or name' }],
-  options: {},
+  options: {
+    'rebase-path': {
+      type: 'text',
+      value: 'NEWPATH',
+      about: 'remember in a leaf that its root or intermediate image has moved there',
+    },
+    manifest: {
+      type: 'flag',
+      about: 'read all of a root, and make its manifest: a digest for each part, beside the root',
+    },
+    output: {
+      type: 'text',
+      short: 'o',
+      value: 'FILE',
+      about: 'where the manifest goes; that of a remote root is kept in the state directory',
+    },
+  },
   examples: [
     { line: 'ubd info web', about: 'a device and its counters' },
-    { line: 'ubd info ./web.leaf', about: 'a leaf: its root, and how much changed' },
+    { line: 'ubd info ./web.leaf', about: 'a leaf: what it stands on, how much changed' },
+    { line: 'ubd info ./web.leaf --rebase-path new.img', about: 'its root was renamed' },
+    { line: 'ubd info --manifest debian.img', about: 'makes debian.img.ubdmanifest' },
   ],
   needsRoot: false,
   async run(args) {
+    if (args.flags.has('manifest')) return manifest(args, args.positionals[0]!);
+    if (args.texts.has('output'))
+      throw new UbdError('usage', '--output goes with --manifest', { next: helpHint(info) });
+    const moved = args.texts.get('rebase-path');
+    if (moved !== undefined) {
+      const { rebaseLeafPath } = await import('../offline.ts');
+      await rebaseLeafPath(resolve(args.positionals[0]!), isUri(moved) ? moved : resolve(moved));
+    }
     const found = await look(args, args.positionals[0]!);
     if (args.flags.has('json')) printJson(found);
     else print(render(found));
@@ -31,7 +60,7 @@ export const info: Command = {
 async function look(args: Arguments, text: string): Promise<Info> {
   // A name of a device comes before a file of that name; ./NAME is always a file.
   const isPath = text.includes('/');
-  const target = isPath ? resolve(text) : text;
+  const target = isPath && !isUri(text) ? resolve(text) : text;
   try {
     // A file is looked at where it is: no daemon is started for it.
     const start = isPath && !target.startsWith('/dev/') ? 'never' : 'for devices';
@@ -47,10 +76,33 @@ async function look(args: Arguments, text: string): Promise<Info> {
   } catch (error) {
     const denied = error instanceof UbdError && error.code === 'permission';
     const reachable = !isNotRunning(error) && !(denied && process.geteuid?.() !== 0);
-    if (reachable || !existsSync(text)) throw error;
+    if (reachable || !(isUri(text) || existsSync(text))) throw error;
     const { describe, FileImages } = await import('../offline.ts');
-    return describe(resolve(text), null, new FileImages());
+    return describe(isUri(text) ? text : resolve(text), null, new FileImages());
   }
+}
+
+/** Reads the whole root in this process. */
+async function manifest(args: Arguments, text: string): Promise<number> {
+  const { makeManifest } = await import('../offline.ts');
+  const progress = new Progress('reading the root');
+  const output = args.texts.get('output');
+  const made = await makeManifest(isUri(text) ? text : resolve(text), {
+    ...(output === undefined ? {} : { output: resolve(output) }),
+    paths: findPaths(givenDirs(args)),
+    onProgress: (done, all) => progress.update(done, all),
+  }).finally(() => progress.end());
+  if (args.flags.has('json')) printJson(made);
+  else
+    print(
+      facts([
+        ['manifest', made.manifest],
+        ['of', made.root],
+        ['tree digest', made.treeDigest],
+        ['chunks', `${made.chunks} of ${formatSize(made.chunkBytes)}`],
+      ]),
+    );
+  return EXIT.OK;
 }
 
 function render(found: Info): string {
@@ -71,6 +123,7 @@ function rootFacts(root: RootInfo): Facts {
     ['type', root.type],
     ['size', bytes(root.size)],
     ['fingerprint', root.identity.fingerprint],
+    ...(root.treeDigest === undefined ? [] : ([['tree digest', root.treeDigest]] as Facts)),
     ['devices', root.devices.join(', ') || 'none'],
   ];
 }

@@ -2,7 +2,7 @@
  * One address that clients connect to. Without TLS, TCP is for this machine alone, unless told
  * otherwise in so many words; a unix socket is for root alone (0600).
  */
-import { chmodSync, rmSync } from 'node:fs';
+import { chmodSync, lstatSync, rmSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { UbdError } from '../../base/errors.ts';
 import type { ListenerSpec } from '../../client/exports.ts';
@@ -91,7 +91,7 @@ async function listen(server: Server, { address, uri }: ListenAddress): Promise<
     await tryListen(server, address);
   } catch (thrown) {
     const { code, message } = thrown as NodeJS.ErrnoException;
-    if (code === 'EADDRINUSE' && 'path' in address && !(await answers(address.path))) {
+    if (code === 'EADDRINUSE' && 'path' in address && (await isDeadSocket(address.path))) {
       rmSync(address.path, { force: true }); // a dead server's
       return listen(server, { address, uri, tls: false });
     }
@@ -123,14 +123,15 @@ function tryListen(
   });
 }
 
-/** Somebody listens on a unix socket; or nobody can tell. */
-function answers(path: string): Promise<boolean> {
+/** A socket that nobody listens on: what a killed server leaves. */
+function isDeadSocket(path: string): Promise<boolean> {
+  if (!lstatSync(path, { throwIfNoEntry: false })?.isSocket()) return Promise.resolve(false);
   return new Promise(resolve => {
     const socket = connect(path);
     socket.on('connect', () => {
       socket.destroy();
-      resolve(true);
+      resolve(false);
     });
-    socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code !== 'ECONNREFUSED'));
+    socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'));
   });
 }

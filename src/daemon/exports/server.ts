@@ -43,6 +43,7 @@ export interface ServerOptions {
   exporter: Exporter;
   log: Log;
   handshakeMs?: number;
+  handshakesMax?: number;
   clientsMax?: number;
 }
 
@@ -57,6 +58,7 @@ export class ExportServer {
   readonly #exporter: Exporter;
   readonly #log: Log;
   readonly #handshakeMs: number;
+  readonly #handshakesMax: number;
   readonly #clientsMax: number;
   readonly #tls: TlsThread;
   readonly #listenings = new Map<string, Listening>();
@@ -71,12 +73,14 @@ export class ExportServer {
   #logLines = 0;
   #logFrom = 0;
 
-  constructor({ catalog, exporter, log, handshakeMs, clientsMax }: ServerOptions) {
+  constructor(options: ServerOptions) {
+    const { catalog, exporter, log } = options;
     this.#catalog = catalog;
     this.#exporter = exporter;
     this.#log = log;
-    this.#handshakeMs = handshakeMs ?? HANDSHAKE_MS;
-    this.#clientsMax = clientsMax ?? Math.min(CLIENTS_MAX, clientsByFiles());
+    this.#handshakeMs = options.handshakeMs ?? HANDSHAKE_MS;
+    this.#handshakesMax = options.handshakesMax ?? HANDSHAKES_MAX;
+    this.#clientsMax = options.clientsMax ?? Math.min(CLIENTS_MAX, clientsByFiles());
     this.#tls = new TlsThread(log);
   }
 
@@ -198,7 +202,7 @@ export class ExportServer {
     { from }: Peer,
     { fd, early }: { fd: number; early: Buffer },
   ): Promise<Secured | null> {
-    if (this.#securing >= HANDSHAKES_MAX) {
+    if (this.#securing >= this.#handshakesMax) {
       native.close(fd);
       this.#report(`${from}: no TLS: too many clients in their handshake`);
       return null;
@@ -219,7 +223,7 @@ export class ExportServer {
     line: Line,
     options: Parameters<typeof greet>[0],
   ): Promise<Greeted> {
-    if (this.#lines.size >= HANDSHAKES_MAX)
+    if (this.#lines.size >= this.#handshakesMax)
       [...this.#lines.keys()][0]!.cut('too many clients in their handshake');
     this.#lines.set(line, listening);
     try {

@@ -19,11 +19,10 @@ import { type Credentials, readKeys, stampOf } from './credentials.ts';
 import { namesOfCertificate } from './names.ts';
 import type { TlsCall, TlsEvent } from './tls-protocol.ts';
 
-/** With keys alone: first those that keep what was sent secret if the key becomes known later. */
+/** With keys: those that keep what was sent secret, also if the key becomes known later. */
 const KEY_CIPHERS =
   'TLS_AES_128_GCM_SHA256:TLS_CHACHA20_POLY1305_SHA256:' +
-  'ECDHE-PSK-CHACHA20-POLY1305:ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256:' +
-  'DHE-PSK-AES256-GCM-SHA384:DHE-PSK-AES128-GCM-SHA256:DHE-PSK-CHACHA20-POLY1305';
+  'ECDHE-PSK-CHACHA20-POLY1305:ECDHE-PSK-AES256-CBC-SHA384:ECDHE-PSK-AES128-CBC-SHA256';
 
 interface Pending {
   connection: number;

@@ -1,52 +1,75 @@
 /**
- * The memory of FUSE requests: slots, shared by all sessions of a data-plane thread, so that a
- * device without traffic has none.
+ * The memory of FUSE requests: slots of a pool that all sessions of a data-plane thread share.
  *
- *     byte 0        4016            4080        4096                         4096 + 1 MiB
- *     │ unused      │ request: in header, body  │ data of a WRITE, page-aligned │
- *                   │               │ out header│ data of a READ, page-aligned  │
- *                   └ the kernel fills from here└─ one reply, in one piece
+ *     byte 0        3968            4016            4080        4096                  4096 + 1 MiB
+ *     │ vector      │ short reply   │ request: in header, body  │ data of a WRITE, page-aligned │
+ *                                                   │ out header│ data of a READ, page-aligned  │
+ *                     out header,   └ read from here└─ one reply, in one piece
+ *                     body without data
  *
- * A slot goes round: the kernel takes it from the buffer ring when a request is there, the session
- * answers from it, and once the answer is written it goes back. A session that found none is
- * `starved`, in line.
+ * The vector is for replies whose data lie elsewhere, because they were lent: it names the out
+ * header, and each piece. The kernel looks up each page that it copies from or to: so a reply without data lies in one.
+ *
+ * A slot goes round: a request is read into it, the session answers from it, and once the answer is
+ * written it goes back.
  */
 
+import { assert } from '../../base/assert.ts';
 import type { Completer } from '../../engine/request.ts';
 import { Request } from '../../engine/request.ts';
-import { BufferRing } from '../../uring/buffers.ts';
-import type { IoOp } from '../../uring/io.ts';
+import { Loan, PIECES_MAX } from '../../store/loan.ts';
+import type { IoOp, Memory } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
+import { SlotPool } from '../../uring/slot-pool.ts';
 import type { FuseSession } from './session.ts';
 import { OUT_HEADER_BYTES, WRITE_DATA_AT } from './wire.ts';
 
 /** The largest READ or WRITE: FUSE_MAX_MAX_PAGES pages of 4 KiB, as large as any kernel grants. */
 export const DATA_BYTES: number = 1 << 20;
 export const DATA_PAGES = 256;
+/** Room for a request: the kernel gives none out for less. */
+export const REQUEST_BYTES: number = WRITE_DATA_AT + DATA_BYTES;
 const HEAD_BYTES = 4096;
 const REQUEST_AT: number = HEAD_BYTES - WRITE_DATA_AT;
+const SHORT_REPLY_AT = 3968;
+const VECTOR_BYTES = 16;
+assert((PIECES_MAX + 1) * VECTOR_BYTES <= SHORT_REPLY_AT, 'the vector fits into the head');
 
 /** One request's memory, and its way through the engine. */
 export class Slot implements Completer, IoOp {
-  readonly index: number;
-  /** Word index of the request's first word, and of the reply's, in `FuseSlots.words`. */
+  readonly memory: Memory;
+  /** The memory as words: headers are read and written here. */
+  readonly words: Uint32Array;
+  /**
+   * Word index of the request's first word, of the reply's where data follow, and of a short
+   * reply's.
+   */
   readonly requestWord: number;
   readonly replyWord: number;
+  readonly shortReplyWord: number;
+  /** Word index of the vector. */
+  readonly vectorWord: number;
   /** Byte offset of the data in the memory. */
   readonly dataAt: number;
   readonly request: Request;
+  readonly loan: Loan = new Loan();
   session: FuseSession | null = null;
+  /** A request is being read into it. */
+  reading = false;
   /** Bytes of the reply that is being written. */
   replyBytes = 0;
 
-  constructor(slots: FuseSlots, index: number) {
-    this.index = index;
-    const start = slots.buffers.offset(index);
+  constructor(memory: Memory, words: Uint32Array, start: number) {
+    this.memory = memory;
+    this.words = words;
+    this.vectorWord = start / 4;
     this.requestWord = (start + REQUEST_AT) / 4;
+    this.shortReplyWord = (start + SHORT_REPLY_AT) / 4;
     this.dataAt = start + HEAD_BYTES;
     this.replyWord = (this.dataAt - OUT_HEADER_BYTES) / 4;
-    this.request = new Request(this, slots.buffers.memory);
+    this.request = new Request(this, memory);
     this.request.start = this.dataAt;
+    this.request.loan = this.loan;
   }
 
   /** The engine is done with the request. */
@@ -54,68 +77,27 @@ export class Slot implements Completer, IoOp {
     this.session!.completed(this);
   }
 
-  /** The reply is written. */
+  /** A request is read, or there was none; or the reply is written. */
   done(result: number): void {
-    this.session!.replied(this, result);
+    if (this.reading) this.session!.readDone(this, result);
+    else this.session!.replied(this, result);
   }
 }
 
-export class FuseSlots {
+export class FuseSlots extends SlotPool<Slot> {
   readonly ring: Ring;
-  readonly buffers: BufferRing;
-  /** The slots' memory as words: headers are read and written here. */
-  readonly words: Uint32Array;
-  readonly view: DataView;
-  readonly #slots: Slot[] = [];
-  #inUse = 0;
-  readonly #starved: FuseSession[] = [];
 
-  /** @param count a power of two: how many requests are served at a time, over all devices */
-  constructor(ring: Ring, group: number, count: number) {
-    this.ring = ring;
-    this.buffers = new BufferRing(ring, {
-      group,
+  /** @param count how many requests are served at a time, over all devices; see SlotPool */
+  constructor(ring: Ring, count: number) {
+    let words: Uint32Array = new Uint32Array();
+    super({
       count,
-      stride: HEAD_BYTES + DATA_BYTES,
-      lead: REQUEST_AT,
+      slotBytes: HEAD_BYTES + DATA_BYTES,
+      make(memory, start) {
+        if (words.buffer !== memory.bytes.buffer) words = new Uint32Array(memory.bytes.buffer);
+        return new Slot(memory, words, start);
+      },
     });
-    const { bytes, view } = this.buffers.memory;
-    this.words = new Uint32Array(bytes.buffer);
-    this.view = view;
-    for (let i = 0; i < count; i++) this.#slots.push(new Slot(this, i));
-  }
-
-  /** The kernel put a request of this session into a buffer. */
-  taken(index: number, session: FuseSession): Slot {
-    const slot = this.#slots[index]!;
-    slot.session = session;
-    this.#inUse++;
-    return slot;
-  }
-
-  /** The answer is on its way, or none is due: the slot may take another request. */
-  release(slot: Slot): void {
-    slot.session = null;
-    this.#inUse--;
-    this.buffers.provide(slot.index);
-    // As many go on as there are slots; all of them when none will come back to remind us.
-    let going = this.#inUse === 0 ? this.#starved.length : this.buffers.count - this.#inUse;
-    while (going-- > 0 && this.#starved.length > 0) this.#starved.shift()!.fed();
-  }
-
-  /** Calls `fed` once there are slots again. */
-  starve(session: FuseSession): void {
-    this.#starved.push(session);
-  }
-
-  /** A session that ends does not wait any more. */
-  forget(session: FuseSession): void {
-    const at = this.#starved.indexOf(session);
-    if (at >= 0) this.#starved.splice(at, 1);
-  }
-
-  /** After the ring is closed. */
-  close(): void {
-    this.buffers.close();
+    this.ring = ring;
   }
 }

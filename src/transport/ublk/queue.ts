@@ -26,7 +26,7 @@ import type { IoOp, Memory } from '../../uring/io.ts';
 import { allocateMemory } from '../../uring/memory.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { COMMAND_WORD, OPCODE, setCommand } from '../../uring/sqe.ts';
-import { DATA_BYTES, type UblkSlots } from './slots.ts';
+import { DATA_BYTES, type DeviceSlots, type Slot } from './slots.ts';
 import {
   DESCRIPTOR,
   DESCRIPTOR_BYTES,
@@ -55,9 +55,9 @@ export class Tag implements Completer, IoOp {
   /** Where the data of its requests are in /dev/ublkcN. */
   readonly position: number;
   step: Step = STEP.FETCHING;
-  /** Byte offset of its slot; -1 while it has none. */
-  slot = -1;
-  /** For UblkSlots. */
+  /** With user copy, from the slot to the answer. */
+  slot: Slot | null = null;
+  /** For DeviceSlots. */
   nextInLine: Tag | null = null;
 
   constructor(queue: UblkQueue, index: number, memory: Memory, position: number) {
@@ -77,9 +77,9 @@ export class Tag implements Completer, IoOp {
     this.#queue.served(this);
   }
 
-  /** For UblkSlots: it has waited for this one. */
-  slotTaken(start: number): void {
-    this.#queue.begin(this, start);
+  /** For DeviceSlots: it has waited for this one. */
+  slotTaken(slot: Slot): void {
+    this.#queue.begin(this, slot);
   }
 }
 
@@ -93,7 +93,7 @@ export interface QueueEvents {
 }
 
 export interface QueueOptions {
-  slots: UblkSlots;
+  slots: DeviceSlots;
   /** /dev/ublkcN */
   fd: number;
   /** Number of the queue in the device. */
@@ -105,7 +105,7 @@ export interface QueueOptions {
 }
 
 export class UblkQueue {
-  readonly #slots: UblkSlots;
+  readonly #slots: DeviceSlots;
   readonly #ring: Ring;
   readonly #fd: number;
   readonly #index: number;
@@ -113,7 +113,8 @@ export class UblkQueue {
   readonly #device: UnionDevice;
   readonly #events: QueueEvents;
   readonly #tags: Tag[] = [];
-  readonly #memory: Memory;
+  /** Where the kernel copies to and from; null with user copy. */
+  readonly #memory: Memory | null;
   /** The kernel's descriptors of requests, to be read only; and where they are mapped. */
   #descriptors: Uint32Array;
   readonly #descriptorsAddress: number;
@@ -134,9 +135,9 @@ export class UblkQueue {
       throw new UbdError('io', `mapping queue ${index} of a ublk device: ${errnoName(mapped)}`);
     this.#descriptors = new Uint32Array(mapped.buffer);
     this.#descriptorsAddress = mapped.address;
-    this.#memory = userCopy ? slots.memory : allocateMemory(depth * DATA_BYTES);
+    this.#memory = userCopy ? null : allocateMemory(depth * DATA_BYTES);
     for (let i = 0; i < depth; i++) {
-      const tag = new Tag(this, i, this.#memory, dataPosition(index, i));
+      const tag = new Tag(this, i, this.#memory ?? slots.noData, dataPosition(index, i));
       if (!userCopy) tag.request.start = i * DATA_BYTES;
       this.#tags.push(tag);
       this.#command(IO.FETCH, tag, 0);
@@ -151,7 +152,7 @@ export class UblkQueue {
     this.#descriptors = new Uint32Array(0);
     native.unmapMemory(this.#descriptorsAddress);
     for (const tag of this.#tags) tag.step = STEP.ENDED;
-    if (!this.#userCopy && !fetching) this.#memory.free();
+    if (!fetching) this.#memory?.free();
   }
 
   /** For Tag. */
@@ -222,24 +223,25 @@ export class UblkQueue {
       this.#commit(tag, -EINVAL);
     } else if (this.#userCopy) {
       tag.step = STEP.SLOT;
-      const start = this.#slots.take(tag);
-      if (start >= 0) this.begin(tag, start);
+      const slot = this.#slots.take(tag);
+      if (slot !== null) this.begin(tag, slot);
     } else {
       this.#serve(tag);
     }
   }
 
-  /** Begins a read or write in the slot at `start`. */
-  begin(tag: Tag, start: number): void {
+  /** Begins a read or write in the slot. */
+  begin(tag: Tag, slot: Slot): void {
     const { request } = tag;
-    tag.slot = start;
-    request.start = start;
+    tag.slot = slot;
+    request.memory = slot.memory;
+    request.start = slot.start;
     if (request.op === OP.READ) {
       this.#serve(tag);
       return;
     }
     tag.step = STEP.COPY_IN;
-    const address = this.#memory.address + start;
+    const address = slot.memory.address + slot.start;
     const bytes = request.count * SECTOR_BYTES;
     this.#ring.calls.pread(this.#fd, address, bytes, tag.position, tag);
   }
@@ -258,7 +260,7 @@ export class UblkQueue {
       this.#commit(tag, request.result);
     } else if (request.op === OP.READ && this.#userCopy) {
       tag.step = STEP.COPY_OUT;
-      const address = this.#memory.address + request.start;
+      const address = request.memory.address + request.start;
       const bytes = request.count * SECTOR_BYTES;
       this.#ring.calls.pwrite(this.#fd, address, bytes, tag.position, tag);
     } else if (request.op === OP.READ || request.op === OP.WRITE) {
@@ -271,10 +273,10 @@ export class UblkQueue {
   /** Answers, and fetches the next request. `result`: bytes moved by a read or write, or -errno. */
   #commit(tag: Tag, result: number): void {
     this.#command(IO.COMMIT_AND_FETCH, tag, result);
-    if (tag.slot >= 0) {
-      const start = tag.slot;
-      tag.slot = -1;
-      this.#slots.release(start);
+    const { slot } = tag;
+    if (slot !== null) {
+      tag.slot = null;
+      this.#slots.release(slot);
     }
     this.#events.answered();
   }
@@ -290,7 +292,7 @@ export class UblkQueue {
     words[data] = this.#index | (tag.index << 16);
     words[data + 1] = result;
     if (this.#userCopy) return;
-    const address = this.#memory.address + tag.request.start;
+    const address = tag.request.memory.address + tag.request.start;
     words[data + 2] = address;
     words[data + 3] = address / HALF;
   }

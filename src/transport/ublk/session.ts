@@ -14,7 +14,7 @@ import { assert } from '../../base/assert.ts';
 import { ENODEV, errnoName } from '../../base/errno.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { type QueueEvents, UblkQueue } from './queue.ts';
-import type { UblkSlots } from './slots.ts';
+import { DeviceSlots, type UblkSlots } from './slots.ts';
 import { DEPTH_MAX, QUEUES_MAX } from './wire.ts';
 
 const STATE = { SERVING: 0, LEAVING: 1, ENDED: 2 } as const;
@@ -39,6 +39,7 @@ export interface SessionOptions {
 
 export class UblkSession implements QueueEvents {
   readonly #queues: UblkQueue[] = [];
+  readonly #slots: DeviceSlots;
   readonly #onEnd: (reason: string | null) => void;
   #state: State = STATE.SERVING;
   #reason = 'the device was stopped';
@@ -52,9 +53,20 @@ export class UblkSession implements QueueEvents {
     assert(queues > 0 && queues <= QUEUES_MAX, 'the number of queues is in range');
     assert(depth > 0 && depth <= DEPTH_MAX, 'the depth of a queue is in range');
     this.#onEnd = onEnd;
+    this.#slots = new DeviceSlots(slots);
     this.#tags = queues * depth;
     for (let index = 0; index < queues; index++)
-      this.#queues.push(new UblkQueue({ slots, fd, index, depth, userCopy, device, events: this }));
+      this.#queues.push(
+        new UblkQueue({
+          slots: this.#slots,
+          fd,
+          index,
+          depth,
+          userCopy,
+          device,
+          events: this,
+        }),
+      );
   }
 
   /** Answers what is in hand, and ends. */
@@ -86,6 +98,7 @@ export class UblkSession implements QueueEvents {
     const asked = this.#state === STATE.LEAVING;
     if (!asked && this.#tags > 0) return;
     this.#state = STATE.ENDED;
+    this.#slots.close();
     for (const queue of this.#queues) queue.close(this.#tags > 0);
     this.#onEnd(asked ? null : this.#reason);
   }

@@ -1,62 +1,80 @@
 /**
- * The memory of ublk requests: slots, shared by all devices of a data-plane thread, so that a
- * device without traffic has none. A request that finds no slot waits in line, over all devices in
- * the order of arrival.
- *
- * The last slot given back is the first to be taken: what is touched stays small, and warm.
+ * The memory of ublk requests: slots of a pool that all devices of a data-plane thread share. A
+ * request that finds none waits in its device's line; devices are served by the pool's rules.
  */
 import type { Memory } from '../../uring/io.ts';
-import { allocateMemory } from '../../uring/memory.ts';
 import type { Ring } from '../../uring/ring.ts';
+import { Share, SlotPool } from '../../uring/slot-pool.ts';
 import type { Tag } from './queue.ts';
 
 /** The largest read or write of a device. */
 export const DATA_BYTES: number = 1 << 20;
 
-export class UblkSlots {
-  readonly ring: Ring;
+/** Where the data of one request are, while it is served. */
+export interface Slot {
   readonly memory: Memory;
-  /** A stack of byte offsets of free slots: the first `#freeCount` entries. */
-  readonly #free: Float64Array;
-  #freeCount: number;
-  #lineHead: Tag | null = null;
-  #lineTail: Tag | null = null;
+  /** Its first byte in the memory. */
+  readonly start: number;
+}
+
+export class UblkSlots extends SlotPool<Slot> {
+  readonly ring: Ring;
 
   /** @param count how many reads and writes are served at a time, over all devices */
   constructor(ring: Ring, count: number) {
+    super({ count, slotBytes: DATA_BYTES, make: (memory, start) => ({ memory, start }) });
     this.ring = ring;
-    this.memory = allocateMemory(count * DATA_BYTES);
-    this.#free = new Float64Array(count);
-    this.#freeCount = count;
-    for (let i = 0; i < count; i++) this.#free[i] = (count - 1 - i) * DATA_BYTES;
+  }
+}
+
+/** One device's part in them, over all of its queues. */
+export class DeviceSlots {
+  readonly ring: Ring;
+  /** For requests without data. */
+  readonly noData: Memory;
+  readonly #pool: UblkSlots;
+  readonly #share: Share = new Share(() => this.#goOn());
+  #lineHead: Tag | null = null;
+  #lineTail: Tag | null = null;
+
+  constructor(pool: UblkSlots) {
+    this.ring = pool.ring;
+    this.noData = pool.firstMemory;
+    this.#pool = pool;
   }
 
-  /**
-   * Byte offset of a slot in the memory; -1 if there is none: `tag.slotTaken` is called when there
-   * is.
-   */
-  take(tag: Tag): number {
-    if (this.#freeCount > 0) return this.#free[--this.#freeCount]!;
+  /** A slot; null if there is none now: `tag.slotTaken` is called when there is. */
+  take(tag: Tag): Slot | null {
+    if (this.#lineHead === null && this.#pool.allowance(this.#share) > 0)
+      return this.#pool.take(this.#share);
     tag.nextInLine = null;
     if (this.#lineTail === null) this.#lineHead = tag;
     else this.#lineTail.nextInLine = tag;
     this.#lineTail = tag;
-    return -1;
+    this.#pool.wait(this.#share);
+    return null;
   }
 
-  release(start: number): void {
-    const tag = this.#lineHead;
-    if (tag === null) {
-      this.#free[this.#freeCount++] = start;
-      return;
-    }
-    this.#lineHead = tag.nextInLine;
-    if (this.#lineHead === null) this.#lineTail = null;
-    tag.slotTaken(start);
+  release(slot: Slot): void {
+    this.#pool.release(this.#share, slot);
   }
 
-  /** After the ring is closed. */
+  /** The device ends: whoever waits gets none any more. */
   close(): void {
-    this.memory.free();
+    this.#lineHead = null;
+    this.#lineTail = null;
+    this.#pool.leave(this.#share);
+  }
+
+  #goOn(): void {
+    for (let tag = this.#lineHead; tag !== null; tag = this.#lineHead) {
+      if (this.#pool.allowance(this.#share) === 0) {
+        this.#pool.wait(this.#share);
+        return;
+      }
+      this.#lineHead = tag.nextInLine;
+      if (this.#lineHead === null) this.#lineTail = null;
+      tag.slotTaken(this.#pool.take(this.#share));
+    }
   }
 }

@@ -49,8 +49,14 @@ function fallocateBody(offset: number, length: number, mode: number): Buffer {
   return body;
 }
 
+interface KernelOptions {
+  slots?: number;
+  readOnly?: boolean;
+  neighbour?: Kernel;
+}
+
 class Kernel {
-  readonly ring = new Ring({ entries: 64 });
+  readonly ring: Ring;
   readonly slots: FuseSlots;
   readonly leaf = new MemoryLayer(SECTORS);
   readonly session: FuseSession;
@@ -60,9 +66,16 @@ class Kernel {
   /** What onEnd told; undefined before. */
   ended: string | null | undefined;
 
-  private constructor(socket: Socket, fd: number, slots: number, readOnly: boolean) {
+  private constructor(
+    socket: Socket,
+    fd: number,
+    neighbour: Kernel | undefined,
+    slots: number,
+    readOnly: boolean,
+  ) {
     this.#socket = socket;
-    this.slots = new FuseSlots(this.ring, 0, slots);
+    this.ring = neighbour?.ring ?? new Ring({ entries: 64 });
+    this.slots = neighbour?.slots ?? new FuseSlots(this.ring, slots);
     this.session = new FuseSession({
       slots: this.slots,
       fd,
@@ -83,7 +96,11 @@ class Kernel {
     });
   }
 
-  static async start(t: Test, { slots = 4, readOnly = false } = {}): Promise<Kernel> {
+  /** `neighbour`: shares its ring and its slots. */
+  static async start(
+    t: Test,
+    { slots = 4, readOnly = false, neighbour }: KernelOptions = {},
+  ): Promise<Kernel> {
     const folder = mkdtempSync(join(tmpdir(), 'ubd-session-'));
     const path = join(folder, 'socket');
     const server = createServer({ pauseOnConnect: true });
@@ -92,10 +109,12 @@ class Kernel {
     const socket = connect(path);
     const end = await accepted;
     const { fd } = (end as unknown as { _handle: { fd: number } })._handle;
-    const kernel = new Kernel(socket, fd, slots, readOnly);
+    const kernel = new Kernel(socket, fd, neighbour, slots, readOnly);
     t.teardown(() => {
-      kernel.ring.close();
-      kernel.slots.close();
+      if (neighbour === undefined) {
+        kernel.ring.close();
+        kernel.slots.close();
+      }
       socket.destroy();
       end.destroy();
       server.close();
@@ -278,15 +297,15 @@ t.test('stop waits for what is in flight, and answers it', async t => {
   t.match(kernel.take(), { error: 0 }, 'it was answered');
 });
 
-t.test('with every slot in use requests wait, and none is lost', async t => {
-  const kernel = await Kernel.start(t, { slots: 2 });
+t.test('with its share of the slots in use requests wait, and none is lost', async t => {
+  const kernel = await Kernel.start(t, { slots: 4 });
   kernel.leaf.holding = true;
   const sent: bigint[] = [];
-  // One more than there are slots at any time: on this socket, two that wait would come as one.
+  // One more than it may take at any time: on this socket, two that wait would come as one.
   for (let i = 0; i < 3; i++) sent.push(await kernel.send(FUSE.READ, dataBody(i * 512, 512)));
   const answered: bigint[] = [];
   for (let i = 3; i < 9; i++) {
-    t.equal(kernel.leaf.calls.length, i - 1, 'as many as there are slots');
+    t.equal(kernel.leaf.calls.length, i - 1, 'half of the slots');
     kernel.leaf.release();
     await kernel.turn();
     answered.push(kernel.take()!.unique);
@@ -301,4 +320,17 @@ t.test('with every slot in use requests wait, and none is lost', async t => {
   kernel.session.stop();
   await kernel.turn();
   t.equal(kernel.ended, null);
+});
+
+t.test('a device that hangs does not keep another one from going on', async t => {
+  const hung = await Kernel.start(t, { slots: 4 });
+  const well = await Kernel.start(t, { neighbour: hung });
+  hung.leaf.holding = true;
+  for (let i = 0; i < 6; i++) await hung.send(FUSE.READ, dataBody(i * 512, 512));
+  t.equal(hung.leaf.calls.length, 2, 'it has its share of the slots, and wants more');
+  for (let i = 0; i < 6; i++) {
+    const reply = await well.ask(FUSE.WRITE, dataBody(512 * i, 512, Buffer.alloc(512, i)));
+    t.equal(reply.error, 0);
+  }
+  t.equal(hung.take(), undefined);
 });

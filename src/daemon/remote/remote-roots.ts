@@ -1,0 +1,168 @@
+/**
+ * Remote roots and their replicas, as the control plane sees them: joins the upstream thread with
+ * what is on record.
+ */
+
+import { errnoName } from '../../base/errno.ts';
+import { UbdError } from '../../base/errors.ts';
+import type { Replica, RootIdentity, RootReplicas } from '../../client/api.ts';
+import { native } from '../../native/binding.ts';
+import type { RemoteStats } from '../../remote/remote-root.ts';
+import { parseRootUri } from '../../remote/uri.ts';
+import type { Replicas, RootHandle } from '../machine.ts';
+import type { UpstreamLayerSpec } from '../plane-protocol.ts';
+import { REPLICAS_MAX, type RootBook, type RootRecord } from './root-book.ts';
+import type { Upstream } from './upstream.ts';
+import type { UpstreamFacts } from './upstream-protocol.ts';
+
+/** A remote root that is open in the upstream thread. */
+export class UpstreamRoot implements RootHandle {
+  readonly path: string;
+  readonly type = 'remote';
+  readonly sizeBytes: number;
+  readonly identity: RootIdentity;
+  readonly treeDigest: string | null;
+  readonly #upstream: Upstream;
+  readonly #facts: UpstreamFacts;
+  #held = true;
+
+  constructor(upstream: Upstream, facts: UpstreamFacts) {
+    this.path = facts.uri;
+    this.identity = facts.identity;
+    this.sizeBytes = facts.identity.sizeBytes;
+    this.treeDigest = facts.treeDigest;
+    this.#upstream = upstream;
+    this.#facts = facts;
+  }
+
+  /** What the upstream thread calls it. */
+  get number(): number {
+    return this.#facts.root;
+  }
+
+  /** One end of a socket for the data plane; the other one is connected to the root. */
+  takeLayer(): UpstreamLayerSpec {
+    const ends = new Uint8Array(8);
+    const result = native.socketpair(ends);
+    if (result < 0) throw new UbdError('io', `no socket pair: ${errnoName(result)}`);
+    const [fd, theirs] = new Int32Array(ends.buffer) as unknown as [number, number];
+    const { root, generation } = this.#facts;
+    // Calls are carried out in their order: the root is held by the socket before we let go of it.
+    this.#upstream.call({ call: 'connect', root, fd: theirs }).catch(() => native.close(theirs));
+    this.close();
+    return {
+      kind: 'upstream',
+      name: this.path,
+      fd,
+      sizeBytes: this.sizeBytes,
+      generation,
+    };
+  }
+
+  close(): void {
+    if (!this.#held) return;
+    this.#held = false;
+    this.#upstream.call({ call: 'release', root: this.#facts.root }).catch(() => {});
+  }
+}
+
+export class RemoteRoots implements Replicas {
+  readonly #upstream: Upstream;
+  readonly #book: RootBook;
+
+  constructor(upstream: Upstream, book: RootBook) {
+    this.#upstream = upstream;
+    this.#book = book;
+  }
+
+  /**
+   * @param comeback the identity of the root of a device that comes back: then it opens although no
+   * replica answers now
+   */
+  async open(uri: string, comeback?: RootIdentity): Promise<UpstreamRoot> {
+    const { text } = parseRootUri(uri);
+    const record = await this.#book.read(text);
+    const facts = await this.#upstream.call({
+      call: 'open',
+      spec: {
+        uri: text,
+        replicas: record.replicas,
+        identity: comeback ?? record.identity,
+        patient: comeback !== undefined,
+        manifest: await this.#book.readManifest(text),
+      },
+    });
+    if (facts.manifest !== null) await this.#book.writeManifest(text, facts.manifest);
+    return new UpstreamRoot(this.#upstream, facts);
+  }
+
+  async add(uri: string, replica: string): Promise<Replica> {
+    const place = parseRootUri(replica).text;
+    const root = await this.open(uri);
+    try {
+      const record = await this.#book.read(root.path);
+      if (record.replicas.length >= REPLICAS_MAX)
+        throw new UbdError('usage', `${root.path} has ${REPLICAS_MAX} replicas: that is the most`);
+      const report = await this.#upstream.call({ call: 'add', root: root.number, uri: place });
+      record.identity = root.identity;
+      record.replicas = [...record.replicas.filter(one => one !== place), place];
+      await this.#book.write(record);
+      return report;
+    } finally {
+      root.close();
+    }
+  }
+
+  async remove(uri: string, replica: string): Promise<void> {
+    const { text } = parseRootUri(uri);
+    const place = parseRootUri(replica).text;
+    const record = await this.#book.read(text);
+    if (!record.replicas.includes(place))
+      throw new UbdError('not-found', `${text} has no replica ${place}`, {
+        place: { file: text },
+        next: `\`ubd replica list ${text}\` shows them; the root itself cannot be removed`,
+      });
+    record.replicas = record.replicas.filter(one => one !== place);
+    await this.#book.write(record);
+    if ((await this.#stats()).some(({ name }) => name === text)) {
+      const root = await this.open(text);
+      await this.#upstream.call({ call: 'remove', root: root.number, uri: place });
+      root.close();
+    }
+  }
+
+  /** Of one root, or of all that are in use or have replicas. */
+  async list(uri?: string): Promise<RootReplicas[]> {
+    const wanted = uri === undefined ? undefined : parseRootUri(uri).text;
+    const open = new Map((await this.#stats()).map(stats => [stats.name, stats]));
+    const records = new Map((await this.#book.readAll()).map(record => [record.uri, record]));
+    const names =
+      wanted === undefined ? [...new Set([...open.keys(), ...records.keys()])] : [wanted];
+    return names.sort().map(name => describe(name, open.get(name), records.get(name)));
+  }
+
+  async #stats(): Promise<RemoteStats[]> {
+    return this.#upstream.isRunning ? this.#upstream.call({ call: 'stats' }) : [];
+  }
+}
+
+function describe(
+  root: string,
+  open: RemoteStats | undefined,
+  record: RootRecord | undefined,
+): RootReplicas {
+  if (open !== undefined) return { root, inUse: true, replicas: open.replicas };
+  const replicas = [root, ...(record?.replicas ?? [])].map(
+    (uri): Replica => ({
+      uri,
+      state: 'idle',
+      reason: null,
+      latencyMs: 0,
+      inFlight: 0,
+      reads: 0,
+      readBytes: 0,
+      failures: 0,
+    }),
+  );
+  return { root, inUse: false, replicas };
+}
