@@ -79,7 +79,7 @@ export class FileMedia implements Media {
     for (;;) {
       const media = FileMedia.#openOnce(path, options);
       if (options.noLock || options.create || media.blockDevice) return media;
-      // Another file may have taken its name before we had its lock: leaves are replaced by renaming.
+      // Another file may have taken its name before we had its lock: leaves are replaced so.
       if (media.#isAt(path) && (options.readOnly || !media.#settle(path))) return media;
       media.close();
     }

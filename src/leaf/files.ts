@@ -46,8 +46,8 @@ export interface OpenOptions {
 
 export interface Files extends Names {
   /**
-   * Throws `not-found`, and `busy` where a lock is in the way. Who opens a leaf for writing gets the
-   * one that counts (replacement.ts).
+   * Throws `not-found`, and `busy` where a lock is in the way. Who opens a leaf for writing gets
+   * the one that counts (replacement.ts).
    */
   open(path: string, options?: OpenOptions): OpenFile;
   /** Makes an empty file, readable and writable by its owner, and locks it. Throws `exists`. */

@@ -6,8 +6,8 @@
  *                                       no ─▶ a free buffer ─▶ read ─▶ what is not zero: write
  *
  * Reads and writes run on the threads of the pool, a few at a time; so nothing may be added twice
- * for the same place. What fails is thrown by the next `add` or by `drain`; after that nothing is under
- * way.
+ * for the same place. What fails is thrown by the next `add` or by `drain`; after that nothing is
+ * under way.
  */
 import { BLOCK_BYTES } from '../base/units.ts';
 import type { OpenFile } from '../leaf/files.ts';

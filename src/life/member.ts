@@ -6,6 +6,7 @@
  */
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
+import { geometryFor } from '../leaf/format.ts';
 import { readLog } from '../leaf/load.ts';
 import { PendingExtents } from '../leaf/pending.ts';
 import { type LeafParent, readSuperblockCopies, type Superblock } from '../leaf/superblock.ts';
@@ -84,6 +85,7 @@ export class Member {
     const { superblock, file } = this.layers[0]!;
     const fresh: Superblock = {
       ...superblock,
+      geometry: geometryFor(superblock.sizeSectors, superblock.geometry.logBytes),
       logStart: superblock.logEnd,
       mappedSectors: 0,
       clean: true,

@@ -28,7 +28,7 @@ export interface ReconcileSpec {
   output: string;
   /**
    * How many leaves must have a block at least, with the same content at the same place. Default:
-   * one leaf's blocks all go into the root; of several, what at least two have, if that saves space.
+   * one leaf's blocks all go into the root; of several, what at least two have, if that saves.
    */
   minShare?: number;
   /** Only say what would come of it. */
@@ -190,7 +190,7 @@ class Plan {
 
   async carryOut(output: string): Promise<ReconcileReport> {
     const { world } = this.#work;
-    refuseTaken(world, output);
+    refuseTaken(world, output, this.#members);
     for (const { path, layers } of this.#members)
       if (layers[0]!.file.blockDevice) throw notReplaceable(path);
     const paths = this.#members.map(({ path }) => path);
@@ -313,11 +313,15 @@ class Plan {
   }
 }
 
-function refuseTaken(world: World, output: string): void {
+function refuseTaken(world: World, output: string, members: readonly Member[]): void {
   if (!world.exists(output)) return;
+  // A run that was killed in its very last step had done all of it.
+  const done = members.every(({ base }) => base.kind === 'root' && base.path === output);
   throw new UbdError('exists', `${output} exists`, {
     place: { file: output },
-    next: 'choose another name: roots are never overwritten',
+    next: done
+      ? 'the leaves stand on it already: nothing is left to do'
+      : 'choose another name: roots are never overwritten',
   });
 }
 
