@@ -15,11 +15,11 @@
  *  4. Frames in use never exceed the capacity, but while it is being lowered and pinned chunks have
  *     not gone yet. Where there is no frame, a read goes past the cache.
  */
-import { BLOCK_BYTES, BLOCK_SECTORS } from '../base/units.ts';
+import { BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES } from '../base/units.ts';
 import type { Memory } from '../uring/io.ts';
 import type { SlabIo } from '../uring/slab-io.ts';
 import type { CachedLayer } from './cached-layer.ts';
-import { CHUNK_BLOCKS, CHUNK_FRAMES, Chunks, FRAME_BLOCKS, maskOf } from './chunks.ts';
+import { CHUNK_BLOCKS, Chunks, maskOf } from './chunks.ts';
 import { type Content, type ContentDescription, Contents } from './content.ts';
 import type { Fetch } from './fetch.ts';
 import { FILL_BLOCKS_MAX, Fill } from './fill.ts';
@@ -41,18 +41,18 @@ export interface CacheOptions {
 
 export class Cache {
   readonly io: SlabIo;
-  readonly policyName: PolicyName;
   readonly slab: Slab;
   readonly chunks: Chunks;
   readonly contents: Contents = new Contents();
-  readonly #policy: Policy;
-  readonly counters = { fills: 0, fillBytes: 0, fillErrors: 0, bypassed: 0, evictions: 0 };
+  #policy: Policy = new Lru();
+  #policyName: PolicyName = 'lru';
+  readonly counters = { bypassed: 0, evictions: 0 };
 
   #fills: Fill | null = null;
   #readings: Reading | null = null;
   #waits: Wait | null = null;
   /** Frames for the chunk that is being planned. */
-  readonly #taken = new Int32Array(CHUNK_FRAMES);
+  readonly #taken = new Int32Array(CHUNK_BLOCKS);
   /** Planning: fills that end meanwhile are settled after it. */
   #planning = false;
   #settled: Fill | null = null;
@@ -63,8 +63,7 @@ export class Cache {
     this.io = io;
     this.slab = new Slab(io);
     this.chunks = new Chunks(this.slab);
-    this.policyName = policy;
-    this.#policy = policy === 'lru' ? new Lru() : new Segmented();
+    this.setPolicy(policy);
     this.resize(capacityBytes);
   }
 
@@ -84,6 +83,11 @@ export class Cache {
     return this.#policy.bytes;
   }
 
+  /** Bytes of memory that it takes from the machine, at most. */
+  get memoryBytes(): number {
+    return this.slab.backed * FRAME_BYTES;
+  }
+
   get chunkCount(): number {
     return this.#policy.count;
   }
@@ -94,6 +98,22 @@ export class Cache {
     this.#policy.setCapacity(frames * FRAME_BYTES);
     while (this.#policy.bytes > frames * FRAME_BYTES) this.#drop(this.#policy.evict());
     this.slab.setBudget(frames);
+  }
+
+  get policyName(): PolicyName {
+    return this.#policyName;
+  }
+
+  /** From now on another one chooses; it begins with what is there, in the order of the old one. */
+  setPolicy(name: PolicyName): void {
+    if (name === this.#policyName) return;
+    const { chunks } = this;
+    const old = this.#policy;
+    this.#policyName = name;
+    this.#policy = name === 'lru' ? new Lru() : new Segmented();
+    this.#policy.setCapacity(this.capacityBytes);
+    for (let chunk = old.evict(); chunk >= 0; chunk = old.evict())
+      this.#policy.add(chunks.keys[chunk]!, chunk, chunks.bytesOf(chunk));
   }
 
   /** Forgets the blocks of one content, or all; and gives the memory back. Returns bytes. */
@@ -159,25 +179,21 @@ export class Cache {
    * How many bytes of a chunk lie in one piece of memory, from a byte of it on; at most `length`.
    */
   contiguous(chunk: number, at: number, length: number): number {
-    const { frames } = this.chunks;
-    const first = chunk * CHUNK_FRAMES;
-    let place = Math.floor(at / FRAME_BYTES);
-    let bytes = (place + 1) * FRAME_BYTES - at;
-    for (; bytes < length; bytes += FRAME_BYTES, place++)
-      if (!this.slab.adjoins(frames[first + place]! - 1, frames[first + place + 1]! - 1)) break;
+    const { chunks, slab } = this;
+    let block = Math.floor(at / BLOCK_BYTES);
+    let bytes = (block + 1) * BLOCK_BYTES - at;
+    for (; bytes < length; bytes += BLOCK_BYTES, block++)
+      if (!slab.adjoins(chunks.frameOf(chunk, block), chunks.frameOf(chunk, block + 1))) break;
     return Math.min(bytes, length);
   }
 
   memoryOf(chunk: number, at: number): Memory {
-    return this.slab.memoryOf(this.#frameAt(chunk, at));
+    return this.slab.memoryOf(this.chunks.frameOf(chunk, Math.floor(at / BLOCK_BYTES)));
   }
 
   startOf(chunk: number, at: number): number {
-    return this.slab.startOf(this.#frameAt(chunk, at)) + (at % FRAME_BYTES);
-  }
-
-  #frameAt(chunk: number, at: number): number {
-    return this.chunks.frames[chunk * CHUNK_FRAMES + Math.floor(at / FRAME_BYTES)]! - 1;
+    const frame = this.chunks.frameOf(chunk, Math.floor(at / BLOCK_BYTES));
+    return this.slab.startOf(frame) + (at % BLOCK_BYTES);
   }
 
   /** Copies `length` bytes of a chunk, from byte `at` of it on; they are valid. */
@@ -234,7 +250,7 @@ export class Cache {
     const isNew = chunk < 0;
     if (isNew) chunk = chunks.make(content, key);
     chunks.pin(chunk); // finding frames must not take its own
-    const ready = this.#giveFrames(chunk, missing);
+    const ready = this.#giveFrames(chunk, missing, isNew);
     if (ready)
       for (let bit = from - first; bit < end - first; bit++)
         if ((missing & (1 << bit)) !== 0) this.#add(layer, fetch, chunk, bit, first + bit);
@@ -244,24 +260,25 @@ export class Cache {
   }
 
   /** Frames for all blocks of a mask. False: there are none, and nothing has changed. */
-  #giveFrames(chunk: number, mask: number): boolean {
-    const { chunks } = this;
-    const first = chunk * CHUNK_FRAMES;
+  #giveFrames(chunk: number, mask: number, isNew: boolean): boolean {
+    const { chunks, slab } = this;
     let wanted = 0;
-    for (let place = 0; place < CHUNK_FRAMES; place++)
-      if (chunks.frames[first + place] === 0 && touches(mask, place)) wanted++;
-    if (wanted === 0) return true;
-    while (this.slab.available < wanted) if (!this.#evictOne()) return false;
-    let taken = this.slab.take(this.#taken, wanted);
+    for (let block = 0; block < CHUNK_BLOCKS; block++)
+      if ((mask & (1 << block)) !== 0 && chunks.frameOf(chunk, block) < 0) wanted++;
+    if (wanted === 0) return true; // of a fill that failed
+    while (slab.available < wanted) if (!this.#evictOne()) return false;
+    let taken = slab.take(this.#taken, wanted);
     if (taken < wanted) {
-      while (taken > 0) this.slab.put(this.#taken[--taken]!);
+      while (taken > 0) slab.put(this.#taken[--taken]!);
       return false;
     }
     taken = 0;
-    for (let place = 0; place < CHUNK_FRAMES; place++)
-      if (chunks.frames[first + place] === 0 && touches(mask, place))
-        chunks.giveFrame(chunk, place, this.#taken[taken++]!);
-    this.#policy.put(chunks.keys[chunk]!, chunk, chunks.bytesOf(chunk));
+    for (let block = 0; block < CHUNK_BLOCKS; block++)
+      if ((mask & (1 << block)) !== 0 && chunks.frameOf(chunk, block) < 0)
+        chunks.giveFrame(chunk, block, this.#taken[taken++]!);
+    const bytes = chunks.bytesOf(chunk);
+    if (isNew) this.#policy.add(chunks.keys[chunk]!, chunk, bytes);
+    else this.#policy.grow(chunks.keys[chunk]!, chunk, bytes);
     return true;
   }
 
@@ -276,7 +293,7 @@ export class Cache {
         this.#drop(chunk);
         return true;
       }
-      this.#policy.put(chunks.keys[chunk]!, chunk, chunks.bytesOf(chunk));
+      this.#policy.add(chunks.keys[chunk]!, chunk, chunks.bytesOf(chunk));
     }
     return false;
   }
@@ -293,14 +310,13 @@ export class Cache {
     const { chunks, slab } = this;
     const frame = chunks.frameOf(chunk, bit);
     const memory = slab.memoryOf(frame);
-    const start = slab.startOf(frame) + (bit % FRAME_BLOCKS) * BLOCK_BYTES;
+    const start = slab.startOf(frame);
     let fill = this.#open;
     if (
       fill === null ||
       fill.firstBlock + fill.blocks !== block ||
-      fill.memory !== memory ||
-      fill.start + fill.blocks * BLOCK_BYTES !== start ||
-      fill.blocks === FILL_BLOCKS_MAX
+      fill.blocks === FILL_BLOCKS_MAX ||
+      !fill.add(memory, start, BLOCK_BYTES)
     ) {
       this.#startOpen();
       fill = this.#fills ?? new Fill(this);
@@ -309,11 +325,11 @@ export class Cache {
       fill.next = null;
       fill.layer = layer;
       fill.fetch = fetch;
-      fill.memory = memory;
-      fill.start = start;
       fill.firstBlock = block;
       fill.blocks = 0;
       fill.chunkCount = 0;
+      fill.count = 0;
+      fill.add(memory, start, BLOCK_BYTES);
     }
     fill.blocks++;
     if (fill.chunkCount === 0 || fill.chunks[fill.chunkCount - 1] !== chunk) {
@@ -331,9 +347,10 @@ export class Cache {
     this.#open = null;
     const { layer } = fill;
     const sector = fill.firstBlock * BLOCK_SECTORS;
-    const count = Math.min(fill.blocks * BLOCK_SECTORS, layer.content.sizeSectors - sector);
-    layer.fillStarts(fill.fetch);
-    layer.source.read(sector, count, fill.memory, fill.start, fill);
+    // The last block of a root may be shorter.
+    const excess = sector + fill.blocks * BLOCK_SECTORS - layer.content.sizeSectors;
+    if (excess > 0) fill.lengths[fill.count - 1]! -= excess * SECTOR_BYTES;
+    layer.fillStarts(fill);
   }
 
   /** For Fill: it has ended. */
@@ -350,12 +367,10 @@ export class Cache {
     const { chunks } = this;
     const { layer, fetch, result, chunkCount } = fill;
     const bytes = fill.blocks * BLOCK_BYTES;
-    if (result < 0) {
-      this.counters.fillErrors++;
-    } else {
-      this.counters.fills++;
-      this.counters.fillBytes += bytes;
-    }
+    const { fills } = layer.content;
+    fills.count++;
+    if (result < 0) fills.errors++;
+    else fills.bytes += bytes;
     for (let i = 0; i < chunkCount; i++) {
       const chunk = fill.chunks[i]!;
       chunks.flight[chunk]! &= ~fill.masks[i]!;
@@ -410,9 +425,4 @@ export class Cache {
       wait = next;
     }
   }
-}
-
-/** Whether a mask has a block of this frame. */
-function touches(mask: number, place: number): boolean {
-  return ((mask >>> (place * FRAME_BLOCKS)) & ((1 << FRAME_BLOCKS) - 1)) !== 0;
 }

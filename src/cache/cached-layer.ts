@@ -19,6 +19,7 @@ import type { Cache } from './cache.ts';
 import { CHUNK_BLOCKS, CHUNK_SECTORS, maskOf } from './chunks.ts';
 import { type Content, type ContentDescription, type Counters, newCounters } from './content.ts';
 import type { Fetch } from './fetch.ts';
+import type { Fill } from './fill.ts';
 
 /** How a root likes to be read. In blocks of 4 KiB. */
 export interface Tuning {
@@ -30,7 +31,7 @@ export interface Tuning {
 }
 
 /** Of a disk of this host: what a read costs grows with its length. */
-export const LOCAL: Tuning = { fillBlocks: 4, aheadBlocksMin: 32, aheadBlocksMax: 256 };
+export const LOCAL: Tuning = { fillBlocks: 1, aheadBlocksMin: 32, aheadBlocksMax: 256 };
 /** Behind a network: what a read costs is the way there. */
 export const REMOTE: Tuning = { fillBlocks: 32, aheadBlocksMin: 128, aheadBlocksMax: 1024 };
 
@@ -56,6 +57,8 @@ export class CachedLayer implements Layer, Lender {
   readonly content: Content;
   readonly plain: Layer;
   readonly source: Layer;
+  /** Its source reads into several pieces of memory at once. */
+  readonly scatters: boolean;
   readonly counters: Counters = newCounters();
   readonly #tuning: Tuning;
   /** Of the read that is being looked up. */
@@ -65,7 +68,8 @@ export class CachedLayer implements Layer, Lender {
   #nextStream = 0;
   #fillsUnderWay = 0;
   #whenIdle: (() => void) | null = null;
-  #open = true;
+  /** Nothing is fetched for the future any more. */
+  isOpen = true;
 
   constructor(cache: Cache, { content, plain, source, tuning }: CachedLayerOptions) {
     this.name = plain.name;
@@ -73,6 +77,7 @@ export class CachedLayer implements Layer, Lender {
     this.content = cache.use(content);
     this.plain = plain;
     this.source = source;
+    this.scatters = source.readScattered !== undefined;
     this.#tuning = tuning;
   }
 
@@ -145,7 +150,7 @@ export class CachedLayer implements Layer, Lender {
    * it started.
    */
   close(done: () => void): void {
-    this.#open = false;
+    this.isOpen = false;
     this.#whenIdle = () => {
       this.#whenIdle = null;
       this.cache.unuse(this.content);
@@ -271,7 +276,7 @@ export class CachedLayer implements Layer, Lender {
   }
 
   get #mayReadAhead(): boolean {
-    return this.#open && this.#fillsUnderWay < FILLS_MAX;
+    return this.isOpen && this.#fillsUnderWay < FILLS_MAX;
   }
 
   #isWhole(index: number): boolean {
@@ -288,9 +293,17 @@ export class CachedLayer implements Layer, Lender {
 
   // ── For Cache ─────────────────────────────────────────────────────────────────────────────────
 
-  fillStarts(fetch: Fetch | null): void {
+  fillStarts(fill: Fill): void {
     this.#fillsUnderWay++;
-    fetch?.fillStarts();
+    fill.fetch?.fillStarts();
+    const sector = fill.firstBlock * BLOCK_SECTORS;
+    const { source } = this;
+    if (this.scatters) {
+      source.readScattered!(sector, fill, fill);
+    } else {
+      const count = fill.lengths[0]! / SECTOR_BYTES;
+      source.read(sector, count, fill.memories[0]!, fill.starts[0]!, fill);
+    }
   }
 
   fillEnds(fetch: Fetch | null, bytes: number, result: number): void {

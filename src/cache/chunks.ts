@@ -1,12 +1,12 @@
 /**
- * The chunks that the cache holds: 128 KiB of a root each, in up to eight frames of the slab.
+ * The chunks that the cache holds: 128 KiB of a root each, as many of its blocks as are there.
  *
- *     root     │ chunk 0                    │ chunk 1 …
- *     chunk    │ frame │ frame │  ─   │ frame │ …      eight of them, present or not
- *     frame    │ block │ block │ block │ block │       4 KiB each: valid, in flight, or neither
+ *     root     │ chunk 0                  │ chunk 1 …
+ *     chunk    │ block │ block │ ─ │ block │ …    32 of 4 KiB: valid, in flight, or neither
+ *     slab         │       │           │          a frame for each that is there, or on its way
  *
  * A chunk is a number, and all that is known of it stands in typed arrays at that number: a cache
- * of many GiB makes no work for the garbage collector. Masks have one bit for each of the 32 blocks.
+ * of many GiB makes little work for the garbage collector. Masks have one bit for each block.
  *
  * A chunk that is pinned (a fill writes to it, a reading waits for it, a reply is sent from it)
  * keeps its frames; one that was dropped meanwhile is found by nobody, and goes with its last pin.
@@ -20,8 +20,6 @@ import type { Wait } from './wait.ts';
 export const CHUNK_BYTES: number = 128 * 1024;
 export const CHUNK_BLOCKS: number = CHUNK_BYTES / BLOCK_BYTES;
 export const CHUNK_SECTORS: number = CHUNK_BLOCKS * BLOCK_SECTORS;
-export const FRAME_BLOCKS: number = FRAME_BYTES / BLOCK_BYTES;
-export const CHUNK_FRAMES: number = CHUNK_BYTES / FRAME_BYTES;
 
 /** Bits `from` to `to` of a mask, both included. */
 export function maskOf(from: number, to: number): number {
@@ -42,8 +40,8 @@ export class Chunks {
   /** Blocks that somebody asked for since the chunk came. */
   seen: Int32Array = new Int32Array(START);
   pins: Int32Array = new Int32Array(START);
-  /** Eight for each chunk: number of the frame and 1; 0 for none. */
-  frames: Int32Array = new Int32Array(START * CHUNK_FRAMES);
+  /** For each block of each chunk: number of its frame and 1; 0 for none. */
+  frames: Int32Array = new Int32Array(START * CHUNK_BLOCKS);
   frameCounts: Uint8Array = new Uint8Array(START);
   /** A use of it starts the next step of a readahead; which one. 0: none. */
   ahead: Uint8Array = new Uint8Array(START);
@@ -82,15 +80,15 @@ export class Chunks {
     return chunk;
   }
 
-  giveFrame(chunk: number, place: number, frame: number): void {
-    this.frames[chunk * CHUNK_FRAMES + place] = frame + 1;
+  giveFrame(chunk: number, block: number, frame: number): void {
+    this.frames[chunk * CHUNK_BLOCKS + block] = frame + 1;
     this.frameCounts[chunk]!++;
     this.contents[chunk]!.bytes += FRAME_BYTES;
   }
 
-  /** The frame that holds a block, or -1. */
+  /** The frame of a block, or -1. */
   frameOf(chunk: number, block: number): number {
-    return this.frames[chunk * CHUNK_FRAMES + Math.floor(block / FRAME_BLOCKS)]! - 1;
+    return this.frames[chunk * CHUNK_BLOCKS + block]! - 1;
   }
 
   bytesOf(chunk: number): number {
@@ -116,9 +114,9 @@ export class Chunks {
 
   #finish(chunk: number): void {
     assert(this.flight[chunk] === 0, 'a fill pins its chunks');
-    const first = chunk * CHUNK_FRAMES;
+    const first = chunk * CHUNK_BLOCKS;
     // Downwards: what is put back last is taken first.
-    for (let i = first + CHUNK_FRAMES - 1; i >= first; i--) {
+    for (let i = first + CHUNK_BLOCKS - 1; i >= first; i--) {
       const frame = this.frames[i]! - 1;
       this.frames[i] = 0;
       if (frame >= 0) this.#slab.put(frame);

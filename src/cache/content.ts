@@ -28,6 +28,7 @@ export class Content {
   chunks = 0;
   bytes = 0;
   readonly counters: Counters = newCounters();
+  readonly fills = { count: 0, bytes: 0, errors: 0 };
 
   constructor(description: ContentDescription, firstKey: number) {
     this.key = description.key;

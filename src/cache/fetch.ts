@@ -93,8 +93,8 @@ export class Fetch {
 
   #more(): boolean {
     if (this.#cancelled || this.#range === this.#ranges.length) return false;
-    const { cache } = this.#layer;
-    return cache.isOn && this.result.bytes < cache.capacityBytes;
+    const { cache, isOpen } = this.#layer;
+    return isOpen && cache.isOn && this.result.bytes < cache.capacityBytes;
   }
 
   /** Asks for the next blocks. False: there is no room for them now. */

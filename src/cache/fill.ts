@@ -1,10 +1,11 @@
 /**
- * One read of a root into the cache: neighbouring blocks, in memory that is contiguous, too.
+ * One read of a root into the cache: neighbouring blocks of it, in pieces of memory wherever frames
+ * were free. A layer that cannot read into several pieces gets fills of one.
  *
  * Pooled. While it is under way it pins its chunks, whose blocks are in flight; nobody reads them
  * twice.
  */
-import type { IoOp, Memory } from '../uring/io.ts';
+import type { IoOp, Memory, Pieces } from '../uring/io.ts';
 import type { Cache } from './cache.ts';
 import type { CachedLayer } from './cached-layer.ts';
 import { CHUNK_BLOCKS } from './chunks.ts';
@@ -12,15 +13,19 @@ import type { Fetch } from './fetch.ts';
 
 /** The longest fill: 1 MiB; it may begin and end within a chunk. */
 export const FILL_BLOCKS_MAX = 256;
+/** No more than a ring takes in one read (SCATTER_MAX). */
+const PIECES_MAX = 128;
 const CHUNKS_MAX: number = FILL_BLOCKS_MAX / CHUNK_BLOCKS + 1;
 
-export class Fill implements IoOp {
+export class Fill implements IoOp, Pieces {
   readonly #cache: Cache;
   layer!: CachedLayer;
   /** Whoever wanted it for the future, and not for a request. */
   fetch: Fetch | null = null;
-  memory!: Memory;
-  start = 0;
+  count = 0;
+  readonly memories: (Memory | null)[] = [];
+  readonly starts: Float64Array = new Float64Array(PIECES_MAX);
+  readonly lengths: Float64Array = new Float64Array(PIECES_MAX);
   /** Of the root. */
   firstBlock = 0;
   blocks = 0;
@@ -33,6 +38,25 @@ export class Fill implements IoOp {
 
   constructor(cache: Cache) {
     this.#cache = cache;
+  }
+
+  /** One more block in this memory; false if that is one piece too many. */
+  add(memory: Memory, start: number, length: number): boolean {
+    const last = this.count - 1;
+    if (
+      last >= 0 &&
+      this.memories[last] === memory &&
+      this.starts[last]! + this.lengths[last]! === start
+    ) {
+      this.lengths[last]! += length;
+      return true;
+    }
+    if (this.count === PIECES_MAX || (this.count > 0 && !this.layer.scatters)) return false;
+    this.memories[this.count] = memory;
+    this.starts[this.count] = start;
+    this.lengths[this.count] = length;
+    this.count++;
+    return true;
   }
 
   done(result: number): void {

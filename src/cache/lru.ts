@@ -28,10 +28,14 @@ export class Lru implements Policy {
 
   again(): void {} // `find` has moved it to the end already
 
-  put(key: number, chunk: number, bytes: number): void {
-    this.#chunks.delete(key); // `set` with the same value would keep the old size
+  add(key: number, chunk: number, bytes: number): void {
     this.#options.size = bytes;
     this.#chunks.set(key, chunk, this.#options);
+  }
+
+  grow(key: number, chunk: number, bytes: number): void {
+    this.#chunks.delete(key); // `set` with the same value would keep the old size
+    this.add(key, chunk, bytes);
   }
 
   remove(key: number): void {

@@ -21,8 +21,10 @@ export interface Policy {
   peek(key: number): number;
   /** The last use asked for blocks of it that had been asked for before. */
   again(key: number): void;
-  /** A new chunk, or a known one that has grown. It has been used now. */
-  put(key: number, chunk: number, bytes: number): void;
+  /** A chunk that it does not know. It has been used now. */
+  add(key: number, chunk: number, bytes: number): void;
+  /** A known one has so many bytes now. It has been used now. */
+  grow(key: number, chunk: number, bytes: number): void;
   remove(key: number): void;
   /** Lets go of one chunk, and says which; -1 if there is none. */
   evict(): number;

@@ -51,14 +51,17 @@ export class Segmented implements Policy {
     this.#balance();
   }
 
-  put(key: number, chunk: number, bytes: number): void {
-    if (this.#kept.has(key) || this.#departed.delete(key)) {
-      this.#trial.delete(key);
-      this.#set(this.#kept, key, chunk, bytes);
-      this.#balance();
-    } else {
-      this.#set(this.#trial, key, chunk, bytes);
-    }
+  add(key: number, chunk: number, bytes: number): void {
+    const isBack = this.#departed.delete(key);
+    this.#set(isBack ? this.#kept : this.#trial, key, chunk, bytes);
+    if (isBack) this.#balance();
+  }
+
+  grow(key: number, chunk: number, bytes: number): void {
+    const list = this.#kept.has(key) ? this.#kept : this.#trial;
+    list.delete(key); // `set` with the same value would keep the old size
+    this.#set(list, key, chunk, bytes);
+    this.#balance();
   }
 
   remove(key: number): void {
@@ -85,7 +88,6 @@ export class Segmented implements Policy {
   }
 
   #set(list: LRUCache<number, number>, key: number, chunk: number, bytes: number): void {
-    list.delete(key); // `set` with the same value would keep the old size
     this.#options.size = bytes;
     list.set(key, chunk, this.#options);
   }

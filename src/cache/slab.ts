@@ -1,5 +1,5 @@
 /**
- * The cache's memory: frames of 16 KiB in mapped pieces, within a budget that may change at any
+ * The cache's memory: frames of 4 KiB in mapped pieces, within a budget that may change at any
  * time.
  *
  *            take              put                      put, over budget
@@ -22,15 +22,15 @@ import { assert } from '../base/assert.ts';
 import type { IoOp, Memory } from '../uring/io.ts';
 import type { SlabIo } from '../uring/slab-io.ts';
 
-export const FRAME_BYTES = 16384;
+export const FRAME_BYTES = 4096;
 /** Frames of a piece: 32 MiB of address space. */
-const PIECE_SHIFT = 11;
+const PIECE_SHIFT = 13;
 const PIECE_FRAMES: number = 1 << PIECE_SHIFT;
 const PLACE_MASK: number = PIECE_FRAMES - 1;
 /** Frames that get their pages in one step: 2 MiB. */
-const STEP_FRAMES = 128;
+const STEP_FRAMES = 512;
 /** So many free frames are kept ready, as long as the budget has room. */
-const READY_FRAMES = 256;
+const READY_FRAMES = 1024;
 
 interface Piece {
   readonly memory: Memory;

@@ -24,6 +24,7 @@ import { UblkSlots } from '../transport/ublk/slots.ts';
 import { Ring } from '../uring/ring.ts';
 import { RingIo } from '../uring/ring-io.ts';
 import { WakeListener } from '../uring/wake.ts';
+import { PlaneCache } from './plane-cache.ts';
 import { type Answer, closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
 import { closeLeaf } from './plane-leaves.ts';
 import {
@@ -71,7 +72,7 @@ class DataPlane {
   #stopping = false;
   #stopped = false;
 
-  constructor({ port, wakeFd, flags }: DataPlaneStart) {
+  constructor({ port, wakeFd, flags, cache }: DataPlaneStart) {
     this.#port = port;
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
@@ -90,6 +91,7 @@ class DataPlane {
       ublkSlots: this.#ublkSlots,
       nbdSlots: this.#nbdSlots,
       parts: new PartPool(PARTS),
+      cache: new PlaneCache(this.#ring, this.#io, cache),
       memory: this.#io.allocate(PAGE_BYTES),
     };
   }
@@ -109,6 +111,7 @@ class DataPlane {
       this.#io.close();
       this.#fuseSlots.close();
       this.#ublkSlots.close();
+      this.#plant.cache.close();
       this.#nbdSlots.close();
       this.#plant.memory.free();
     }
@@ -160,6 +163,9 @@ class DataPlane {
       case 'stand':
         this.#device(call.id).stand(call.frozen, done);
         return;
+      case 'grow':
+        this.#device(call.id).grow(call.sizeBytes, call.directoryOffset, done);
+        return;
       case 'limit':
         this.#device(call.id).limit(call.quota, done);
         return;
@@ -172,6 +178,12 @@ class DataPlane {
           [...this.#devices.values()].map(device => device.stats()),
           null,
         );
+        return;
+      case 'cacheStats':
+      case 'cacheSet':
+      case 'cacheDrop':
+      case 'cacheWarm':
+        this.#plant.cache.take(call, answer);
         return;
       case 'stop':
         this.#stop(done);
@@ -199,6 +211,7 @@ class DataPlane {
       });
       this.#devices.set(spec.id, device);
     } catch (thrown) {
+      this.#plant.cache.detach(spec.id, () => {});
       closeDescriptors(spec);
       throw thrown;
     }
@@ -234,6 +247,7 @@ class DataPlane {
    */
   #stop(done: (error: UbdError | null) => void): void {
     this.#stopping = true;
+    this.#plant.cache.stop();
     let left = this.#devices.size;
     let first: UbdError | null = null;
     const end = (): void => {

@@ -2,12 +2,13 @@
  * Roots and leaves that are open as files: each is the only owner of its descriptor, until a
  * transport hands that to the data plane.
  */
-import { closeSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { RootIdentity } from '../client/api.ts';
-import { identify } from '../image/identity.ts';
+import { type ContentKey, contentKey, identify } from '../image/identity.ts';
 import { type OpenRoot, openRoot } from '../image/raw-image.ts';
+import { DIRECT_FLAGS } from '../image/root-source.ts';
 import { baseOf } from '../leaf/chain.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
@@ -44,11 +45,13 @@ export class FileRoot implements RootHandle {
   readonly type: 'file' | 'block device';
   readonly sizeBytes: number;
   readonly identity: RootIdentity;
+  readonly content: ContentKey;
   readonly image: OpenRoot;
   readonly descriptor: Descriptor;
 
-  constructor(opened: OpenRoot, identity: RootIdentity) {
+  constructor(opened: OpenRoot, identity: RootIdentity, content: ContentKey) {
     this.image = opened;
+    this.content = content;
     this.path = opened.path;
     this.type = opened.kind;
     this.sizeBytes = opened.sizeBytes;
@@ -58,8 +61,18 @@ export class FileRoot implements RootHandle {
 
   /** Hands it on, as a layer of a device. */
   takeLayer(): RootLayerSpec {
-    const fd = this.descriptor.release();
-    return { kind: 'root', name: this.path, fd, sizeBytes: this.sizeBytes };
+    const { path: name, sizeBytes, content } = this;
+    const cache = { ...content, directFd: this.#openDirectly() };
+    return { kind: 'root', name, fd: this.descriptor.release(), sizeBytes, cache };
+  }
+
+  /** Another descriptor of it, which reads past the page cache; null where there is no such thing. */
+  #openDirectly(): number | null {
+    try {
+      return openSync(`/proc/self/fd/${this.descriptor.fd}`, DIRECT_FLAGS);
+    } catch {
+      return null;
+    }
   }
 
   close(): void {
@@ -107,7 +120,8 @@ export class FileLeaf implements LeafHandle {
 export async function openIdentified(path: string): Promise<FileRoot> {
   const opened = await openRoot(path);
   try {
-    return new FileRoot(opened, await identify(opened));
+    const identity = await identify(opened);
+    return new FileRoot(opened, identity, await contentKey(opened, identity));
   } catch (error) {
     closeSync(opened.fd);
     throw error;

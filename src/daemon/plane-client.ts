@@ -19,6 +19,9 @@ import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
 import type { DeviceOrder, Lent } from './hand-over.ts';
 import {
+  type CacheSettings,
+  type CacheStats,
+  type CacheTarget,
   type DataPlaneStart,
   type DeviceStats,
   type DisconnectedEvent,
@@ -31,8 +34,11 @@ import {
   type PlaneRequest,
   type PlaneResults,
   type QuotaEvent,
+  type RootLayerSpec,
   type Succeeded,
   type SuccessionSpec,
+  type UpstreamLayerSpec,
+  type WarmResult,
 } from './plane-protocol.ts';
 
 interface Events {
@@ -49,6 +55,8 @@ interface Waiting {
   reject: (error: UbdError) => void;
 }
 
+const NO_CACHE: CacheSettings = { sizeBytes: 0, policy: 'lru' };
+
 export class DataPlane extends EventEmitter<Events> {
   readonly #worker: Worker;
   readonly #port: MessagePort;
@@ -63,8 +71,8 @@ export class DataPlane extends EventEmitter<Events> {
   #stopping = false;
 
   /** Starts the worker. Throws UbdError where it cannot run, as without io_uring. */
-  static async start(): Promise<DataPlane> {
-    const plane = new DataPlane();
+  static async start(cache: CacheSettings = NO_CACHE): Promise<DataPlane> {
+    const plane = new DataPlane(cache);
     await plane.#ready;
     return plane;
   }
@@ -76,7 +84,7 @@ export class DataPlane extends EventEmitter<Events> {
     wake(this.#wakeFd);
   };
 
-  private constructor() {
+  private constructor(cache: CacheSettings) {
     super();
     const { port1, port2 } = new MessageChannel();
     const flags = new SharedArrayBuffer(4 * Object.keys(FLAG).length);
@@ -86,7 +94,7 @@ export class DataPlane extends EventEmitter<Events> {
     this.#ready = new Promise((resolve, reject) => {
       this.#onReady = { resolve, reject };
     });
-    const workerData: DataPlaneStart = { port: port2, wakeFd: this.#wakeFd, flags };
+    const workerData: DataPlaneStart = { port: port2, wakeFd: this.#wakeFd, flags, cache };
     this.#worker = new Worker(new URL('./data-plane.js', import.meta.url), {
       name: 'ubd data plane',
       workerData,
@@ -150,6 +158,10 @@ export class DataPlane extends EventEmitter<Events> {
     return this.#call({ call: 'limit', id, quota });
   }
 
+  grow(id: number, sizeBytes: number, directoryOffset: number): Promise<void> {
+    return this.#call({ call: 'grow', id, sizeBytes, directoryOffset });
+  }
+
   #giveBack(id: number): void {
     const lent = this.#lent.get(id) ?? [];
     this.#lent.delete(id);
@@ -167,6 +179,28 @@ export class DataPlane extends EventEmitter<Events> {
 
   stats(): Promise<DeviceStats[]> {
     return this.#call({ call: 'stats' });
+  }
+
+  cacheStats(): Promise<CacheStats> {
+    return this.#call({ call: 'cacheStats' });
+  }
+
+  setCache(settings: CacheSettings): Promise<void> {
+    return this.#call({ call: 'cacheSet', settings });
+  }
+
+  /** Lets go of blocks; returns how many bytes of them there were. */
+  dropCache(target: CacheTarget): Promise<number> {
+    return this.#call({ call: 'cacheDrop', target });
+  }
+
+  /** Takes over the descriptors of the root, whatever the outcome. */
+  warmCache(
+    root: RootLayerSpec | UpstreamLayerSpec,
+    offset: number,
+    length: number,
+  ): Promise<WarmResult> {
+    return this.#call({ call: 'cacheWarm', root, offset, length });
   }
 
   /** Closes every device, and ends the worker. */

@@ -10,9 +10,9 @@
 import { ENOSPC, errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
+import { CachedLayer } from '../cache/cached-layer.ts';
 import { type Completer, OP, Request } from '../engine/request.ts';
 import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
-import { RootLayer } from '../image/raw-image.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
 import type { Freeze, Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
@@ -29,6 +29,7 @@ import type { Io, IoOp, Memory } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
 import { IOSQE_ASYNC, OPCODE, setFlags } from '../uring/sqe.ts';
 import { FaultLimiter } from './fault-limiter.ts';
+import { closeRoot, type PlaneCache } from './plane-cache.ts';
 import { closeLeaf, PlaneLeaves, type QuotaMark } from './plane-leaves.ts';
 import type {
   DeviceSpec,
@@ -49,6 +50,7 @@ export interface Plant {
   ublkSlots: UblkSlots;
   nbdSlots: NbdSlots;
   parts: PartPool;
+  cache: PlaneCache;
   /** For requests without data. */
   memory: Memory;
 }
@@ -68,21 +70,20 @@ export type Answer<T> = (result: T | null, error: UbdError | null) => void;
 /** What every transport has: it answers what it holds, and ends. */
 interface Session {
   stop(): void;
+  /** The device has grown. */
+  resized?(done: IoOp): void;
 }
 
 /** Closes what a device has besides its leaves; the descriptors of a frozen chain are lent. */
 function closeOthers({ transport, layers }: DeviceSpec): void {
   if (transport.kind !== 'nbd') native.close(transport.fd);
   else for (const { fd } of transport.channels) native.close(fd);
-  for (const layer of layers) if (layer.kind !== 'frozen') native.close(layer.fd);
+  for (const layer of layers) if (layer.kind !== 'frozen') closeRoot(layer);
 }
 
-function makeLayer({ io, ring }: Plant, spec: LayerSpec): Layer {
+function makeLayer({ io, cache }: Plant, spec: LayerSpec): Layer {
   if (spec.kind === 'frozen') return new FrozenLayer(io, spec.name, spec.files, spec.owners);
-  const sizeSectors = bytesToSectors(spec.sizeBytes);
-  return spec.kind === 'root'
-    ? new RootLayer(io, spec.name, spec.fd, sizeSectors)
-    : new UpstreamLayer(ring, spec.name, spec.fd, sizeSectors);
+  return cache.layer(spec);
 }
 
 /** Closes all that was given for a device that could not be opened. */
@@ -111,7 +112,10 @@ export class PlaneDevice {
     this.#events = events;
     this.#faults = new FaultLimiter(spec.name, events.onFault);
     const below = spec.layers.map(layer => makeLayer(plant, layer));
-    this.#upstream = below.filter(layer => layer instanceof UpstreamLayer);
+    plant.cache.attach(spec.id, below);
+    this.#upstream = below
+      .map(layer => (layer instanceof CachedLayer ? layer.plain : layer))
+      .filter(layer => layer instanceof UpstreamLayer);
     this.#leaves = new PlaneLeaves(io, spec.leaf, spec.shadow, below, mark =>
       events.onQuota(spec.id, mark),
     );
@@ -196,6 +200,23 @@ export class PlaneDevice {
     this.#leaves.stand(frozen, () => this.#passRing(() => done(null)));
   }
 
+  /** A larger device; its transport's node follows when this is done. */
+  grow(sizeBytes: number, directoryOffset: number, done: Done): void {
+    const sizeSectors = bytesToSectors(sizeBytes);
+    const end = (result: number): void => done(this.#failure('growing', result));
+    this.#leaves.grow(sizeSectors, directoryOffset, {
+      done: result => {
+        if (result < 0) {
+          end(result);
+          return;
+        }
+        this.#union.sizeSectors = sizeSectors;
+        if (this.#session.resized === undefined) end(0);
+        else this.#session.resized({ done: end });
+      },
+    });
+  }
+
   /** How much the leaf may hold. */
   limit(quota: Quota | null, done: Done): void {
     this.#leaves.limit(quota, { done: result => done(this.#failure('limiting', result)) });
@@ -204,7 +225,9 @@ export class PlaneDevice {
   /** Stops serving; then the leaf is made durable and clean, and everything is closed. */
   close(done: Done): void {
     this.#closing = true;
-    this.#whenCutOff = () => this.#closeUpstream(() => this.#closeLeaf(done));
+    const { cache } = this.#plant;
+    this.#whenCutOff = () =>
+      this.#closeUpstream(() => cache.detach(this.spec.id, () => this.#closeLeaf(done)));
     if (this.#serving) this.#session.stop();
     else this.#whenCutOff();
   }
@@ -223,6 +246,7 @@ export class PlaneDevice {
       changedBytes: sectorsToBytes(this.#leaves.leaf?.changedSectors ?? 0),
       quota: this.#leaves.quota,
       refused: this.#leaves.leaf?.refused ?? 0,
+      cache: this.#plant.cache.countersOf(this.spec.id),
     };
   }
 

@@ -8,6 +8,8 @@
  */
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
+import type { PolicyName } from '../cache/policy.ts';
+import type { ContentKey } from '../image/identity.ts';
 import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
@@ -24,6 +26,13 @@ export interface DataPlaneStart {
   wakeFd: number;
   /** Int32 words in shared memory: `FLAG`. */
   flags: SharedArrayBuffer;
+  cache: CacheSettings;
+}
+
+export interface CacheSettings {
+  /** 0: no cache. */
+  sizeBytes: number;
+  policy: PolicyName;
 }
 
 export const FLAG = {
@@ -49,6 +58,13 @@ export interface RootLayerSpec {
   name: string;
   fd: number;
   sizeBytes: number;
+  cache: RootCacheSpec;
+}
+
+/** How a root is kept in the cache that the devices of the data plane share. */
+export interface RootCacheSpec extends ContentKey {
+  /** The same root past the page cache; null where that does not exist. The layer owns it. */
+  directFd: number | null;
 }
 
 /** A remote root, behind a socket to the upstream thread (remote/wire.ts). */
@@ -122,14 +138,68 @@ export type PlaneCall =
   | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
   /** How much the leaf may hold: remembered in it, and holds at once. */
   | { call: 'limit'; id: number; quota: Quota | null }
+  /** A larger device; its leaf's file is long enough, and the node follows. */
+  | { call: 'grow'; id: number; sizeBytes: number; directoryOffset: number }
   /**
    * One more connection for a device whose transport is nbd. The descriptor is the data plane's
    * whatever the answer.
    */
   | { call: 'connect'; id: number; channel: NbdChannel }
   | { call: 'stats' }
+  | CacheCall
   /** Answered when every device is closed; the worker ends after it. */
   | { call: 'stop' };
+
+/** Which blocks are meant: of one content, of the root of a device, or all. */
+export type CacheTarget = { key: string } | { device: number } | null;
+
+export type CacheCall =
+  | { call: 'cacheStats' }
+  | { call: 'cacheSet'; settings: CacheSettings }
+  /** Answered with the bytes that were let go of. */
+  | { call: 'cacheDrop'; target: CacheTarget }
+  /** Fetches a part of a root, which is the data plane's from here on. Answered when it is there. */
+  | { call: 'cacheWarm'; root: RootLayerSpec | UpstreamLayerSpec; offset: number; length: number };
+
+/** Of a root or a device. Bytes are those that were asked for. */
+export interface CacheCounters {
+  hits: number;
+  hitBytes: number;
+  misses: number;
+  missBytes: number;
+}
+
+export interface CachedRootStats extends CacheCounters {
+  key: string;
+  name: string;
+  sizeBytes: number;
+  /** Bytes of memory that its blocks take. */
+  cachedBytes: number;
+  /** Layers of devices that read it through the cache. */
+  users: number;
+  fills: number;
+  fillBytes: number;
+  fillErrors: number;
+  /** Whether fills go past the page cache; null where nobody has it open. */
+  direct: boolean | null;
+}
+
+export interface CacheStats extends CacheSettings {
+  /** Bytes that hold blocks, and bytes of memory that are set aside for that. */
+  usedBytes: number;
+  memoryBytes: number;
+  evictions: number;
+  /** Reads that found no room, or whose fill failed. */
+  bypassed: number;
+  roots: CachedRootStats[];
+}
+
+export interface WarmResult {
+  /** Bytes that were read, without those that were there. */
+  readBytes: number;
+  /** Bytes of the range that are dealt with: all, or as much as the cache can hold. */
+  doneBytes: number;
+}
 
 export interface DeviceStats {
   id: number;
@@ -145,6 +215,8 @@ export interface DeviceStats {
   quota: Quota | null;
   /** How often the quota has refused a write since it was set. */
   refused: number;
+  /** Null: it is not there any more. */
+  cache: CacheCounters | null;
 }
 
 export interface PlaneResults {
@@ -156,8 +228,13 @@ export interface PlaneResults {
   seal: null;
   stand: null;
   limit: null;
+  grow: null;
   connect: null;
   stats: DeviceStats[];
+  cacheStats: CacheStats;
+  cacheSet: null;
+  cacheDrop: number;
+  cacheWarm: WarmResult;
   stop: null;
 }
 

@@ -117,11 +117,14 @@ export async function identifySource(source: ContentSource): Promise<RootIdentit
   return { sizeBytes, fingerprint: hash.digest('hex') };
 }
 
-/**
- * By everything that the kernel changes when a file is written. Block devices have nothing of the
- * kind.
- */
+/** By their stamps. Block devices have none. */
 const known = new LRUCache<string, RootIdentity>({ max: 1024 });
+
+/** Everything that the kernel changes when a file is written. */
+async function stampOf(root: OpenRoot): Promise<string> {
+  const { dev, ino, size, mtimeNs, ctimeNs } = await fstatAsync(root.fd, { bigint: true });
+  return `${dev}:${ino}:${size}:${mtimeNs}:${ctimeNs}`;
+}
 
 /**
  * The identity of an open root, from memory where the file is the same and was not touched since:
@@ -129,14 +132,34 @@ const known = new LRUCache<string, RootIdentity>({ max: 1024 });
  */
 export async function identify(root: OpenRoot): Promise<RootIdentity> {
   if (root.kind !== 'file') return computeIdentity(root);
-  const stamp = async (): Promise<string> => {
-    const { dev, ino, size, mtimeNs, ctimeNs } = await fstatAsync(root.fd, { bigint: true });
-    return `${dev}:${ino}:${size}:${mtimeNs}:${ctimeNs}`;
-  };
-  const before = await stamp();
+  const before = await stampOf(root);
   const remembered = known.get(before);
   if (remembered !== undefined) return remembered;
   const identity = await computeIdentity(root);
-  if ((await stamp()) === before) known.set(before, identity);
+  if ((await stampOf(root)) === before) known.set(before, identity);
   return identity;
+}
+
+/** What blocks of a root are kept by, in a cache that several devices share. */
+export interface ContentKey {
+  /** Never the same for different bytes. */
+  key: string;
+  /**
+   * It tells two generations of the root apart, also when nobody has it open in between. Not so of
+   * a block device: the kernel keeps no record of writes to it, and the fingerprint may miss one.
+   */
+  lasting: boolean;
+}
+
+/**
+ * The fingerprint alone would not do, since it is made of samples: two images that differ only
+ * between them have the same one. The stamp of a file tells them apart, as it does two generations
+ * of one file; whatever the path, links included, by which it was opened.
+ */
+export async function contentKey(root: OpenRoot, identity: RootIdentity): Promise<ContentKey> {
+  if (root.kind === 'file')
+    return { key: `file ${await stampOf(root)} ${identity.fingerprint}`, lasting: true };
+  const { rdev } = await fstatAsync(root.fd);
+  const key = `device ${rdev} ${identity.sizeBytes} ${identity.fingerprint}`;
+  return { key, lasting: false };
 }

@@ -11,7 +11,7 @@
  *
  * A read that failed has no pieces.
  */
-import type { Memory } from '../uring/io.ts';
+import type { Memory, Pieces } from '../uring/io.ts';
 
 /** Who lends. */
 export interface Lender {
@@ -22,7 +22,7 @@ export interface Lender {
 /** Beyond it data are copied: a transport has room for the addresses of so many pieces. */
 export const PIECES_MAX = 32;
 
-export class Loan {
+export class Loan implements Pieces {
   count = 0;
   readonly memories: (Memory | null)[] = new Array<Memory | null>(PIECES_MAX).fill(null);
   readonly starts: Float64Array = new Float64Array(PIECES_MAX);

@@ -7,7 +7,7 @@
  * `uring/io.ts`, but for one: a layer that needs no I/O for its answer calls `done` from inside the
  * call.
  */
-import type { IoOp, Memory } from '../uring/io.ts';
+import type { IoOp, Memory, Pieces } from '../uring/io.ts';
 import type { Loan } from './loan.ts';
 
 export interface Layer {
@@ -24,6 +24,8 @@ export interface Layer {
    * -errno.
    */
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void;
+  /** The same into several pieces of memory, whose lengths are whole sectors. */
+  readScattered?(sector: number, pieces: Pieces, op: IoOp): void;
   /**
    * Lends the first of these sectors, which the layer has, as pieces of `loan`. Returns how many
    * sectors: 0 where they must be read.

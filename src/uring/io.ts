@@ -28,6 +28,15 @@ export interface Memory {
   free(): void;
 }
 
+/** Pieces of memory, in order: the first `count` entries of each list. */
+export interface Pieces {
+  count: number;
+  readonly memories: readonly (Memory | null)[];
+  readonly starts: Float64Array;
+  /** In bytes. */
+  readonly lengths: Float64Array;
+}
+
 /** One operation under way: owned and pooled by whoever starts it. */
 export interface IoOp {
   /**
@@ -71,4 +80,13 @@ export interface Io {
   punch(fd: number, position: number, length: number, op: IoOp): void;
   /** Makes a range read as zeroes, keeping its space allocated where the store can. */
   zero(fd: number, position: number, length: number, op: IoOp): void;
+}
+
+/** Beyond what every store needs. */
+export interface ScatterIo extends Io {
+  /**
+   * A read into several pieces of memory, one after the other: as long as all of them together. The
+   * list stays as it is until `done`.
+   */
+  readScattered(fd: number, pieces: Pieces, position: number, op: IoOp): void;
 }

@@ -6,6 +6,8 @@
  *     write         plain pwrite, likewise: a buffered write through the ring is handed to a kernel
  *                   thread and costs several times as much. Through the ring where it might wait
  *                   for a disk (dirty.ts)
+ *     readScattered through the ring: what reads into several pieces is about to keep them itself, and
+ *                   does not expect them in the page cache
  *     writeDurable  through the ring, with RWF_DSYNC
  *     sync          through the ring (fdatasync)
  *     punch, zero   through the ring, see erase.ts
@@ -13,9 +15,10 @@
 import { EAGAIN, EINTR } from '../base/errno.ts';
 import { DirtyRoom } from './dirty.ts';
 import { Eraser } from './erase.ts';
-import type { Io, IoOp, Memory } from './io.ts';
+import type { IoOp, Memory, Pieces, ScatterIo } from './io.ts';
 import { allocateMemory } from './memory.ts';
 import type { Ring } from './ring.ts';
+import { ScatterPool } from './scatter.ts';
 import { IORING_FSYNC_DATASYNC, OPCODE, setOpFlags } from './sqe.ts';
 import { ROAD, type Road, TRIES_MAX, Transfer } from './transfer.ts';
 
@@ -24,17 +27,19 @@ export interface RingIoOptions {
   dirtyRoom?: DirtyRoom;
 }
 
-export class RingIo implements Io {
+export class RingIo implements ScatterIo {
   readonly #ring: Ring;
   readonly #dirtyRoom: DirtyRoom;
   readonly #eraser: Eraser;
   readonly #transfers: Transfer[] = [];
+  readonly #scatters: ScatterPool;
   readonly #syncs: Sync[] = [];
 
   constructor(ring: Ring, options: RingIoOptions = {}) {
     this.#ring = ring;
     this.#dirtyRoom = options.dirtyRoom ?? new DirtyRoom();
     this.#eraser = new Eraser(ring, this.#transfers);
+    this.#scatters = new ScatterPool(ring);
   }
 
   allocate(lengthBytes: number): Memory {
@@ -50,6 +55,10 @@ export class RingIo implements Io {
     op: IoOp,
   ): void {
     this.#transfer(ROAD.READ_CACHED, fd, memory, start, length, position, op);
+  }
+
+  readScattered(fd: number, pieces: Pieces, position: number, op: IoOp): void {
+    this.#scatters.take().start(fd, pieces, position, op);
   }
 
   write(
@@ -91,6 +100,7 @@ export class RingIo implements Io {
   /** Frees what it keeps. After the ring is closed, or when nothing is under way. */
   close(): void {
     this.#eraser.close();
+    this.#scatters.close();
   }
 
   #transfer(

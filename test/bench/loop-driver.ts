@@ -4,7 +4,7 @@
  *
  *     node dist/test/bench/loop-driver.js ROOT [LEAF [SIZE]]
  *
- * A LEAF that does not exist is made. Statistics go to standard error at the end.
+ * UBD_CACHE: the size of the cache of root blocks. A LEAF that does not exist is made. Statistics go to standard error at the end.
  */
 import { existsSync } from 'node:fs';
 import { parseSize } from '../../src/base/units.ts';
@@ -22,11 +22,12 @@ const leaf =
     : existsSync(leafPath)
       ? openLeaf(leafPath)
       : newLeaf(leafPath, sizeBytes);
-const plane = await DataPlane.start();
+const cacheBytes = parseSize(process.env.UBD_CACHE ?? '0') ?? 0;
+const plane = await DataPlane.start({ sizeBytes: cacheBytes, policy: 'lru' });
 plane.on('fault', fault => console.error(fault));
 const attached = await attach(plane, rootPath, { leaf, sizeBytes });
 console.log(attached.loop.path);
 for await (const _ of process.stdin);
-console.error(JSON.stringify(await plane.stats()));
+console.error(JSON.stringify([await plane.stats(), await plane.cacheStats()]));
 await detach(plane, attached);
 await plane.stop();

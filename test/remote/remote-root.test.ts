@@ -133,7 +133,11 @@ t.test('readahead grows while a reader goes on, and begins anew after a jump', a
   const ahead = (first: number, last: number): number => readahead.next(first, last) - last - 1;
   t.strictSame(
     [ahead(5, 5), ahead(6, 6), ahead(6, 6), ahead(7, 7), ahead(8, 9), ahead(10, 10), ahead(11, 11)],
-    [0, 1, 1, 2, 4, 8, 8],
+    [0, 1, 1, 2, 4, 8, 7],
+  );
+  t.strictSame(
+    [12, 13, 14, 15, 16].map(chunk => ahead(chunk, chunk)),
+    [6, 5, 8, 7, 6],
   );
   t.strictSame([ahead(3, 3), ahead(4, 4)], [0, 1]);
 });
@@ -162,7 +166,7 @@ t.test('with a manifest, wrong content is never served: it comes from elsewhere'
   const made = await make({ places, manifest });
   const random = new Random(8);
   places[0]!.spoil = bytes => {
-    if (random.chance(0.5)) bytes[random.below(bytes.length)]! ^= 1;
+    bytes[random.below(bytes.length)]! ^= 1;
   };
   await read(made.root, 0, SIZE);
   t.ok(made.log.some(line => /fake:\/\/bad sent wrong content/.test(line)));

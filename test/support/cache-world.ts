@@ -9,7 +9,7 @@
 import { EIO } from '../../src/base/errno.ts';
 import { Cache } from '../../src/cache/cache.ts';
 import { CachedLayer, type Tuning } from '../../src/cache/cached-layer.ts';
-import { CHUNK_FRAMES } from '../../src/cache/chunks.ts';
+import { CHUNK_BLOCKS } from '../../src/cache/chunks.ts';
 import { Fetch } from '../../src/cache/fetch.ts';
 import type { PolicyName } from '../../src/cache/policy.ts';
 import { FRAME_BYTES } from '../../src/cache/slab.ts';
@@ -20,7 +20,7 @@ import { Random } from './random.ts';
 import { fillSectors, versionIn } from './sector-model.ts';
 import { SimDisk } from './sim-disk.ts';
 import { SimIo } from './sim-io.ts';
-import { SimRoot } from './sim-root.ts';
+import { ScatteringSimRoot, SimRoot } from './sim-root.ts';
 import { SimSlabIo } from './sim-slab.ts';
 
 const SECTOR = 512;
@@ -115,6 +115,7 @@ export class CacheWorld {
   }
 
   attach(content: SimContent, tuning: Tuning): SimDevice {
+    const Source = this.random.chance(0.5) ? SimRoot : ScatteringSimRoot;
     const layer = new CachedLayer(this.cache, {
       content: {
         key: `content ${content.version}`,
@@ -123,7 +124,7 @@ export class CacheWorld {
         lasting: content.lasting,
       },
       plain: new SimRoot(this.io, content.plainFd, content.sectors),
-      source: new SimRoot(this.io, content.sourceFd, content.sectors),
+      source: new Source(this.io, content.sourceFd, content.sectors),
       tuning,
     });
     const union = new UnionDevice({
@@ -288,7 +289,7 @@ export class CacheWorld {
 
   #resize(): void {
     this.counts.resizes++;
-    const frames = this.random.pick([0, 1, 3, 8, 20, 64, 200, 1000]);
+    const frames = this.random.pick([0, 1, 3, 20, 64, 200, 1000, 4000]);
     this.cache.resize(frames * FRAME_BYTES + this.random.below(FRAME_BYTES));
   }
 
@@ -316,8 +317,8 @@ export class CacheWorld {
       const content = chunks.contents[chunk] ?? null;
       if (content === null) continue;
       let bytes = 0;
-      for (let i = 0; i < CHUNK_FRAMES; i++) {
-        const frame = chunks.frames[chunk * CHUNK_FRAMES + i]! - 1;
+      for (let i = 0; i < CHUNK_BLOCKS; i++) {
+        const frame = chunks.frames[chunk * CHUNK_BLOCKS + i]! - 1;
         if (frame < 0) continue;
         if (frames.has(frame)) throw new Error('a frame has two owners');
         frames.add(frame);

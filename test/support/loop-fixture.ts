@@ -5,8 +5,8 @@
 import { execFile } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { promisify } from 'node:util';
+import { openIdentified } from '../../src/daemon/opened-files.ts';
 import type { DataPlane } from '../../src/daemon/plane-client.ts';
-import { openRoot } from '../../src/image/raw-image.ts';
 import { createLeaf, NO_PARENT } from '../../src/leaf/create.ts';
 import { type OpenedLeaf, openLeaf } from '../../src/leaf/open.ts';
 import {
@@ -61,7 +61,7 @@ export async function attach(
   rootPath: string,
   { name = 'test', leaf = null, sizeBytes, owner = `test-${process.pid}` }: AttachOptions = {},
 ): Promise<Attached> {
-  const root = await openRoot(rootPath);
+  const root = await openIdentified(rootPath);
   const mount = await mountFuse();
   const id = nextId++;
   await plane.open({
@@ -69,7 +69,7 @@ export async function attach(
     name,
     sizeBytes: sizeBytes ?? root.sizeBytes,
     leaf,
-    layers: [{ kind: 'root', name: root.path, fd: root.fd, sizeBytes: root.sizeBytes }],
+    layers: [root.takeLayer()],
     transport: { kind: 'fuse', fd: mount.fuseFd },
   });
   const fileName = loopFileName(name, owner);

@@ -3,7 +3,7 @@
  * sync makes durable exactly what was done before it started. Faults are injected by rules.
  */
 import { EIO, ENODATA, ENOSPC } from '../../src/base/errno.ts';
-import type { Io, IoOp, Memory } from '../../src/uring/io.ts';
+import type { IoOp, Memory, Pieces, ScatterIo } from '../../src/uring/io.ts';
 import type { Random } from './random.ts';
 import type { Change, SimDisk } from './sim-disk.ts';
 
@@ -37,7 +37,7 @@ class SimMemory implements Memory {
   }
 }
 
-export class SimIo implements Io {
+export class SimIo implements ScatterIo {
   readonly disk: SimDisk;
   readonly random: Random;
   underWay: SimOp[] = [];
@@ -71,6 +71,22 @@ export class SimIo implements Io {
     op: IoOp,
   ): void {
     this.#start('read', fd, memory, start, length, position, op);
+  }
+
+  readScattered(fd: number, pieces: Pieces, position: number, op: IoOp): void {
+    let length = 0;
+    for (let i = 0; i < pieces.count; i++) length += pieces.lengths[i]!;
+    const whole = new SimMemory(length);
+    const scatter: IoOp = {
+      done(result, flags) {
+        for (let i = 0, at = 0; result > 0 && i < pieces.count; at += pieces.lengths[i++]!) {
+          const piece = whole.bytes.subarray(at, at + pieces.lengths[i]!);
+          pieces.memories[i]!.bytes.set(piece, pieces.starts[i]!);
+        }
+        op.done(result, flags);
+      },
+    };
+    this.#start('read', fd, whole, 0, length, position, scatter);
   }
 
   write(

@@ -1,6 +1,6 @@
 /** A root on the simulated disk: a read-only layer over the first `sectors` sectors of a file. */
 import type { Layer } from '../../src/store/store.ts';
-import type { Io, IoOp, Memory } from '../../src/uring/io.ts';
+import type { Io, IoOp, Memory, Pieces, ScatterIo } from '../../src/uring/io.ts';
 
 const SECTOR = 512;
 
@@ -22,5 +22,21 @@ export class SimRoot implements Layer {
 
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
     this.#io.read(this.#fd, memory, start, count * SECTOR, sector * SECTOR, op);
+  }
+}
+
+/** The same with reads into several pieces of memory. */
+export class ScatteringSimRoot extends SimRoot {
+  readonly #io: ScatterIo;
+  readonly #fd: number;
+
+  constructor(io: ScatterIo, fd: number, sectors: number) {
+    super(io, fd, sectors);
+    this.#io = io;
+    this.#fd = fd;
+  }
+
+  readScattered(sector: number, pieces: Pieces, op: IoOp): void {
+    this.#io.readScattered(this.#fd, pieces, sector * SECTOR, op);
   }
 }

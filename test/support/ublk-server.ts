@@ -11,9 +11,9 @@ import { existsSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { asUbdError } from '../../src/base/errors.ts';
 import { bytesToSectors } from '../../src/base/units.ts';
+import { openIdentified } from '../../src/daemon/opened-files.ts';
 import { DataPlane } from '../../src/daemon/plane-client.ts';
 import type { DeviceSpec, RootLayerSpec } from '../../src/daemon/plane-protocol.ts';
-import { openRoot } from '../../src/image/raw-image.ts';
 import { createLeaf, NO_PARENT } from '../../src/leaf/create.ts';
 import { openLeaf } from '../../src/leaf/open.ts';
 import { openShadow, removeShadow } from '../../src/leaf/shadow.ts';
@@ -53,8 +53,7 @@ async function bringUp(ublk: Ublk, owner: string, served: ServedDevice): Promise
 
 async function rootLayers({ root }: ServedDevice): Promise<RootLayerSpec[]> {
   if (root === undefined) return [];
-  const { path, fd, sizeBytes } = await openRoot(root);
-  return [{ kind: 'root', name: path, fd, sizeBytes }];
+  return [(await openIdentified(root)).takeLayer()];
 }
 
 async function serve({ owner, devices: list }: ServerArgument): Promise<void> {

@@ -41,6 +41,7 @@ import { OP } from '../../engine/request.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { CALL } from '../../uring/calls.ts';
 import type { IoOp } from '../../uring/io.ts';
+import { allocateMemory } from '../../uring/memory.ts';
 import { Share } from '../../uring/slot-pool.ts';
 import { OPCODE, setAddress, setCurrentPosition, setLength, setOpFlags } from '../../uring/sqe.ts';
 import { DATA_BYTES, DATA_PAGES, type FuseSlots, REQUEST_BYTES, type Slot } from './slots.ts';
@@ -51,6 +52,7 @@ import {
   IN_HEADER_BYTES,
   INIT,
   INIT_BYTES,
+  INVALIDATION_BYTES,
   NODE_FILE,
   NODE_ROOT,
   OUT_HEADER_BYTES,
@@ -64,6 +66,7 @@ import {
   writeAttr,
   writeEntry,
   writeInit,
+  writeInvalidation,
   writeOpen,
   writeStatfs,
 } from './wire.ts';
@@ -72,9 +75,14 @@ const HALF = 2 ** 32;
 
 /**
  * The most requests that are read in one batch. It begins with one, doubles while there are more,
- * and falls back to what there was: so a single request costs no second read that finds nothing.
+ * and falls back to what there was.
  */
 const BURST_MAX = 32;
+/**
+ * After a batch of one that had asked for more: so many batches of one go by until the next asks for
+ * two. A client that has one request under way costs hardly any read that finds nothing.
+ */
+const PATIENCE = 8;
 
 /** poll(2) */
 const POLLIN = 1;
@@ -117,7 +125,6 @@ export class FuseSession {
   readonly #slots: FuseSlots;
   readonly #fd: number;
   readonly #device: UnionDevice;
-  readonly #sizeBytes: number;
   readonly #onEnd: (reason: string | null) => void;
   #state: State = STATE.SERVING;
   #reason: string | null = null;
@@ -125,6 +132,7 @@ export class FuseSession {
   #polling = false;
   /** How many requests the next batch asks for. */
   #burst = 1;
+  #patience = 0;
   /** Of the batch under way: reads asked for, reads without a result, requests that came. */
   #asked = 0;
   #reads = 0;
@@ -136,9 +144,29 @@ export class FuseSession {
     this.#slots = slots;
     this.#fd = fd;
     this.#device = device;
-    this.#sizeBytes = device.sizeSectors * SECTOR_BYTES;
     this.#onEnd = onEnd;
     this.#startPoll();
+  }
+
+  get #sizeBytes(): number {
+    return this.#device.sizeSectors * SECTOR_BYTES;
+  }
+
+  /** The device has another size: the kernel is to ask for it again. */
+  resized(done: IoOp): void {
+    const { ring } = this.#slots;
+    const memory = allocateMemory(INVALIDATION_BYTES);
+    writeInvalidation(memory.view, NODE_FILE);
+    const word = ring.prepare(OPCODE.WRITE, this.#fd, {
+      done: result => {
+        memory.free();
+        // -ENOENT: it has not asked for the file at all.
+        done.done(result === -ENOENT ? 0 : Math.min(result, 0), 0);
+      },
+    });
+    setAddress(ring.words, word, memory.address);
+    setLength(ring.words, word, INVALIDATION_BYTES);
+    setCurrentPosition(ring.words, word);
   }
 
   /** Takes no more requests, answers those that it has, and ends. */
@@ -204,11 +232,22 @@ export class FuseSession {
       );
     }
     if (this.#reads === 0 && this.#state === STATE.SERVING) {
-      const more = this.#came === this.#asked;
-      this.#burst = more ? Math.min(2 * this.#asked, BURST_MAX) : Math.max(1, this.#came);
+      this.#adapt();
       this.#startPoll();
     }
     this.#settle();
+  }
+
+  /** Learns from a batch how many requests the next one should ask for. */
+  #adapt(): void {
+    if (this.#came < this.#asked) {
+      this.#burst = Math.max(1, this.#came);
+      if (this.#burst === 1) this.#patience = PATIENCE;
+    } else if (this.#burst === 1 && this.#patience > 0) {
+      this.#patience--;
+    } else {
+      this.#burst = Math.min(2 * this.#asked, BURST_MAX);
+    }
   }
 
   #dispatch(slot: Slot, length: number): void {
@@ -384,7 +423,9 @@ export class FuseSession {
     if (request.result < 0) {
       this.#reply(slot, request.result, 0);
     } else if (request.op === OP.READ) {
-      this.#reply(slot, 0, request.count * SECTOR_BYTES);
+      const bytes = request.count * SECTOR_BYTES;
+      if (slot.loan.count > 0) this.#replyLent(slot, bytes);
+      else this.#reply(slot, 0, bytes);
     } else if (request.op === OP.WRITE) {
       const word = slot.shortReplyWord + OUT_HEADER_BYTES / 4;
       slot.words[word] = request.count * SECTOR_BYTES;
@@ -403,19 +444,36 @@ export class FuseSession {
     this.#send(slot, bytes === 0 ? slot.shortReplyWord : slot.replyWord, error, bytes);
   }
 
-  #send(slot: Slot, reply: number, error: number, bytes: number): void {
-    const { words, memory } = slot;
+  /** Writes a reply whose data are the pieces of the slot's loan. */
+  #replyLent(slot: Slot, bytes: number): void {
+    const { loan, words, memory, replyWord, vectorWord } = slot;
     const { ring } = this.#slots;
-    const length = OUT_HEADER_BYTES + bytes;
-    words[reply] = length;
+    this.#writeHeader(slot, replyWord, 0, bytes);
+    let at = writeVector(words, vectorWord, memory.address + replyWord * 4, OUT_HEADER_BYTES);
+    for (let i = 0; i < loan.count; i++)
+      at = writeVector(words, at, loan.memories[i]!.address + loan.starts[i]!, loan.lengths[i]!);
+    const word = ring.prepare(OPCODE.WRITEV, this.#fd, slot);
+    setAddress(ring.words, word, memory.address + vectorWord * 4);
+    setLength(ring.words, word, loan.count + 1);
+    setCurrentPosition(ring.words, word);
+  }
+
+  #send(slot: Slot, reply: number, error: number, bytes: number): void {
+    const { ring } = this.#slots;
+    this.#writeHeader(slot, reply, error, bytes);
+    const word = ring.prepare(OPCODE.WRITE, this.#fd, slot);
+    setAddress(ring.words, word, slot.memory.address + reply * 4);
+    setLength(ring.words, word, slot.replyBytes);
+    setCurrentPosition(ring.words, word);
+  }
+
+  #writeHeader(slot: Slot, reply: number, error: number, bytes: number): void {
+    const { words } = slot;
+    slot.replyBytes = OUT_HEADER_BYTES + bytes;
+    words[reply] = slot.replyBytes;
     words[reply + 1] = error;
     words[reply + 2] = words[slot.requestWord + WORD.UNIQUE_LOW]!;
     words[reply + 3] = words[slot.requestWord + WORD.UNIQUE_HIGH]!;
-    slot.replyBytes = length;
-    const word = ring.prepare(OPCODE.WRITE, this.#fd, slot);
-    setAddress(ring.words, word, memory.address + reply * 4);
-    setLength(ring.words, word, length);
-    setCurrentPosition(ring.words, word);
   }
 
   /** For Slot: the reply is written, or the kernel did not want it. */
@@ -429,6 +487,7 @@ export class FuseSession {
   }
 
   #giveBack(slot: Slot): void {
+    slot.loan.giveBack();
     slot.session = null;
     this.#slots.release(this.#share, slot);
   }
@@ -467,6 +526,15 @@ export class FuseSession {
  * Results of a read after which the next one may succeed: a signal, a request that was given up.
  */
 const PASSING: ReadonlySet<number> = new Set([-EINTR, -EAGAIN, -ENOENT, -ECANCELED]);
+
+/** One struct iovec; returns the word behind it. */
+function writeVector(words: Uint32Array, word: number, address: number, length: number): number {
+  words[word] = address;
+  words[word + 1] = address / HALF;
+  words[word + 2] = length;
+  words[word + 3] = 0;
+  return word + 4;
+}
 
 /** For a cancellation, whose own result does not matter: the reads say that they ended. */
 const NOTHING: IoOp = { done() {} };

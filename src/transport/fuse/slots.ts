@@ -2,19 +2,22 @@
  * The memory of FUSE requests: slots of a pool that all sessions of a data-plane thread share.
  *
  *     byte 0        3968            4016            4080        4096                  4096 + 1 MiB
- *     │ unused      │ short reply   │ request: in header, body  │ data of a WRITE, page-aligned │
+ *     │ vector      │ short reply   │ request: in header, body  │ data of a WRITE, page-aligned │
  *                                                   │ out header│ data of a READ, page-aligned  │
  *                     out header,   └ read from here└─ one reply, in one piece
  *                     body without data
  *
- * The kernel looks up each page that it copies from or to: so a reply without data lies in one.
+ * The vector is for replies whose data lie elsewhere, because they were lent: it names the out
+ * header, and each piece. The kernel looks up each page that it copies from or to: so a reply without data lies in one.
  *
  * A slot goes round: a request is read into it, the session answers from it, and once the answer is
  * written it goes back.
  */
 
+import { assert } from '../../base/assert.ts';
 import type { Completer } from '../../engine/request.ts';
 import { Request } from '../../engine/request.ts';
+import { Loan, PIECES_MAX } from '../../store/loan.ts';
 import type { IoOp, Memory } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { SlotPool } from '../../uring/slot-pool.ts';
@@ -29,6 +32,8 @@ export const REQUEST_BYTES: number = WRITE_DATA_AT + DATA_BYTES;
 const HEAD_BYTES = 4096;
 const REQUEST_AT: number = HEAD_BYTES - WRITE_DATA_AT;
 const SHORT_REPLY_AT = 3968;
+const VECTOR_BYTES = 16;
+assert((PIECES_MAX + 1) * VECTOR_BYTES <= SHORT_REPLY_AT, 'the vector fits into the head');
 
 /** One request's memory, and its way through the engine. */
 export class Slot implements Completer, IoOp {
@@ -42,9 +47,12 @@ export class Slot implements Completer, IoOp {
   readonly requestWord: number;
   readonly replyWord: number;
   readonly shortReplyWord: number;
+  /** Word index of the vector. */
+  readonly vectorWord: number;
   /** Byte offset of the data in the memory. */
   readonly dataAt: number;
   readonly request: Request;
+  readonly loan: Loan = new Loan();
   session: FuseSession | null = null;
   /** A request is being read into it. */
   reading = false;
@@ -54,12 +62,14 @@ export class Slot implements Completer, IoOp {
   constructor(memory: Memory, words: Uint32Array, start: number) {
     this.memory = memory;
     this.words = words;
+    this.vectorWord = start / 4;
     this.requestWord = (start + REQUEST_AT) / 4;
     this.shortReplyWord = (start + SHORT_REPLY_AT) / 4;
     this.dataAt = start + HEAD_BYTES;
     this.replyWord = (this.dataAt - OUT_HEADER_BYTES) / 4;
     this.request = new Request(this, memory);
     this.request.start = this.dataAt;
+    this.request.loan = this.loan;
   }
 
   /** The engine is done with the request. */

@@ -25,7 +25,7 @@ import { SECTOR_BYTES } from '../../base/units.ts';
 import { OP } from '../../engine/request.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { native } from '../../native/binding.ts';
-import type { IoOp, Memory } from '../../uring/io.ts';
+import type { Memory } from '../../uring/io.ts';
 import { allocateMemory } from '../../uring/memory.ts';
 import {
   headerBytes,
@@ -71,9 +71,6 @@ type State = (typeof STATE)[keyof typeof STATE];
 /** What a step of the work has come to. */
 const STEP = { DONE: 0, NEEDS_BYTES: 1, BLOCKED: 2 } as const;
 type Step = (typeof STEP)[keyof typeof STEP];
-
-/** For a cancellation, whose own result does not matter. */
-const NOTHING: IoOp = { done() {} };
 
 /** A socket in its transmission phase, and what the handshake has agreed on. */
 export interface NbdChannel {
@@ -521,15 +518,15 @@ export class NbdConnection implements SlotOwner, Waiter {
     } else if (slot.error !== 0) {
       outbox.addHeader(writeSimple(view, headerAt, slot));
     } else if (slot.type === CMD.BLOCK_STATUS) {
-      outbox.addData(request.memory.address + request.start, slot.pieceBytes);
+      outbox.addData(request.memory, request.start, slot.pieceBytes);
     } else if (slot.hole) {
       outbox.addHeader(writeHole(view, headerAt, slot, extended, flags));
     } else if (isData && chunked) {
       outbox.addHeader(writeData(view, headerAt, slot, extended, flags));
-      outbox.addData(request.memory.address + request.start, slot.pieceBytes);
+      outbox.addData(request.memory, request.start, slot.pieceBytes);
     } else if (isData) {
       if (slot !== this.#streaming) outbox.addHeader(writeSimple(view, headerAt, slot));
-      outbox.addData(request.memory.address + request.start, slot.pieceBytes);
+      outbox.addData(request.memory, request.start, slot.pieceBytes);
       this.#streaming = slot.leftBytes > 0 ? slot : null;
     } else if (extended || (chunked && slot.type === CMD.READ)) {
       outbox.addHeader(writeChunk(view, headerAt, slot, extended, flags, CHUNK.NONE, 0));
@@ -572,13 +569,12 @@ export class NbdConnection implements SlotOwner, Waiter {
     this.#reason = reason;
     if (serving) this.#takeNoMore();
     this.#streaming = null;
-    if (!this.#outbox.idle) this.#slots.ring.cancelAll(this.channel.fd, NOTHING);
+    this.#outbox.cancel();
     this.#pump(); // gives up what is ready
     this.#settle();
   }
 
   #takeNoMore(): void {
-    this.#slots.forget(this);
     this.#inbox.cancel();
     const writer = this.#writer;
     this.#writer = null;

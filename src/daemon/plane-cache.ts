@@ -1,0 +1,206 @@
+/**
+ * The cache of a data plane: puts roots behind it, and does what the control plane asks of it.
+ *
+ * A root is seen by a device as a layer; behind the cache it is two, which show the same bytes: as
+ * it is (through the page cache), and past it. The descriptors stay the device's.
+ */
+import { errnoName } from '../base/errno.ts';
+import { UbdError } from '../base/errors.ts';
+import { BLOCK_BYTES, bytesToSectors, SECTOR_BYTES } from '../base/units.ts';
+import { Cache } from '../cache/cache.ts';
+import { CachedLayer, LOCAL, REMOTE } from '../cache/cached-layer.ts';
+import type { Content } from '../cache/content.ts';
+import { Fetch } from '../cache/fetch.ts';
+import { RootLayer } from '../image/raw-image.ts';
+import { RootSource } from '../image/root-source.ts';
+import { native } from '../native/binding.ts';
+import { UpstreamLayer } from '../remote/upstream-layer.ts';
+import type { Layer } from '../store/store.ts';
+import type { ScatterIo } from '../uring/io.ts';
+import type { Ring } from '../uring/ring.ts';
+import { RingSlabIo } from '../uring/slab-io.ts';
+import type {
+  CacheCall,
+  CacheCounters,
+  CacheSettings,
+  CacheStats,
+  CacheTarget,
+  PlaneResults,
+  RootLayerSpec,
+  UpstreamLayerSpec,
+  WarmResult,
+} from './plane-protocol.ts';
+
+/** Fills of a warming that are under way at a time. */
+const WARM_FILLS = 4;
+
+/** What a device stands on in the end. */
+type BaseLayerSpec = RootLayerSpec | UpstreamLayerSpec;
+
+/** Closes the descriptors of a root. */
+export function closeRoot(spec: BaseLayerSpec): void {
+  native.close(spec.fd);
+  if (spec.kind === 'root' && spec.cache.directFd !== null) native.close(spec.cache.directFd);
+}
+
+type Answer = (result: PlaneResults[CacheCall['call']] | null, error: UbdError | null) => void;
+
+export class PlaneCache {
+  readonly #ring: Ring;
+  readonly #io: ScatterIo;
+  readonly #cache: Cache;
+  /** How fills of these layers reach their root. */
+  readonly #sources = new Map<CachedLayer, RootSource>();
+  readonly #warming = new Set<Fetch>();
+  /** By the number of the device. */
+  readonly #devices = new Map<number, CachedLayer>();
+
+  constructor(ring: Ring, io: ScatterIo, { sizeBytes, policy }: CacheSettings) {
+    this.#ring = ring;
+    this.#io = io;
+    this.#cache = new Cache({ io: new RingSlabIo(ring), capacityBytes: sizeBytes, policy });
+  }
+
+  /** A root as a device sees it. */
+  layer(spec: BaseLayerSpec): CachedLayer {
+    const { name, fd, sizeBytes } = spec;
+    const sizeSectors = bytesToSectors(sizeBytes);
+    if (spec.kind === 'upstream') {
+      const plain = new UpstreamLayer(this.#ring, name, fd, sizeSectors);
+      const content = { key: `remote ${spec.generation}`, name, sizeSectors, lasting: true };
+      return new CachedLayer(this.#cache, { content, plain, source: plain, tuning: REMOTE });
+    }
+    const { key, lasting, directFd } = spec.cache;
+    const plain = new RootLayer(this.#io, name, fd, sizeSectors);
+    const source = new RootSource(this.#io, plain, { fd, directFd });
+    const content = { key, name, sizeSectors, lasting };
+    const layer = new CachedLayer(this.#cache, { content, plain, source, tuning: LOCAL });
+    this.#sources.set(layer, source);
+    return layer;
+  }
+
+  /** The device with this number reads through these layers. */
+  attach(id: number, layers: readonly Layer[]): void {
+    for (const layer of layers) if (layer instanceof CachedLayer) this.#devices.set(id, layer);
+  }
+
+  /** No request of the device is under way. `done`: nothing of ours is, either. */
+  detach(id: number, done: () => void): void {
+    const layer = this.#devices.get(id);
+    this.#devices.delete(id);
+    if (layer === undefined) done();
+    else this.#close(layer, done);
+  }
+
+  #close(layer: CachedLayer, done: () => void): void {
+    layer.close(() => {
+      this.#sources.delete(layer);
+      done();
+    });
+  }
+
+  /** The same of a layer that is no device's, with what it stands on. */
+  #closeBase(layer: CachedLayer, done: () => void): void {
+    const { plain } = layer;
+    const close = (): void => this.#close(layer, done);
+    if (plain instanceof UpstreamLayer) plain.close({ done: close });
+    else close();
+  }
+
+  countersOf(id: number): CacheCounters | null {
+    const layer = this.#devices.get(id);
+    return layer === undefined ? null : { ...layer.counters };
+  }
+
+  /** What is being fetched for nobody in particular ends. */
+  stop(): void {
+    for (const fetch of this.#warming) fetch.cancel();
+  }
+
+  /** After the ring is closed. */
+  close(): void {
+    this.#cache.close();
+  }
+
+  take(call: CacheCall, answer: Answer): void {
+    switch (call.call) {
+      case 'cacheStats':
+        answer(this.#stats(), null);
+        return;
+      case 'cacheSet':
+        this.#cache.setPolicy(call.settings.policy);
+        this.#cache.resize(call.settings.sizeBytes);
+        answer(null, null);
+        return;
+      case 'cacheDrop':
+        answer(this.#drop(call.target), null);
+        return;
+      case 'cacheWarm':
+        this.#warm(call.root, call.offset, call.length, answer);
+    }
+  }
+
+  #drop(target: CacheTarget): number {
+    if (target === null) return this.#cache.drop(null);
+    const content: Content | undefined =
+      'key' in target
+        ? this.#cache.contents.get(target.key)
+        : this.#devices.get(target.device)?.content;
+    return content === undefined ? 0 : this.#cache.drop(content);
+  }
+
+  #warm(spec: BaseLayerSpec, offset: number, length: number, answer: Answer): void {
+    const layer = this.layer(spec);
+    const first = Math.floor(offset / BLOCK_BYTES);
+    const end = Math.ceil(Math.min(offset + length, spec.sizeBytes) / BLOCK_BYTES);
+    const ranges = Float64Array.of(first, Math.max(0, end - first));
+    const fetch = new Fetch(layer, ranges, WARM_FILLS, ({ bytes, doneBytes, error }) => {
+      this.#warming.delete(fetch);
+      const result = { readBytes: bytes, doneBytes };
+      const failure = error < 0 ? warmFailure(spec.name, error) : null;
+      this.#closeBase(layer, () => {
+        closeRoot(spec);
+        answer(failure === null ? result : null, failure);
+      });
+    });
+    this.#warming.add(fetch);
+    fetch.start();
+  }
+
+  #stats(): CacheStats {
+    const cache = this.#cache;
+    return {
+      sizeBytes: cache.capacityBytes,
+      policy: cache.policyName,
+      usedBytes: cache.usedBytes,
+      memoryBytes: cache.memoryBytes,
+      evictions: cache.counters.evictions,
+      bypassed: cache.counters.bypassed,
+      roots: cache.contents.all.map(content => ({
+        key: content.key,
+        name: content.name,
+        sizeBytes: content.sizeSectors * SECTOR_BYTES,
+        cachedBytes: content.bytes,
+        users: content.users,
+        ...content.counters,
+        fills: content.fills.count,
+        fillBytes: content.fills.bytes,
+        fillErrors: content.fills.errors,
+        direct: this.#isDirect(content),
+      })),
+    };
+  }
+
+  #isDirect(content: Content): boolean | null {
+    for (const [layer, source] of this.#sources)
+      if (layer.content === content) return source.isDirect;
+    return null;
+  }
+}
+
+function warmFailure(name: string, result: number): UbdError {
+  return new UbdError('io', `${name}: reading it failed: ${errnoName(result)}`, {
+    place: { file: name },
+    next: 'check the medium: `dmesg | tail` has the reason of the kernel',
+  });
+}
