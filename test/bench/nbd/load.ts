@@ -2,7 +2,7 @@
  * An NBD client that keeps a server busy and does little else: for measuring servers. A program of
  * its own, so that its CPU time is not the server's.
  *
- *     node load.js '{"path": SOCKET, "name": EXPORT, "job": FioJob, "seed": 1}'     prints LoadResult
+ *     node load.js '{"path": SOCKET, "name": EXPORT, "job": FioJob, "seed": 1}'   ──▶ LoadResult
  *
  * One connection, simple replies. A turn is one crossing into native code: a write of all requests
  * that have become due, and a read of whatever replies are there. Replies come in any order; as all

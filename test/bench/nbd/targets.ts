@@ -6,7 +6,8 @@
  *     qemu-nbd  qemu-nbd ─ qcow2 overlay ─ root
  *     nbdkit    nbdkit ─ cow filter (an overlay that is gone with it) ─ file plugin ─ root
  *
- * All read the same root file, warm in the page cache, and keep their overlay in the same directory.
+ * All read the same root file, warm in the page cache, and keep their overlay in the same
+ * directory.
  */
 import { existsSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
