@@ -28,7 +28,8 @@ export interface FioResult {
   p99: number;
 }
 
-export type FioEngine = 'io_uring' | 'libaio';
+/** `nbd`: libnbd; the node is then a URI. */
+export type FioEngine = 'io_uring' | 'libaio' | 'nbd';
 
 interface FioSide {
   total_ios: number;
@@ -45,9 +46,8 @@ export async function fio(
 ): Promise<FioResult> {
   const args = [
     '--name=bench',
-    `--filename=${node}`,
-    '--direct=1',
     `--ioengine=${engine}`,
+    ...(engine === 'nbd' ? [`--uri=${node}`] : [`--filename=${node}`, '--direct=1']),
     `--rw=${job.rw}`,
     `--bs=${job.blockBytes}`,
     `--iodepth=${job.depth}`,
