@@ -245,7 +245,7 @@ function absolute(spec: AttachSpec): AttachSpec {
 
 function absoluteExport<T extends { root?: string; leaf?: string; dir?: string }>(spec: T): T {
   const out: T = { ...spec };
-  if (spec.root !== undefined) out.root = resolve(spec.root);
+  if (spec.root !== undefined) out.root = isUri(spec.root) ? spec.root : resolve(spec.root);
   if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
   if (spec.dir !== undefined) out.dir = resolve(spec.dir);
   return out;

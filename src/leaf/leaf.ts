@@ -155,7 +155,10 @@ export class Leaf implements WritableLayer {
   }
 
   run(sector: number, end: number): number {
-    return this.#map.run(sector, end);
+    const size = this.#map.sectors;
+    if (end <= size) return this.#map.run(sector, end);
+    // The leaf on top of it has grown.
+    return sector >= size ? sector - end : this.#map.run(sector, size);
   }
 
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {

@@ -151,6 +151,13 @@ export function checkSuperblock(media: Media, superblock: Superblock, readOnly: 
   return true;
 }
 
+export function frozenError(file: string): UbdError {
+  return new UbdError('frozen', `${file} is frozen: an intermediate image, never written again`, {
+    place: { file },
+    next: `make a leaf that stands on it: ubd fork ${file} --leaf NEW`,
+  });
+}
+
 /**
  * A leaf on which others stand, or may stand, is not written.
  * @param freezing by whoever ends a freezing that was interrupted
@@ -158,11 +165,7 @@ export function checkSuperblock(media: Media, superblock: Superblock, readOnly: 
 function refuseFrozen(media: Media, { freeze }: Superblock, freezing: boolean): void {
   const file = media.name;
   if (freeze === null) return;
-  if (freeze.done && !freezing)
-    throw new UbdError('frozen', `${file} is frozen: an intermediate image, never written again`, {
-      place: { file },
-      next: `make a leaf that stands on it: ubd fork ${file} --leaf NEW`,
-    });
+  if (freeze.done && !freezing) throw frozenError(file);
   // Its second name is where it was to go: the leaf that was to take its place never did.
   if (freezing || media.names > 1) return;
   throw new UbdError(

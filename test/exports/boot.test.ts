@@ -18,6 +18,8 @@ import { missing } from '../support/requires.ts';
 import { run } from '../support/run.ts';
 import { Sandbox } from '../support/sandbox.ts';
 
+t.setTimeout(20 * 600_000); // for what hangs: emulation on a busy machine is slow
+
 const EXAMPLES = fileURLToPath(new URL('../../../examples/vm', import.meta.url));
 const NBD_PORT = 10809;
 /** For what hangs: emulation on a busy machine is slow. */

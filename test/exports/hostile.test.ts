@@ -1,6 +1,6 @@
 /**
- * Goal: no client harms another, nor the daemon: floods, junk, clients that read nothing, hold their
- * requests back, or vanish, by the hundred. Method: they all run against one daemon, while a
+ * Goal: no client harms another, nor the daemon: floods, junk, clients that read nothing, hold
+ * their requests back, or vanish, by the hundred. Method: they all run against one daemon, while a
  * well-behaved client works and is verified; then its memory and descriptors are as before.
  */
 import { spawn } from 'node:child_process';
