@@ -6,8 +6,8 @@
  *                          ▼             whoever asks)                     is a manifest)
  *                       pieces ◀──────────┴──────────────────┴──────────────┘
  *
- * A root is read in chunks: those of its manifest, or 64 KiB. A reader that goes through it in order
- * has the next ones fetched ahead; chunks that lie side by side come with one request.
+ * A root is read in chunks: those of its manifest, or 64 KiB. A reader that goes through it in
+ * order has the next ones fetched ahead; chunks that lie side by side come with one request.
  *
  * The key of its generation stands for the content, as exactly as that can be known: the manifest's
  * tree digest; or the identity with the version of the place that it was opened at; or, where no
