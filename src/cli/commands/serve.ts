@@ -30,7 +30,8 @@ export const serve: Command = {
       type: 'items',
       value: 'ROOT,dir=DIR[,…]',
       about:
-        'a disk for each name that a client asks for; prefix=TEXT, ephemeral, size=SIZE, quota=SIZE, max=COUNT, allow=WHO',
+        'a disk for each name that a client asks for; prefix=TEXT, ephemeral, size=SIZE, ' +
+        'quota=SIZE, max=COUNT, allow=WHO',
     },
     'tls-dir': {
       type: 'text',
