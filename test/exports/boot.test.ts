@@ -76,7 +76,7 @@ t.test('virtual machines', { skip: await why(), timeout: 20 * BOOT_MS_MAX }, asy
 
   await t.test('what a machine has changed is there when it boots again', async t => {
     await session(boot, 'echo "made by $(hostname)" >/etc/made');
-    t.match(await session(boot, 'cat /etc/made'), /\nmade by web-1/);
+    t.match(await session(boot, 'cat /etc/made'), /[\r\n]made by web-1\r/);
     await run('cmp', [root, join(images!, 'debian.img')]);
   });
 
@@ -87,7 +87,7 @@ t.test('virtual machines', { skip: await why(), timeout: 20 * BOOT_MS_MAX }, asy
       [join(EXAMPLES, 'diskless.sh'), directory, 'web-1'],
       'cat /etc/made; findmnt -no SOURCE /',
     );
-    t.match(said, /\nmade by web-1/);
+    t.match(said, /[\r\n]made by web-1\r/);
     t.match(said, /\/dev\/nbd0/);
   });
 
