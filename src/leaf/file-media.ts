@@ -15,6 +15,7 @@ import {
   openSync,
   readFileSync,
   readSync,
+  realpathSync,
   statSync,
   writeSync,
 } from 'node:fs';
@@ -209,7 +210,7 @@ export class FileMedia implements Media {
   /** Ends what an exchange of leaves has begun and not ended: see replacement.ts. */
   #settle(path: string): boolean {
     try {
-      return settleReplacement(diskNames, path);
+      return settleReplacement(diskNames, realpathSync(path)); // its marker lies beside the file
     } catch (error) {
       this.close();
       throw fileError(error, 'put it in its new place', path);
