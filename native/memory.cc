@@ -124,8 +124,9 @@ Napi::Value CopyMemory(const Napi::CallbackInfo& info) {
   if (!args.ok()) return env.Undefined();
 
   const MemoryRegistry& memory = Environment::Of(info).memory;
-  if (!memory.ContainsAnonymous(target, length)) args.OutOfRange("target", "in memory of mapMemory");
-  if (!memory.ContainsAnonymous(source, length)) args.OutOfRange("source", "in memory of mapMemory");
+  constexpr const char* kWhere = "in memory of mapMemory";
+  if (!memory.ContainsAnonymous(target, length)) args.OutOfRange("target", kWhere);
+  if (!memory.ContainsAnonymous(source, length)) args.OutOfRange("source", kWhere);
   if (!args.ok()) return env.Undefined();
   // SAFETY: both ranges lie in mappings of this thread, which nobody else can unmap meanwhile, and
   // which no file stands behind. They may overlap: hence memmove.

@@ -301,7 +301,9 @@ export class PlaneDevice {
       `${name}: ${what} of ${file} failed: ${errnoName(result)}`,
       {
         place: { device: name, file },
-        next: 'what was flushed before is safe; check the disk that the leaf is on (`dmesg | tail`)',
+        next:
+          'what was flushed before is safe; ' +
+          'check the disk that the leaf is on (`dmesg | tail`)',
       },
     );
   }

@@ -25,6 +25,7 @@
  * count as clean, so no later sync can be believed: the leaf takes no more writes until it is
  * opened again.
  */
+import { totalmem } from 'node:os';
 import { assert } from '../base/assert.ts';
 import { EDQUOT, EIO, ENOSPC } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
@@ -66,13 +67,16 @@ export interface CommitLimits {
   dirtyPages: number;
 }
 
+const MIB = 1024 * 1024;
+
 /**
- * A record of 48 KiB. A second or so of a good disk's work: a device that nobody flushes writes at
- * the speed of the page cache, as a file does, and a cycle of our own now and then costs it little.
+ * A record of 48 KiB. A few seconds of a good disk's work, and no more than the kernel lets a plain
+ * file keep in memory: a device that nobody flushes writes at the speed of the page cache, as a
+ * file does. A cycle of our own now and then costs it little.
  */
 const LIMITS: CommitLimits = {
   recordExtents: 4096,
-  unsyncedBytes: 256 * 1024 * 1024,
+  unsyncedBytes: Math.min(1024 * MIB, Math.max(64 * MIB, totalmem() / 16)),
   dirtyPages: 8192, // 4 MiB
 };
 

@@ -2,6 +2,8 @@
  * What is measured: ways to get a writable block device over a shared root image.
  *
  *     raw      loop ─ file                         no overlay: the limit of the loop driver
+ *     sparse   loop ─ empty file                   the same without its blocks: what first writes
+ *                                                  cost the file system below
  *     qsd      loop ─ FUSE ─ qemu-storage-daemon ─ qcow2 ─ root
  *                                                  a speed reference only, see below
  *     nbdfuse  loop ─ FUSE ─ nbdfuse ─ NBD ─ qemu-nbd ─ qcow2 ─ root
@@ -11,7 +13,7 @@
  * directory. The FUSE export of QEMU 7.2 mixes up data under parallel requests, so no one can use
  * it as it is.
  */
-import { existsSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Cleanup } from '../support/cleanup.ts';
 import { run } from '../support/run.ts';
@@ -59,6 +61,23 @@ const raw: Target = {
     const file = join(context.dir, 'copy.img');
     await run('cp', ['--reflink=auto', context.root, file]);
     steps.add('remove the copy', () => rmSync(file, { force: true }));
+    const node = await loopOn(steps, file, false);
+    const bringUpMs = performance.now() - start;
+    return { node, pids: [], bringUpMs, down: () => steps.down() };
+  },
+};
+
+const sparse: Target = {
+  id: 'sparse',
+  title: 'loop on an empty sparse file (limit of first writes)',
+  needs: [],
+  async up(context) {
+    const steps = new Steps(context.cleanup);
+    const start = performance.now();
+    const file = join(context.dir, 'sparse.img');
+    writeFileSync(file, '');
+    steps.add('remove the file', () => rmSync(file, { force: true }));
+    truncateSync(file, statSync(context.root).size);
     const node = await loopOn(steps, file, false);
     const bringUpMs = performance.now() - start;
     return { node, pids: [], bringUpMs, down: () => steps.down() };
@@ -143,4 +162,4 @@ const ubd: Target = {
   },
 };
 
-export const TARGETS: readonly Target[] = [raw, qsd, nbdfuse, ubd];
+export const TARGETS: readonly Target[] = [raw, sparse, qsd, nbdfuse, ubd];

@@ -23,7 +23,8 @@ export const serve: Command = {
       type: 'items',
       value: 'NAME=ROOT[,…]',
       about:
-        'a disk for clients; leaf=FILE, ephemeral, readonly, size=SIZE, quota=SIZE, allow=WHO, description=TEXT',
+        'a disk for clients; leaf=FILE, ephemeral, readonly, size=SIZE, quota=SIZE, allow=WHO, ' +
+        'description=TEXT',
     },
     template: {
       type: 'items',

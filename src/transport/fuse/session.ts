@@ -79,8 +79,8 @@ const HALF = 2 ** 32;
  */
 const BURST_MAX = 32;
 /**
- * After a batch of one that had asked for more: so many batches of one go by until the next asks for
- * two. A client that has one request under way costs hardly any read that finds nothing.
+ * After a batch of one that had asked for more: so many batches of one go by until the next asks
+ * for two. A client that has one request under way costs hardly any read that finds nothing.
  */
 const PATIENCE = 8;
 

@@ -12,8 +12,9 @@ import { Cleanup } from '../../support/cleanup.ts';
 import { run, which } from '../../support/run.ts';
 import { Sandbox } from '../../support/sandbox.ts';
 import { type FioJob, fio } from '../fio.ts';
-import { cpuMicros, machineFacts } from '../machine.ts';
-import { type IoSample, type Report, render } from '../report.ts';
+import { busyMicros, cpuMicros, machineFacts } from '../machine.ts';
+import { render } from '../report.ts';
+import type { IoSample, Report } from '../results.ts';
 import type { Context } from '../targets.ts';
 import { choose, WORKLOADS, type Workload } from '../workloads.ts';
 import type { LoadOrder, LoadResult } from './load.ts';
@@ -143,10 +144,15 @@ async function oneTarget(client: string, target: NbdTarget, plan: Round): Promis
   try {
     for (const workload of workloads) {
       const before = cpuMicros(serving.pids);
+      const busyBefore = busyMicros();
       const measured = await CLIENTS[client]!(serving, job(workload), round + 1);
       const cpu = (cpuMicros(serving.pids) - before) / measured.requests;
+      const machine = (busyMicros() - busyBefore) / measured.requests;
       const value = workload.unit === 'IOPS' ? measured.iops : measured.rate / 1e6;
-      samples.push({ round, target: target.id, workload: workload.id, value, p50: 0, p99: 0, cpu });
+      samples.push({
+        ...{ round, target: target.id, workload: workload.id, value },
+        ...{ p50: 0, p99: 0, cpu, machine },
+      });
       process.stderr.write(
         `round ${round + 1}  ${client.padEnd(6)} ${target.id.padEnd(8)} ` +
           `${workload.title.padEnd(34)} ${value.toFixed(0).padStart(8)} ${workload.unit}` +
