@@ -101,6 +101,12 @@ t.test('both readers refuse a wrong line', async t => {
   }
 });
 
+t.test('what has one value is not given twice; flags and lists may be', async t => {
+  const [command, rest] = split('attach root.img --leaf a --leaf b');
+  t.throws(() => parse(command, rest), { code: 'usage', message: '--leaf is given twice' });
+  t.ok(parse(...split('attach root.img --json --json')).flags.has('json'));
+});
+
 t.test('help names every option and every positional of every command', async t => {
   for (const command of Object.values(commands)) {
     const help = await commandParser(command).getHelp();
