@@ -62,7 +62,7 @@ const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>(
     leaf: isNullOr(isObject({ path: isPath, ephemeral: isBoolean })),
     sizeBytes: isDeviceBytes,
     readOnly: isBoolean,
-    transport: isOneOf(['ublk', 'loop'] as const),
+    transport: isOneOf(['ublk', 'nbd', 'loop'] as const),
     link: isNullOr(isWhole),
     node: isPath,
     attachedAt: isText,

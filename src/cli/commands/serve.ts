@@ -11,7 +11,7 @@ import { givenDirs } from '../session.ts';
 
 export const serve: Command = {
   name: 'serve',
-  about: 'run the daemon in the foreground; also NBD exports for VMs and other hosts',
+  about: 'run the daemon in the foreground, also with disks for NBD clients',
   positionals: [],
   options: {
     listen: {
