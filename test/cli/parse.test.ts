@@ -42,7 +42,7 @@ const WRONG: readonly [line: string, message: RegExp][] = [
   ['attach root.img --leef x', /--leef/],
   ['attach root.img --leaf', /--leaf/],
   ['attach root.img --ephemeral=yes', /--ephemeral/],
-  ['attach root.img --transport warp', /--transport: one of auto, ublk, loop, not 'warp'/],
+  ['attach root.img --transport warp', /--transport: one of auto, .*loop, not 'warp'/],
   ['attach root.img -x', /-x/],
   ['list extra', /unexpected argument 'extra'/],
   ['info', /PATH\|DEV\|NAME is missing/],
