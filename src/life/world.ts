@@ -3,6 +3,7 @@
  * `diskWorld` is the real machine.
  */
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import { computeIdentity, identify, type RootIdentity } from '../image/identity.ts';
 import { checkSize, openRoot } from '../image/raw-image.ts';
 import { adoptFile, diskFiles } from '../leaf/disk-files.ts';
@@ -26,6 +27,11 @@ export const diskWorld: World = {
   ...diskFiles,
 
   async openRoot(path): Promise<OpenedRoot> {
+    if (isUri(path))
+      throw new UbdError('unsupported', `${path} is a remote root: this works on local ones`, {
+        place: { file: path },
+        next: 'attach the leaf, and copy from the device; or bring the root here, and name it',
+      });
     const opened = await openRoot(path);
     const file = adoptFile(path, opened.fd, opened.kind === 'block device');
     try {
