@@ -5,17 +5,19 @@
  *     GET    /v1/devices                       → Device[]
  *     POST   /v1/devices     AttachSpec        → 201 Device
  *     POST   /v1/devices     AttachSpec[]      → 200 AttachResult[], in the order asked
+ *     GET    /v1/devices/NAME                  → Info
  *     PATCH  /v1/devices/NAME ChangeSpec       → Device
- *     POST   /v1/leaf        LeafChange        → LeafInfo: of a leaf that nobody uses
  *     DELETE /v1/devices/NAME[?force=true]     → Detached
  *     DELETE /v1/devices[?force=true]          → DetachResult[]: every device
  *     GET    /v1/info?target=PATH|DEV|NAME     → Info
- *     POST   /v1/check       CheckSpec         → CheckReport
  *     GET    /v1/replicas[?root=ROOT]          → RootReplicas[]
  *     POST   /v1/replicas    ReplicaSpec       → 201 Replica
  *     DELETE /v1/replicas?root=ROOT&uri=URI    → ReplicaSpec
  *     POST   /v1/snapshot    SnapshotSpec      → Snapshot
  *     POST   /v1/fork        ForkSpec          → Fork
+ *     POST   /v1/leaf        LeafChange        → LeafInfo: of a leaf that nobody uses
+ *     POST   /v1/check       CheckSpec         → CheckReport
+ *     POST   /v1/takeover                      → for `ubd serve --takeover`, which ends this daemon
  *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
