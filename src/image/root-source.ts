@@ -70,10 +70,10 @@ export class RootSource implements Layer {
   }
 }
 
-function isAligned(sector: number, { count, starts, lengths }: Pieces): boolean {
+function isAligned(sector: number, { count, addresses, lengths }: Pieces): boolean {
   if (sector % BLOCK_SECTORS !== 0) return false;
   for (let i = 0; i < count; i++)
-    if (starts[i]! % BLOCK_BYTES !== 0 || lengths[i]! % BLOCK_BYTES !== 0) return false;
+    if (addresses[i]! % BLOCK_BYTES !== 0 || lengths[i]! % BLOCK_BYTES !== 0) return false;
   return true;
 }
 
