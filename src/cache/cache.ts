@@ -38,9 +38,13 @@ const EVICTION_TRIES = 8;
 
 /** Places of the look-aside: a power of two. */
 const RECENT = 4096;
-/** A season has as many uses as an eighth of all chunks, so the order is right but for so many. */
-const SEASON_SHIFT = 3;
-const SEASON_MIN = 16;
+/**
+ * A season ends after sixteen uses for each chunk that there is, or when an eighth of all chunks
+ * are new. So the order in which chunks go is right but for those of one season.
+ */
+const SEASON_USES = 16;
+const SEASON_NEWS = 8;
+const SEASON_CHUNKS_MIN = 16;
 
 export interface CacheOptions {
   io: SlabIo;
@@ -63,7 +67,7 @@ export class Cache implements Lender {
    */
   readonly #recent = new Int32Array(RECENT);
   #season = 1;
-  #usesLeft = SEASON_MIN;
+  #usesLeft = SEASON_CHUNKS_MIN;
 
   #fills: Fill | null = null;
   #readings: Reading | null = null;
@@ -209,22 +213,22 @@ export class Cache implements Lender {
     const { chunks } = this;
     const at = key & (RECENT - 1);
     const recent = this.#recent[at]!;
+    this.#age(1);
     if (chunks.keys[recent] === key && chunks.seasons[recent] === this.#season) return recent;
     const chunk = this.#policy.find(key);
     if (chunk >= 0) {
       this.#recent[at] = chunk;
       chunks.seasons[chunk] = this.#season;
       chunks.again[chunk] = 0;
-      this.#countUse();
     }
     return chunk;
   }
 
-  /** After so many uses told to the policy each chunk is told again. */
-  #countUse(): void {
-    if (--this.#usesLeft > 0) return;
+  #age(uses: number): void {
+    this.#usesLeft -= uses;
+    if (this.#usesLeft > 0) return;
     this.#season = (this.#season + 1) | 0;
-    this.#usesLeft = Math.max(SEASON_MIN, this.#policy.count >> SEASON_SHIFT);
+    this.#usesLeft = SEASON_USES * Math.max(SEASON_CHUNKS_MIN, this.#policy.count);
   }
 
   peek(key: number): number {
@@ -341,7 +345,7 @@ export class Cache implements Lender {
       if ((mask & (1 << block)) !== 0 && chunks.frameOf(chunk, block) < 0)
         chunks.giveFrame(chunk, block, this.#taken[taken++]!);
     const bytes = chunks.bytesOf(chunk);
-    this.#countUse();
+    this.#age(SEASON_USES * SEASON_NEWS);
     if (isNew) this.#policy.add(chunks.keys[chunk]!, chunk, bytes);
     else this.#policy.grow(chunks.keys[chunk]!, chunk, bytes);
     return true;

@@ -28,7 +28,6 @@ import type {
   PlaneResults,
   RootLayerSpec,
   UpstreamLayerSpec,
-  WarmResult,
 } from './plane-protocol.ts';
 
 /** Fills of a warming that are under way at a time. */

@@ -11,6 +11,7 @@
 import { assert } from '../../base/assert.ts';
 import { EAGAIN, EINTR } from '../../base/errno.ts';
 import { layout, u32, u64 } from '../../base/layout.ts';
+import { PIECES_MAX } from '../../store/loan.ts';
 import type { IoOp, Memory } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { OPCODE, setAddress, setLength, setOpFlags } from '../../uring/sqe.ts';
@@ -125,7 +126,7 @@ export class Outbox implements IoOp {
   get hasRoom(): boolean {
     return (
       this.#headersEnd + REPLY_HEADER_BYTES_MAX <= this.#start + OUTBOX_BYTES &&
-      this.#vectors + 2 <= VECTORS_MAX &&
+      this.#vectors + 1 + PIECES_MAX <= VECTORS_MAX &&
       this.#leftBytes < MESSAGE_BYTES
     );
   }
