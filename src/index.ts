@@ -18,6 +18,7 @@ export {
   indexRoot,
 } from './life/files.ts';
 export { type ReceiveReport, type ReceiveSpec, receiveLeaf } from './life/receive.ts';
+export { type ReconcileReport, type ReconcileSpec, reconcile } from './life/reconcile.ts';
 export { type RepairReport, type RepairSpec, repairLeaf } from './life/repair.ts';
 export { type SendReport, type SendSpec, sendLeaf } from './life/send.ts';
 export type { WorkOptions } from './life/work.ts';

@@ -14,6 +14,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   find: async () => (await import('./commands/find.ts')).find,
   send: async () => (await import('./commands/send.ts')).send,
   receive: async () => (await import('./commands/receive.ts')).receive,
+  reconcile: async () => (await import('./commands/reconcile.ts')).reconcile,
   export: async () => (await import('./commands/export.ts')).exportCommand,
   snapshot: async () => (await import('./commands/snapshot.ts')).snapshot,
   fork: async () => (await import('./commands/fork.ts')).fork,

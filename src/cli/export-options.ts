@@ -8,6 +8,7 @@
 import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { parseSize } from '../base/units.ts';
+import { isUri } from '../base/uri.ts';
 import type { ExportSpec, TemplateSpec } from '../client/exports.ts';
 
 type Part = { key: string; value: string | undefined };
@@ -21,7 +22,8 @@ type Keys<T> = Readonly<
 
 const COMMON: Keys<Common> = {
   ephemeral: { flag: true, read: () => ({ ephemeral: true }) },
-  size: { read: value => ({ sizeBytes: sizeOf(value) }) },
+  size: { read: value => ({ sizeBytes: sizeOf('size', value) }) },
+  quota: { read: value => ({ quotaBytes: sizeOf('quota', value) }) },
   allow: { read: (value, { allow }) => ({ allow: [...(allow ?? []), value] }) },
   description: { read: value => ({ description: value }) },
 };
@@ -43,14 +45,14 @@ export function parseExport(text: string): ExportSpec {
   const [first, ...parts] = split(text);
   const spec: ExportSpec = { name: first!.key };
   // Without ROOT, the leaf knows it.
-  if (first!.value) spec.root = resolve(first!.value);
+  if (first!.value) spec.root = rootOf(first!.value);
   apply('--export', text, parts, EXPORT, spec);
   return spec;
 }
 
 export function parseTemplate(text: string): TemplateSpec {
   const [first, ...parts] = splitCommas(text);
-  const spec: TemplateSpec = { root: resolve(first!) };
+  const spec: TemplateSpec = { root: rootOf(first!) };
   if (first === '') throw wrong('--template', text, 'it begins with the root');
   apply('--template', text, parts.map(toPart), TEMPLATE, spec);
   return spec;
@@ -91,10 +93,14 @@ function toPart(text: string): Part {
     : { key: text.slice(0, at), value: text.slice(at + 1) };
 }
 
-function sizeOf(text: string): number {
+function rootOf(text: string): string {
+  return isUri(text) ? text : resolve(text);
+}
+
+function sizeOf(key: string, text: string): number {
   const bytes = parseSize(text);
   if (bytes !== undefined && bytes > 0) return bytes;
-  throw new UbdError('usage', `size: '${text}' is no size; 512, 64K, 10G, 1.5T are`);
+  throw new UbdError('usage', `${key}: '${text}' is no size; 512, 64K, 10G, 1.5T are`);
 }
 
 function countOf(text: string): number {

@@ -16,5 +16,6 @@ export {
   indexRoot,
 } from '../life/files.ts';
 export { receiveLeaf } from '../life/receive.ts';
+export { reconcile } from '../life/reconcile.ts';
 export { repairLeaf } from '../life/repair.ts';
 export { sendLeaf } from '../life/send.ts';

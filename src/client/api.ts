@@ -6,6 +6,7 @@
  *     POST   /v1/devices     AttachSpec        → 201 Device
  *     POST   /v1/devices     AttachSpec[]      → 200 AttachResult[], in the order asked
  *     PATCH  /v1/devices/NAME ChangeSpec       → Device
+ *     POST   /v1/leaf        LeafChange        → LeafInfo: of a leaf that nobody uses
  *     DELETE /v1/devices/NAME[?force=true]     → Detached
  *     DELETE /v1/devices[?force=true]          → DetachResult[]: every device
  *     GET    /v1/info?target=PATH|DEV|NAME     → Info
@@ -173,6 +174,13 @@ export const QUOTA_ACTIONS = ['event', 'nothing'] as const;
 export interface ChangeSpec {
   /** Null: as much as it likes. */
   quota?: QuotaSpec | null;
+  /** Larger than it is. */
+  sizeBytes?: number;
+}
+
+/** Changes a leaf that nobody uses. */
+export interface LeafChange extends ChangeSpec {
+  leaf: string;
 }
 
 export interface LeafInfo {

@@ -23,6 +23,7 @@ import type {
   Fork,
   ForkSpec,
   Info,
+  LeafChange,
   Replica,
   ReplicaSpec,
   RootReplicas,
@@ -121,7 +122,13 @@ export class Client {
     return (await this.#call({ method: 'POST', path: `${API_PREFIX}/fork`, body })) as Fork;
   }
 
-  /** Changes a device in use: its quota. */
+  /** Changes a leaf that nobody uses: its quota, or the size of its device. */
+  async changeLeaf(change: LeafChange): Promise<Info> {
+    const body: LeafChange = { ...change, leaf: resolve(change.leaf) };
+    return (await this.#call({ method: 'POST', path: `${API_PREFIX}/leaf`, body })) as Info;
+  }
+
+  /** Changes a device in use: its quota, or its size. */
   async change(target: string, body: ChangeSpec): Promise<Device> {
     const path = `${DEVICES}/${encodeURIComponent(target)}`;
     return (await this.#call({ method: 'PATCH', path, body })) as Device;
@@ -238,7 +245,7 @@ function absolute(spec: AttachSpec): AttachSpec {
 
 function absoluteExport<T extends { root?: string; leaf?: string; dir?: string }>(spec: T): T {
   const out: T = { ...spec };
-  if (spec.root !== undefined) out.root = resolve(spec.root);
+  if (spec.root !== undefined) out.root = isUri(spec.root) ? spec.root : resolve(spec.root);
   if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
   if (spec.dir !== undefined) out.dir = resolve(spec.dir);
   return out;

@@ -33,6 +33,8 @@ export interface ExportSpec {
   readOnly?: boolean;
   /** Size of a new leaf's disk; at least the root's. */
   sizeBytes?: number;
+  /** How much the leaf may hold: a write that needs more fails as on a full disk. */
+  quotaBytes?: number;
   /**
    * Who may use it, over TLS only: names in the client's certificate, or of its key; `*`: anyone
    * that is known. Default: a client over TLS must have the export's own name; without TLS it is
@@ -53,6 +55,7 @@ export interface TemplateSpec {
   /** Instead of `dir`: thrown away when the last client of the name has left. */
   ephemeral?: boolean;
   sizeBytes?: number;
+  quotaBytes?: number;
   allow?: string[];
   description?: string;
   /** The most leaves in `dir`, or at a time. Default: 1024. */

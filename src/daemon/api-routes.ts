@@ -11,6 +11,7 @@ import {
   type ChangeSpec,
   type CheckSpec,
   type ForkSpec,
+  type LeafChange,
   QUOTA_ACTIONS,
   type QuotaSpec,
   type ReplicaSpec,
@@ -71,9 +72,13 @@ export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
   ATTACH_FIELDS,
 );
 
-const isChangeSpec: Check<ChangeSpec> = isObject<ChangeSpec>({ quota: isNullOr(isQuota) }, [
-  'quota',
-]);
+const CHANGES = { quota: isNullOr(isQuota), sizeBytes: isDeviceBytes };
+const CHANGE_FIELDS = ['quota', 'sizeBytes'] as const;
+const isChangeSpec: Check<ChangeSpec> = isObject<ChangeSpec>(CHANGES, CHANGE_FIELDS);
+const isLeafChange: Check<LeafChange> = isObject<LeafChange>(
+  { ...CHANGES, leaf: isPath },
+  CHANGE_FIELDS,
+);
 
 const isSnapshotSpec: Check<SnapshotSpec> = isObject<SnapshotSpec>(
   { target: isText, file: isPath, freeze: isBoolean },
@@ -170,6 +175,13 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
     },
     snapshot: {
       POST: async ({ body }) => ok(await life.snapshot(isSnapshotSpec(body, 'body'))),
+    },
+    leaf: {
+      POST: async ({ body }) => {
+        const change = isLeafChange(body, 'body');
+        await life.changeLeaf(change);
+        return ok(await describe(change.leaf, registry, images));
+      },
     },
     fork: { POST: async ({ body }) => ok(await life.fork(isForkSpec(body, 'body'))) },
     ...exportRoutes(exports, force),

@@ -54,6 +54,7 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
       ),
     onReport: (level, text) => log[level](text),
     onQuota: (id, mark) => {
+      if (exports.quotaReached(id, mark)) return;
       life.quotaReached(id, mark).catch((error: Error) => log.error(error.message));
     },
     onGone: (id, reason) => {

@@ -163,6 +163,9 @@ class DataPlane {
       case 'stand':
         this.#device(call.id).stand(call.frozen, done);
         return;
+      case 'grow':
+        this.#device(call.id).grow(call.sizeBytes, call.directoryOffset, done);
+        return;
       case 'limit':
         this.#device(call.id).limit(call.quota, done);
         return;

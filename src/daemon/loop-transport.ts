@@ -17,6 +17,7 @@ import {
   detachLoop,
   type LoopDevice,
   loopFileName,
+  resizeLoop,
 } from '../transport/fuse/loop.ts';
 import { loopHolders } from '../transport/fuse/loop-users.ts';
 import { mountFuse } from '../transport/fuse/mount.ts';
@@ -123,6 +124,11 @@ export class LoopTransport implements Transport {
       () => this.#onGone(id, reason),
       (error: Error) => this.#onGone(id, `${reason}; ${error.message}`),
     );
+  }
+
+  async resize(id: number, sizeBytes: number): Promise<void> {
+    const attached = this.#attached.get(id);
+    if (attached) await resizeLoop(attached.loop, sizeBytes);
   }
 
   async flush(id: number): Promise<void> {

@@ -114,6 +114,8 @@ export interface Transport {
   detach(id: number, options: { force: boolean }): Promise<'gone' | 'later'>;
   /** Makes everything written so far durable. */
   flush(id: number): Promise<void>;
+  /** Where the node of a device in use can grow: lets it follow its leaf. */
+  resize?(id: number, sizeBytes: number): Promise<void>;
   /**
    * Mount points, swap, drivers on top of the node; empty if it is free, or only open somewhere.
    */
@@ -185,6 +187,8 @@ export interface LiveLeaves {
   snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade>;
   /** How much the leaf may hold: from now on, and remembered in it. */
   limit(id: number, quota: Quota | null): Promise<void>;
+  /** The leaf of a larger device, durably; then the transport lets the node follow. */
+  grow(device: LiveDevice, sizeBytes: number): Promise<void>;
   /** The device is no more. */
   gone(id: number): void;
 }

@@ -158,6 +158,10 @@ export class DataPlane extends EventEmitter<Events> {
     return this.#call({ call: 'limit', id, quota });
   }
 
+  grow(id: number, sizeBytes: number, directoryOffset: number): Promise<void> {
+    return this.#call({ call: 'grow', id, sizeBytes, directoryOffset });
+  }
+
   #giveBack(id: number): void {
     const lent = this.#lent.get(id) ?? [];
     this.#lent.delete(id);

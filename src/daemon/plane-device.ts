@@ -70,6 +70,8 @@ export type Answer<T> = (result: T | null, error: UbdError | null) => void;
 /** What every transport has: it answers what it holds, and ends. */
 interface Session {
   stop(): void;
+  /** The device has grown. */
+  resized?(done: IoOp): void;
 }
 
 /** Closes what a device has besides its leaves; the descriptors of a frozen chain are lent. */
@@ -198,6 +200,23 @@ export class PlaneDevice {
     this.#leaves.stand(frozen, () => this.#passRing(() => done(null)));
   }
 
+  /** A larger device; its transport's node follows when this is done. */
+  grow(sizeBytes: number, directoryOffset: number, done: Done): void {
+    const sizeSectors = bytesToSectors(sizeBytes);
+    const end = (result: number): void => done(this.#failure('growing', result));
+    this.#leaves.grow(sizeSectors, directoryOffset, {
+      done: result => {
+        if (result < 0) {
+          end(result);
+          return;
+        }
+        this.#union.sizeSectors = sizeSectors;
+        if (this.#session.resized === undefined) end(0);
+        else this.#session.resized({ done: end });
+      },
+    });
+  }
+
   /** How much the leaf may hold. */
   limit(quota: Quota | null, done: Done): void {
     this.#leaves.limit(quota, { done: result => done(this.#failure('limiting', result)) });
@@ -282,7 +301,9 @@ export class PlaneDevice {
       `${name}: ${what} of ${file} failed: ${errnoName(result)}`,
       {
         place: { device: name, file },
-        next: 'what was flushed before is safe; check the disk that the leaf is on (`dmesg | tail`)',
+        next:
+          'what was flushed before is safe; ' +
+          'check the disk that the leaf is on (`dmesg | tail`)',
       },
     );
   }

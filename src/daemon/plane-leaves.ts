@@ -9,7 +9,7 @@
  * Between the two, `seal` freezes the old leaf. Owns the descriptors of all of them.
  */
 import { assert } from '../base/assert.ts';
-import { EBUSY, EIO, ENOMEM } from '../base/errno.ts';
+import { EBUSY, EIO, ENOMEM, EOPNOTSUPP } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import type { UnionDevice } from '../engine/union.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
@@ -38,6 +38,10 @@ class Served {
     this.#shadowFile = shadow;
     this.#shadow = shadow === undefined ? null : new LeafShadow(shadow);
     this.leaf = new Leaf(io, opened, undefined, this.#shadow);
+  }
+
+  get hasShadow(): boolean {
+    return this.#shadow !== null;
   }
 
   close(): void {
@@ -133,6 +137,14 @@ export class PlaneLeaves {
     const leaf = this.writable;
     if (leaf === null) op.done(-EBUSY, 0);
     else leaf.limit(quota, op);
+  }
+
+  /** The leaf of a larger device. @param directoryOffset see `Leaf.grow` */
+  grow(sizeSectors: number, directoryOffset: number, op: IoOp): void {
+    const top = this.#top;
+    // A shadow has the size of its device.
+    if (top === null || top.leaf.readOnly || top.hasShadow) op.done(-EOPNOTSUPP, 0);
+    else top.leaf.grow(sizeSectors, directoryOffset, op);
   }
 
   /**

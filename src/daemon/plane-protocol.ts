@@ -138,6 +138,8 @@ export type PlaneCall =
   | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
   /** How much the leaf may hold: remembered in it, and holds at once. */
   | { call: 'limit'; id: number; quota: Quota | null }
+  /** A larger device; its leaf's file is long enough, and the node follows. */
+  | { call: 'grow'; id: number; sizeBytes: number; directoryOffset: number }
   /**
    * One more connection for a device whose transport is nbd. The descriptor is the data plane's
    * whatever the answer.
@@ -226,6 +228,7 @@ export interface PlaneResults {
   seal: null;
   stand: null;
   limit: null;
+  grow: null;
   connect: null;
   stats: DeviceStats[];
   cacheStats: CacheStats;

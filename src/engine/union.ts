@@ -143,7 +143,8 @@ export interface UnionOptions {
 }
 
 export class UnionDevice {
-  readonly sizeSectors: number;
+  /** Only grows. */
+  sizeSectors: number;
   #layers: readonly Layer[];
   #leaf: WritableLayer | null;
   readonly #parts: PartPool;

@@ -24,6 +24,8 @@ export interface CheckpointTarget {
   owner: number;
   directoryOffset: number;
   mapOffset: number;
+  /** To another place, where nothing of them is yet: all pages and directory sectors. */
+  everything?: boolean;
 }
 
 /**
@@ -55,11 +57,18 @@ export class Checkpoint {
     this.#target = target;
     this.#map = map;
     this.mappedSectors = map.mapped;
-    const pages = map.takeDirtyPages();
-    const fresh = pages.filter(page => map.isFresh(page));
-    this.#pages = fresh.concat(pages.filter(page => !map.isFresh(page)));
-    this.#fresh = fresh.length;
-    this.#directories = map.takeDirtyDirectories();
+    const dirty = { pages: map.takeDirtyPages(), directories: map.takeDirtyDirectories() };
+    if (target.everything) {
+      // Nothing refers to any of them there.
+      this.#pages = map.partialPages();
+      this.#fresh = this.#pages.length;
+      this.#directories = map.usedDirectories();
+    } else {
+      const fresh = dirty.pages.filter(page => map.isFresh(page));
+      this.#pages = fresh.concat(dirty.pages.filter(page => !map.isFresh(page)));
+      this.#fresh = fresh.length;
+      this.#directories = dirty.directories;
+    }
     const count = this.#pages.length + this.#directories.length;
     this.#memory = count === 0 ? null : target.io.allocate(count * SECTOR_BYTES);
     if (this.#memory === null) return;

@@ -25,6 +25,7 @@
  * count as clean, so no later sync can be believed: the leaf takes no more writes until it is
  * opened again.
  */
+import { totalmem } from 'node:os';
 import { assert } from '../base/assert.ts';
 import { EDQUOT, EIO, ENOSPC } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
@@ -32,6 +33,7 @@ import type { Io, IoOp, Memory } from '../uring/io.ts';
 import { Checkpoint } from './checkpoint.ts';
 import {
   extentsIn,
+  type Geometry,
   type Owner,
   ownerOf,
   recordSectors,
@@ -65,13 +67,16 @@ export interface CommitLimits {
   dirtyPages: number;
 }
 
+const MIB = 1024 * 1024;
+
 /**
- * A record of 48 KiB. A second or so of a good disk's work: a device that nobody flushes writes at
- * the speed of the page cache, as a file does, and a cycle of our own now and then costs it little.
+ * A record of 48 KiB. A few seconds of a good disk's work, and no more than the kernel lets a plain
+ * file keep in memory: a device that nobody flushes writes at the speed of the page cache, as a
+ * file does. A cycle of our own now and then costs it little.
  */
 const LIMITS: CommitLimits = {
   recordExtents: 4096,
-  unsyncedBytes: 256 * 1024 * 1024,
+  unsyncedBytes: Math.min(1024 * MIB, Math.max(64 * MIB, totalmem() / 16)),
   dirtyPages: 8192, // 4 MiB
 };
 
@@ -100,7 +105,7 @@ export interface CommitStart {
 export class Commit implements IoOp {
   readonly #io: Io;
   readonly #fd: number;
-  readonly #map: SectorMap;
+  #map: SectorMap;
   readonly #owner: Owner;
   readonly #superblock: Superblock;
   readonly #recordExtents: number;
@@ -118,6 +123,11 @@ export class Commit implements IoOp {
   #closing = false;
   /** What the last checkpoint is to say besides; null: nothing. */
   #last: Amendment | null = null;
+  /** A move of the map that waits, or is under way. */
+  #move: { map: SectorMap; to: Superblock; op: IoOp } | null = null;
+  /** Of the cycle under way: it carries the move out; how many superblocks are written. */
+  #moving = false;
+  #superblocks = 0;
   /** An amendment that waits, or is being written. */
   #amendment: { changes: Amendment; op: IoOp } | null = null;
   #running: Waiter | null = null;
@@ -215,6 +225,21 @@ export class Commit implements IoOp {
     if (this.idle) this.#amend();
   }
 
+  /**
+   * Moves directory and map to where they have room for a larger device. `map` takes the place of
+   * the one so far, at once. A failure leaves everything where it is.
+   */
+  move(map: SectorMap, sizeSectors: number, geometry: Geometry, op: IoOp): void {
+    assert(this.#move === null && map.sectors >= sizeSectors, 'one move at a time');
+    this.#map = map;
+    if (this.failure !== 0) {
+      op.done(-EIO, 0);
+      return;
+    }
+    this.#move = { map, to: { ...this.#superblock, sizeSectors, geometry }, op };
+    if (this.idle) this.#begin();
+  }
+
   #amend(): void {
     this.#step = STEP.AMEND;
     this.#covered = this.#durable; // flushes that come now wait for a cycle, unless all is durable
@@ -267,13 +292,17 @@ export class Commit implements IoOp {
     taken.compact();
     const bytes = recordSectors(taken.length) * SECTOR_BYTES;
     const room = this.#superblock.geometry.logBytes - this.#head;
-    if (this.#closing || taken.overflowed || (taken.length > 0 && bytes > room)) {
+    this.#moving = this.#move !== null;
+    this.#superblocks = 0;
+    if (this.#moving || this.#closing || taken.overflowed || (taken.length > 0 && bytes > room)) {
+      const { geometry } = this.#move?.to ?? this.#superblock;
       this.#checkpoint = new Checkpoint(this.#map, {
         io: this.#io,
         fd: this.#fd,
         owner: this.#owner.low,
-        directoryOffset: this.#superblock.geometry.directoryOffset,
-        mapOffset: this.#superblock.geometry.mapOffset,
+        directoryOffset: geometry.directoryOffset,
+        mapOffset: geometry.mapOffset,
+        everything: this.#moving,
       });
       if (this.#checkpoint.hasFresh) {
         this.#step = STEP.WRITE_FRESH;
@@ -301,7 +330,8 @@ export class Commit implements IoOp {
         break;
       case STEP.SYNC:
         if (this.#checkpoint !== null) {
-          this.#checkpoint.settleFresh();
+          // After a move that fails, the directory on disk is still the old one.
+          if (!this.#moving) this.#checkpoint.settleFresh();
           if (this.#checkpoint.hasRest) {
             this.#step = STEP.WRITE_REST;
             this.#checkpoint.writeRest(this);
@@ -330,7 +360,12 @@ export class Commit implements IoOp {
         this.counters.checkpoints++;
         Object.assign(this.#superblock, this.#nextSuperblock());
         this.#head = 0;
-        this.#end(0);
+        this.#superblocks++;
+        // The older copy must not lead to where the map was: so it is written, too.
+        if (this.#moving && this.#superblocks === 1) {
+          this.#checkpoint!.settleFresh();
+          this.#writeSuperblock();
+        } else this.#end(0);
         break;
     }
   }
@@ -368,6 +403,10 @@ export class Commit implements IoOp {
   #nextSuperblock(): Superblock {
     return {
       ...this.#superblock,
+      ...(this.#moving && {
+        sizeSectors: this.#move!.to.sizeSectors,
+        geometry: this.#move!.to.geometry,
+      }),
       generation: this.#superblock.generation + 1,
       logStart: this.#nextSequence,
       logEnd: this.#nextSequence,
@@ -394,6 +433,9 @@ export class Commit implements IoOp {
   }
 
   #end(result: number): void {
+    const moved = this.#moving ? this.#move!.op : null;
+    if (moved !== null) this.#move = null;
+    this.#moving = false;
     const amended = this.#step === STEP.AMEND ? this.#amendment!.op : null;
     if (amended !== null) this.#amendment = null;
     this.#checkpoint?.free();
@@ -407,17 +449,22 @@ export class Commit implements IoOp {
     this.#running = null;
     let abandoned: Waiter | null = null;
     let refused: IoOp | null = null;
+    let stranded: IoOp | null = null;
     if (this.failure !== 0) {
       abandoned = this.#waiting;
       this.#waiting = null;
       refused = this.#amendment?.op ?? null;
       this.#amendment = null;
+      stranded = this.#move?.op ?? null;
+      this.#move = null;
     } else if (this.#amendment !== null) this.#amend();
-    else if (this.#waiting !== null) this.#begin();
+    else if (this.#waiting !== null || this.#move !== null) this.#begin();
     this.#answer(ended, amended === null ? result : 0);
     this.#answer(abandoned, -EIO);
     amended?.done(result, 0);
     refused?.done(-EIO, 0);
+    moved?.done(result, 0);
+    stranded?.done(-EIO, 0);
   }
 
   #waiter(op: IoOp, next: Waiter | null): Waiter {

@@ -1,14 +1,10 @@
 /** `Files` on a real machine: node:fs, the addon's calls, and the ioctl that shares blocks. */
 import {
-  closeSync,
+  fchmodSync,
+  fchownSync,
   fstatSync,
-  fsyncSync,
-  lstatSync,
-  openSync,
   read,
   realpathSync,
-  renameSync,
-  rmSync,
   statfsSync,
   statSync,
   write,
@@ -23,6 +19,7 @@ import { native } from '../native/binding.ts';
 import { giveName } from './create.ts';
 import { FileMedia, fileError } from './file-media.ts';
 import type { Files, OpenFile, OpenOptions } from './files.ts';
+import { diskNames } from './replacement.ts';
 
 const readAsync = promisify(read);
 const writeAsync = promisify(write);
@@ -56,6 +53,17 @@ class DiskFile implements OpenFile {
 
   get sizeBytes(): number {
     return this.#media.sizeBytes;
+  }
+
+  takeAccessOf(other: OpenFile): void {
+    if (this.blockDevice || other.blockDevice) return;
+    const { mode, uid, gid } = fstatSync(other.fd);
+    try {
+      fchmodSync(this.fd, mode & 0o777);
+      fchownSync(this.fd, uid, gid);
+    } catch {
+      // Only root gives files away, and not every file system knows of owners.
+    }
   }
 
   get names(): number {
@@ -120,6 +128,7 @@ class DiskFile implements OpenFile {
   }
 
   punch(position: number, length: number): void {
+    if (length === 0) return;
     if (this.blockDevice) this.zero(position, length);
     else this.#fallocate(PUNCH_HOLE | KEEP_SIZE, 'free', position, length);
   }
@@ -185,8 +194,10 @@ export const diskFiles: Files = {
     return new DiskFile(FileMedia.open(path, { create: true }), false);
   },
 
-  exists(path): boolean {
-    return lstatSync(path, { throwIfNoEntry: false }) !== undefined;
+  exists: diskNames.exists,
+
+  readText(path): string {
+    return attempt(path, 'read it', () => diskNames.readText(path));
   },
 
   canonical(path): string {
@@ -210,22 +221,15 @@ export const diskFiles: Files = {
   },
 
   rename(from, to): void {
-    attempt(to, 'rename a file to it', () => renameSync(from, to));
+    attempt(to, 'rename a file to it', () => diskNames.rename(from, to));
   },
 
   remove(path): void {
-    attempt(path, 'remove it', () => rmSync(path, { force: true }));
+    attempt(path, 'remove it', () => diskNames.remove(path));
   },
 
   syncDirectory(path): void {
-    attempt(path, 'make its names durable', () => {
-      const fd = openSync(path, 'r');
-      try {
-        fsyncSync(fd);
-      } finally {
-        closeSync(fd);
-      }
-    });
+    attempt(path, 'make its names durable', () => diskNames.syncDirectory(path));
   },
 
   freeBytes(directory): number {

@@ -22,6 +22,7 @@ import { EAGAIN, EOPNOTSUPP, errnoName } from '../base/errno.ts';
 import { corrupt, type ErrorCode, UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
 import type { Media } from './media.ts';
+import { diskNames, settleReplacement } from './replacement.ts';
 
 /** From <sys/file.h>, <unistd.h>, <linux/falloc.h>. */
 const LOCK = { SHARED: 1, EXCLUSIVE: 2, NONBLOCKING: 4 };
@@ -77,8 +78,9 @@ export class FileMedia implements Media {
   static open(path: string, options: FileMediaOptions = {}): FileMedia {
     for (;;) {
       const media = FileMedia.#openOnce(path, options);
-      if (options.noLock || options.create || media.blockDevice || media.#isAt(path)) return media;
-      // Another file took its name before we had its lock: a leaf is replaced by renaming.
+      if (options.noLock || options.create || media.blockDevice) return media;
+      // Another file may have taken its name before we had its lock: leaves are replaced so.
+      if (media.#isAt(path) && (options.readOnly || !media.#settle(path))) return media;
       media.close();
     }
   }
@@ -202,6 +204,16 @@ export class FileMedia implements Media {
   #refused(result: number, tried: string, offset?: number): UbdError {
     const error = Object.assign(new Error(tried), { code: errnoName(result) });
     return fileError(error, tried, this.name, offset);
+  }
+
+  /** Ends what an exchange of leaves has begun and not ended: see replacement.ts. */
+  #settle(path: string): boolean {
+    try {
+      return settleReplacement(diskNames, path);
+    } catch (error) {
+      this.close();
+      throw fileError(error, 'put it in its new place', path);
+    }
   }
 
   #isAt(path: string): boolean {

@@ -10,6 +10,7 @@
  * Every call is done, or throws a UbdError that names the file.
  */
 import type { Media } from './media.ts';
+import type { Names } from './replacement.ts';
 
 /** A file or block device that is open. Positions and lengths are in bytes. */
 export interface OpenFile extends Media {
@@ -30,6 +31,8 @@ export interface OpenFile extends Media {
    * nothing was changed.
    */
   share(source: OpenFile, from: number, to: number, length: number): boolean;
+  /** May be read and written by whom the other one may, as far as we may say so. */
+  takeAccessOf(other: OpenFile): void;
   /** Bytes that it takes on its disk; null on a block device. */
   readonly allocatedBytes: number | null;
 }
@@ -41,24 +44,20 @@ export interface OpenOptions {
   noLock?: boolean;
 }
 
-export interface Files {
-  /** Throws `not-found`, and `busy` where a lock is in the way. */
+export interface Files extends Names {
+  /**
+   * Throws `not-found`, and `busy` where a lock is in the way. Who opens a leaf for writing gets
+   * the one that counts (replacement.ts).
+   */
   open(path: string, options?: OpenOptions): OpenFile;
   /** Makes an empty file, readable and writable by its owner, and locks it. Throws `exists`. */
   create(path: string): OpenFile;
-  /** Whether there is something of this name. */
-  exists(path: string): boolean;
   /** The path without links; of a file that does not exist, that of its directory with the name. */
   canonical(path: string): string;
   /** Whether both names are of one file. False where one does not exist. */
   isSame(a: string, b: string): boolean;
   /** Renames, unless the new name is taken (`exists`). */
   giveName(temporary: string, path: string): void;
-  /** Replaces what has the new name. */
-  rename(from: string, to: string): void;
-  /** No harm if there is none. */
-  remove(path: string): void;
-  syncDirectory(path: string): void;
   /** Bytes that can still be written to the file system of this directory. */
   freeBytes(directory: string): number;
 }

@@ -28,6 +28,8 @@ export const FORMAT_VERSION = 1;
 export const INCOMPATIBLE = {
   /** The parent is a frozen leaf: without it, unmapped sectors are not what they seem. */
   CHAINED: 1,
+  /** Directory and map lie behind the data, where directoryOffset says: the leaf has grown. */
+  MAP_BEHIND: 2,
 } as const;
 export const READ_ONLY_COMPATIBLE = {
   /** Frozen, or being frozen: others stand on it. */
@@ -37,7 +39,7 @@ export const COMPATIBLE = {
   /** The quota's fields count. */
   QUOTA: 1,
 } as const;
-export const KNOWN_INCOMPATIBLE: number = INCOMPATIBLE.CHAINED;
+export const KNOWN_INCOMPATIBLE: number = INCOMPATIBLE.CHAINED | INCOMPATIBLE.MAP_BEHIND;
 export const KNOWN_READ_ONLY_COMPATIBLE: number = READ_ONLY_COMPATIBLE.FROZEN;
 export const KNOWN_COMPATIBLE: number = COMPATIBLE.QUOTA;
 
@@ -216,6 +218,30 @@ export function geometryFor(sizeSectors: number, logBytes: number): Geometry {
     mapBytes,
     dataOffset: alignUp(mapOffset + mapBytes, DATA_ALIGN),
   };
+}
+
+/**
+ * Of a leaf that has grown: log and data are where they were, directory and map behind the data.
+ * @param directoryOffset behind the data and a multiple of REGION_ALIGN
+ */
+export function geometryBehind(
+  sizeSectors: number,
+  { logBytes, dataOffset }: Pick<Geometry, 'logBytes' | 'dataOffset'>,
+  directoryOffset: number,
+): Geometry {
+  const { logOffset, directoryBytes, mapBytes } = geometryFor(sizeSectors, logBytes);
+  const mapOffset = directoryOffset + directoryBytes;
+  return { logOffset, logBytes, directoryOffset, directoryBytes, mapOffset, mapBytes, dataOffset };
+}
+
+export function isMapBehind({ directoryOffset, dataOffset }: Geometry): boolean {
+  return directoryOffset > dataOffset;
+}
+
+/** The least length of the file. */
+export function fileBytesFor(sizeSectors: number, geometry: Geometry): number {
+  const dataEnd = geometry.dataOffset + sizeSectors * SECTOR_BYTES;
+  return Math.max(dataEnd, geometry.mapOffset + geometry.mapBytes);
 }
 
 /** The leaf's identity as 16 bytes, and as structures carry it in short. */

@@ -25,10 +25,11 @@ import { SECTOR_BYTES } from '../base/units.ts';
 import type { WritableLayer } from '../store/store.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
 import { type Amendment, Commit, type CommitLimits, Waiter } from './commit.ts';
+import { geometryBehind } from './format.ts';
 import type { OpenedLeaf } from './opened.ts';
 import { SectorMap } from './sector-map.ts';
 import type { Shadow } from './shadow.ts';
-import type { Freeze, Quota } from './superblock.ts';
+import type { Freeze, Quota, Superblock } from './superblock.ts';
 
 const KIND = { WRITE: 0, ZEROES: 1, DISCARD: 2 } as const;
 type Kind = (typeof KIND)[keyof typeof KIND];
@@ -78,12 +79,13 @@ class BelowFirst implements IoOp {
 export class Leaf implements WritableLayer {
   readonly name: string;
   readonly readOnly: boolean;
-  readonly sizeSectors: number;
+  #sizeSectors: number;
   readonly #io: Io;
   readonly #fd: number;
   readonly #dataOffset: number;
-  readonly #map: SectorMap;
+  #map: SectorMap;
   readonly #commit: Commit;
+  readonly #superblock: Superblock;
   readonly #shadow: Shadow | null;
   #free: LeafOp | null = null;
   #inFlight = 0;
@@ -113,12 +115,13 @@ export class Leaf implements WritableLayer {
   constructor(io: Io, opened: OpenedLeaf, limits?: CommitLimits, shadow: Shadow | null = null) {
     this.name = opened.name;
     this.readOnly = opened.readOnly;
-    this.sizeSectors = opened.superblock.sizeSectors;
+    this.#sizeSectors = opened.superblock.sizeSectors;
     this.#io = io;
     this.#fd = opened.fd;
     this.#dataOffset = opened.superblock.geometry.dataOffset;
     this.#map = SectorMap.fromState(opened.map);
     this.#shadow = shadow;
+    this.#superblock = opened.superblock;
     this.#commit = new Commit({
       io,
       fd: opened.fd,
@@ -130,6 +133,11 @@ export class Leaf implements WritableLayer {
       limits,
     });
     this.#setQuota(opened.superblock.quota);
+  }
+
+  /** Of the device. */
+  get sizeSectors(): number {
+    return this.#sizeSectors;
   }
 
   /** Sectors that the leaf has. */
@@ -147,7 +155,10 @@ export class Leaf implements WritableLayer {
   }
 
   run(sector: number, end: number): number {
-    return this.#map.run(sector, end);
+    const size = this.#map.sectors;
+    if (end <= size) return this.#map.run(sector, end);
+    // The leaf on top of it has grown.
+    return sector >= size ? sector - end : this.#map.run(sector, size);
   }
 
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
@@ -263,6 +274,25 @@ export class Leaf implements WritableLayer {
     this.#reserved += fresh;
     this.#freshReserved = fresh;
     return true;
+  }
+
+  // ── growing ──────────────────────────────────────────────────────────────
+
+  /**
+   * Makes it the leaf of a larger device, durably: directory and map go behind the data.
+   * @param directoryOffset where the file has nothing yet; it reaches as far as they need
+   */
+  grow(sizeSectors: number, directoryOffset: number, op: IoOp): void {
+    if (this.#refuses(op)) return;
+    const { geometry } = this.#superblock;
+    this.#map = this.#map.grown(sizeSectors);
+    const moved = geometryBehind(sizeSectors, geometry, directoryOffset);
+    this.#commit.move(this.#map, sizeSectors, moved, {
+      done: result => {
+        if (result >= 0) this.#sizeSectors = sizeSectors;
+        op.done(result, 0);
+      },
+    });
   }
 
   // ── freezing ─────────────────────────────────────────────────────────────

@@ -10,6 +10,7 @@ import { SECTOR_BYTES } from '../base/units.ts';
 import {
   DIRECTORY_MAGIC,
   DIRECTORY_PAGES,
+  fileBytesFor,
   KNOWN_READ_ONLY_COMPATIBLE,
   MAP_MAGIC,
   type Owner,
@@ -40,7 +41,9 @@ export interface LoadOptions {
 }
 
 /** Sectors read in one piece, at most. */
-const PIECE_SECTORS = 64;
+const PIECE_SECTORS = 256;
+/** And between two that are wanted. */
+const GAP_SECTORS_MAX = 16;
 
 /** What a frozen leaf has: its superblock and its map. Its log is empty, and is not read. */
 export interface LoadedImage {
@@ -137,7 +140,7 @@ export function checkSuperblock(media: Media, superblock: Superblock, readOnly: 
       `${file}: this ubd cannot write features of the leaf (0x${(unknown >>> 0).toString(16)})`,
       { place: { file }, next: 'Attach it read-only, or use the version of ubd that made it.' },
     );
-  const needed = superblock.geometry.dataOffset + superblock.sizeSectors * SECTOR_BYTES;
+  const needed = fileBytesFor(superblock.sizeSectors, superblock.geometry);
   if (media.sizeBytes < needed)
     throw corrupt(
       file,
@@ -148,6 +151,13 @@ export function checkSuperblock(media: Media, superblock: Superblock, readOnly: 
   return true;
 }
 
+export function frozenError(file: string): UbdError {
+  return new UbdError('frozen', `${file} is frozen: an intermediate image, never written again`, {
+    place: { file },
+    next: `make a leaf that stands on it: ubd fork ${file} --leaf NEW`,
+  });
+}
+
 /**
  * A leaf on which others stand, or may stand, is not written.
  * @param freezing by whoever ends a freezing that was interrupted
@@ -155,11 +165,7 @@ export function checkSuperblock(media: Media, superblock: Superblock, readOnly: 
 function refuseFrozen(media: Media, { freeze }: Superblock, freezing: boolean): void {
   const file = media.name;
   if (freeze === null) return;
-  if (freeze.done && !freezing)
-    throw new UbdError('frozen', `${file} is frozen: an intermediate image, never written again`, {
-      place: { file },
-      next: `make a leaf that stands on it: ubd fork ${file} --leaf NEW`,
-    });
+  if (freeze.done && !freezing) throw frozenError(file);
   // Its second name is where it was to go: the leaf that was to take its place never did.
   if (freezing || media.names > 1) return;
   throw new UbdError(
@@ -248,7 +254,10 @@ function loadDirectory(
   }
 }
 
-/** Reads map sectors, neighbours in one piece. Pages come in rising order. */
+/**
+ * Reads map sectors in pieces: neighbours in one, and those with few others between them, since a
+ * call costs more than some sectors that nobody wants. Pages come in rising order.
+ */
 class PageReader {
   readonly #media: Media;
   readonly #owner: Owner;
@@ -258,8 +267,8 @@ class PageReader {
   readonly #piece: Uint8Array;
   readonly #view: DataView;
   readonly #sectorsMax: number;
-  #first = 0;
-  #count = 0;
+  /** Of the piece that is being put together. */
+  readonly #pages: number[] = [];
 
   constructor(media: Media, owner: Owner, map: SectorMap, mapOffset: number, onDamage: OnDamage) {
     this.#media = media;
@@ -268,23 +277,29 @@ class PageReader {
     this.#mapOffset = mapOffset;
     this.#onDamage = onDamage;
     this.#sectorsMax = Math.min(PIECE_SECTORS, map.pages);
-    this.#piece = new Uint8Array(this.#sectorsMax * SECTOR_BYTES);
+    // Not zeroed: a chain opens many leaves, and little of this is ever used.
+    this.#piece = new Uint8Array(Buffer.allocUnsafeSlow(this.#sectorsMax * SECTOR_BYTES).buffer);
     this.#view = new DataView(this.#piece.buffer);
   }
 
   add(page: number): void {
-    if (this.#count > 0 && (page !== this.#first + this.#count || this.#count === this.#sectorsMax))
-      this.finish();
-    if (this.#count === 0) this.#first = page;
-    this.#count++;
+    const pages = this.#pages;
+    if (pages.length > 0) {
+      const gap = page - pages.at(-1)! - 1;
+      if (gap > GAP_SECTORS_MAX || page - pages[0]! >= this.#sectorsMax) this.finish();
+    }
+    pages.push(page);
   }
 
   finish(): void {
-    const position = this.#mapOffset + this.#first * SECTOR_BYTES;
-    const length = this.#count * SECTOR_BYTES;
-    if (length > 0) this.#media.read(this.#piece.subarray(0, length), position);
-    for (let offset = 0; offset < length; offset += SECTOR_BYTES) {
-      const page = this.#first + offset / SECTOR_BYTES;
+    const pages = this.#pages;
+    if (pages.length === 0) return;
+    const first = pages[0]!;
+    const position = this.#mapOffset + first * SECTOR_BYTES;
+    const length = (pages.at(-1)! - first + 1) * SECTOR_BYTES;
+    this.#media.read(this.#piece.subarray(0, length), position);
+    for (const page of pages) {
+      const offset = (page - first) * SECTOR_BYTES;
       const damage =
         sectorDamage(this.#piece, this.#view, offset, MAP_MAGIC, this.#owner.low, page) ??
         (this.#map.loadPartial(page, this.#piece, offset + SECTOR_HEADER.size)
@@ -293,7 +308,7 @@ class PageReader {
       if (damage !== undefined)
         this.#onDamage(position + offset, `map sector of page ${page}: ${damage}`);
     }
-    this.#count = 0;
+    pages.length = 0;
   }
 }
 

@@ -4,9 +4,12 @@
  * The OpenedLeaf can be posted to the data-plane thread (`transferList`); its descriptor goes
  * along, and who has it closes it. Where opening fails nothing stays open.
  */
+import { closeSync } from 'node:fs';
+import { UbdError } from '../base/errors.ts';
 import { FileMedia } from './file-media.ts';
-import { type LoadOptions, loadLeaf, writeSuperblock } from './load.ts';
+import { frozenError, type LoadOptions, loadLeaf, writeSuperblock } from './load.ts';
 import type { OpenedLeaf } from './opened.ts';
+import { peekSuperblock } from './successor.ts';
 import type { Quota } from './superblock.ts';
 
 export type { OpenedLeaf } from './opened.ts';
@@ -17,8 +20,13 @@ export interface OpenOptions extends LoadOptions {
   quota?: Quota | null;
 }
 
+/** Changes the quota of a leaf that nobody uses. */
+export function setQuota(path: string, quota: Quota | null): void {
+  closeSync(openLeaf(path, { quota }).fd);
+}
+
 export function openLeaf(path: string, options: OpenOptions = {}): OpenedLeaf {
-  const media = FileMedia.open(path, options);
+  const media = openMedia(path, options);
   try {
     const opened = loadLeaf(media, options);
     if (options.quota !== undefined) {
@@ -31,5 +39,15 @@ export function openLeaf(path: string, options: OpenOptions = {}): OpenedLeaf {
     return opened;
   } finally {
     media.close();
+  }
+}
+
+/** An image in use is locked by its readers; who wants to write it is told that it never can. */
+function openMedia(path: string, options: OpenOptions): FileMedia {
+  try {
+    return FileMedia.open(path, options);
+  } catch (error) {
+    if (options.readOnly || !(error instanceof UbdError) || error.code !== 'busy') throw error;
+    throw peekSuperblock(path).freeze?.done === true ? frozenError(path) : error;
   }
 }

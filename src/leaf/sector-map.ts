@@ -201,6 +201,39 @@ export class SectorMap {
     this.#dirtyPages.push(page);
   }
 
+  /** The same of a larger device. Takes the arrays over: this one is of no use afterwards. */
+  grown(sectors: number): SectorMap {
+    assert(sectors >= this.sectors, 'a map only grows');
+    const last = this.pages - 1;
+    const size = this.pageSize(last);
+    const chunk = this.#chunks[Math.floor(last / DIRECTORY_PAGES)]!;
+    // A last page that was full is only partly so if it gets longer.
+    const reopened = size < PAGE_SECTORS && chunk?.[last % DIRECTORY_PAGES] === FULL;
+    if (reopened) {
+      chunk[last % DIRECTORY_PAGES] = EMPTY;
+      this.#mapped -= size;
+    }
+    const map = SectorMap.fromState({ ...this.toState(), sectors });
+    if (reopened) map.setRange(last * PAGE_SECTORS, size);
+    return map;
+  }
+
+  /** All partial pages, in order. */
+  partialPages(): number[] {
+    const found: number[] = [];
+    this.#chunks.forEach((chunk, number) => {
+      chunk?.forEach((entry, i) => {
+        if (entry > EMPTY) found.push(number * DIRECTORY_PAGES + i);
+      });
+    });
+    return found;
+  }
+
+  /** All directory sectors that hold anything, in order. */
+  usedDirectories(): number[] {
+    return [...this.#chunks.keys()].filter(number => this.#chunks[number] !== null);
+  }
+
   // ── for the checkpoint ───────────────────────────────────────────────────
 
   /** How many pages a checkpoint would have to write. */

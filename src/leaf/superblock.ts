@@ -12,11 +12,14 @@ import { SECTOR_BYTES } from '../base/units.ts';
 import {
   bytesToUuid,
   COMPATIBLE,
+  DATA_ALIGN,
   FLAG,
   FORMAT_VERSION,
   type Geometry,
+  geometryBehind,
   geometryFor,
   INCOMPATIBLE,
+  isMapBehind,
   KNOWN_INCOMPATIBLE,
   LEAF_BYTES_MAX,
   LOG_BYTES_MAX,
@@ -102,7 +105,9 @@ export function encodeSuperblock(superblock: Superblock, target: Uint8Array, off
     ...geometry,
     magic: MAGIC,
     version: FORMAT_VERSION,
-    incompatible: parent.kind === 'leaf' ? INCOMPATIBLE.CHAINED : 0,
+    incompatible:
+      (parent.kind === 'leaf' ? INCOMPATIBLE.CHAINED : 0) |
+      (isMapBehind(geometry) ? INCOMPATIBLE.MAP_BEHIND : 0),
     readOnlyCompatible: freeze === null ? 0 : READ_ONLY_COMPATIBLE.FROZEN,
     compatible: quota === null ? 0 : COMPATIBLE.QUOTA,
     generation: superblock.generation,
@@ -206,7 +211,15 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
     mapBytes,
     dataOffset,
   };
-  const expected = geometryFor(sizeSectors, logBytes);
+  const behind = (fields.incompatible & INCOMPATIBLE.MAP_BEHIND) !== 0;
+  if (behind) {
+    require(dataOffset % DATA_ALIGN === 0 && dataOffset >= logOffset + logBytes, 'dataOffset');
+    const dataEnd = dataOffset + sizeSectors * SECTOR_BYTES;
+    require(directoryOffset % REGION_ALIGN === 0 && directoryOffset >= dataEnd, 'directoryOffset');
+  }
+  const expected = behind
+    ? geometryBehind(sizeSectors, geometry, directoryOffset)
+    : geometryFor(sizeSectors, logBytes);
   for (const name of Object.keys(expected) as (keyof Geometry)[])
     require(geometry[name] === expected[name], name);
   require(fields.logStart >= 1 && fields.logEnd >= fields.logStart, 'log sequence');

@@ -6,29 +6,26 @@
  *                                       no ─▶ a free buffer ─▶ read ─▶ what is not zero: write
  *
  * Reads and writes run on the threads of the pool, a few at a time; so nothing may be added twice
- * for the same place. The target must read as zeroes where something is copied, or be told to
- * `keepZeroes`. What fails is thrown by the next `add` or by `drain`; after that nothing is under
- * way.
+ * for the same place. What fails is thrown by the next `add` or by `drain`; after that nothing is
+ * under way.
  */
 import { BLOCK_BYTES } from '../base/units.ts';
 import type { OpenFile } from '../leaf/files.ts';
-import type { Work } from './work.ts';
-
-export const COPY_BYTES: number = 1024 * 1024;
-const IN_FLIGHT = 4;
+import { COPY_BYTES, type Work } from './work.ts';
 
 export interface CopyOptions {
-  /** Write zeroes like any other data. */
-  keepZeroes?: boolean;
+  /**
+   * Blocks of zeroes are left out, since the target reads as zeroes there (the default); written
+   * like any other data; or made holes.
+   */
+  zeroes?: 'leave out' | 'write' | 'punch';
 }
 
 export class Copier {
   readonly #target: OpenFile;
   readonly #work: Work;
-  readonly #keepZeroes: boolean;
-  readonly #free: Buffer[] = [];
+  readonly #zeroes: NonNullable<CopyOptions['zeroes']>;
   readonly #underWay = new Set<Promise<void>>();
-  #buffers = 0;
   #failed = false;
   #error: unknown = null;
   /** Whether sharing with a file has ever failed: then it is not tried again. */
@@ -38,7 +35,7 @@ export class Copier {
   constructor(target: OpenFile, work: Work, options: CopyOptions = {}) {
     this.#target = target;
     this.#work = work;
-    this.#keepZeroes = options.keepZeroes ?? false;
+    this.#zeroes = options.zeroes ?? 'leave out';
   }
 
   /** Copies a range of `source`. Returns when the last part of it is on its way. */
@@ -101,13 +98,11 @@ export class Copier {
   }
 
   async #buffer(): Promise<Buffer> {
-    while (this.#free.length === 0 && this.#buffers === IN_FLIGHT)
-      await Promise.race(this.#underWay);
-    if (this.#failed) await this.drain();
-    const free = this.#free.pop();
-    if (free !== undefined) return free;
-    this.#buffers++;
-    return Buffer.allocUnsafeSlow(COPY_BYTES);
+    const buffer = await this.#work.buffers.take();
+    if (!this.#failed) return buffer;
+    this.#work.buffers.give(buffer);
+    await this.drain();
+    throw this.#error;
   }
 
   /** Shares whole blocks; false where that cannot be. */
@@ -132,7 +127,7 @@ export class Copier {
     try {
       await source.readPiece(buffer.subarray(0, length), from);
     } catch (error) {
-      this.#free.push(buffer);
+      this.#work.buffers.give(buffer);
       throw error;
     }
     await this.#write(buffer, to, length);
@@ -140,11 +135,11 @@ export class Copier {
 
   async #write(buffer: Buffer, to: number, length: number): Promise<void> {
     try {
-      if (this.#keepZeroes) await this.#target.writePiece(buffer.subarray(0, length), to);
+      if (this.#zeroes === 'write') await this.#target.writePiece(buffer.subarray(0, length), to);
       else await this.#writeNonZero(buffer, to, length);
       this.counts.copiedBytes += length;
     } finally {
-      this.#free.push(buffer);
+      this.#work.buffers.give(buffer);
     }
     this.#work.advance(length);
   }
@@ -153,6 +148,7 @@ export class Copier {
     for (let at = 0; at < length; ) {
       const zeroes = zeroLength(buffer, at, length, to);
       this.counts.zeroBytes += zeroes;
+      if (this.#zeroes === 'punch') this.#target.punch(to + at, zeroes);
       at += zeroes;
       const start = at;
       while (at < length && !isZeroBlock(buffer, at, length, to)) at = nextBlock(at, length, to);

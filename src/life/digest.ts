@@ -1,8 +1,7 @@
 /** The SHA-256 of a file's content, in order; holes are not read. */
 import { createHash } from 'node:crypto';
 import type { OpenFile } from '../leaf/files.ts';
-import { COPY_BYTES } from './copy.ts';
-import type { Work } from './work.ts';
+import { COPY_BYTES, type Work } from './work.ts';
 
 const ZEROES: Buffer = Buffer.alloc(COPY_BYTES);
 

@@ -14,12 +14,12 @@ import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import { refuseContent } from '../leaf/create.ts';
 import type { OpenFile } from '../leaf/files.ts';
-import { COPY_BYTES, Copier } from './copy.ts';
+import { Copier } from './copy.ts';
 import { digestFile } from './digest.ts';
 import { convertToQcow2, findQemuImg } from './qcow2.ts';
 import { openStack, type Stack } from './stack.ts';
 import { Temporary } from './temporary.ts';
-import { Work, type WorkOptions } from './work.ts';
+import { COPY_BYTES, Work, type WorkOptions } from './work.ts';
 
 export const EXPORT_FORMATS = ['raw', 'qcow2'] as const;
 export type ExportFormat = (typeof EXPORT_FORMATS)[number];
@@ -208,7 +208,9 @@ async function copyStack(
 ): Promise<void> {
   work.begin(`writing ${report.target}`, report.sizeBytes);
   work.advance(first * SECTOR_BYTES);
-  const copier = new Copier(target, work, { keepZeroes: target.blockDevice });
+  const copier = new Copier(target, work, {
+    zeroes: target.blockDevice ? 'write' : 'leave out',
+  });
   try {
     for (const { sector, count, layer, data } of stack.pieces(first, stack.sizeSectors)) {
       const to = sector * SECTOR_BYTES;

@@ -20,12 +20,13 @@ import {
   PAGE_SECTORS,
   PAGE_STATE,
   SECTOR_HEADER,
+  SUPERBLOCK_BYTES,
+  SUPERBLOCK_OFFSETS,
   sealSector,
 } from '../leaf/format.ts';
-import { writeSuperblock } from '../leaf/load.ts';
-import type { Superblock } from '../leaf/superblock.ts';
+import { encodeSuperblock, type Superblock } from '../leaf/superblock.ts';
 import { Copier } from './copy.ts';
-import { Temporary } from './temporary.ts';
+import type { Temporary } from './temporary.ts';
 import type { Work } from './work.ts';
 
 export class LeafBuilder {
@@ -46,11 +47,10 @@ export class LeafBuilder {
   }
 
   /**
-   * @param place where the leaf is to be
+   * @param temporary where it is made
    * @param superblock as it is to be, but for its counters
    */
-  static make(work: Work, place: string, superblock: Superblock): LeafBuilder {
-    const temporary = Temporary.make(work.world, place);
+  static make(work: Work, temporary: Temporary, superblock: Superblock): LeafBuilder {
     try {
       writeLeaf(temporary.file, superblock, false);
       return new LeafBuilder(temporary, superblock, work);
@@ -60,17 +60,13 @@ export class LeafBuilder {
     }
   }
 
-  get path(): string {
-    return this.#temporary.path;
+  /** The file as it is so far. */
+  get file(): OpenFile {
+    return this.#temporary.file;
   }
 
   get mappedBytes(): number {
     return this.#mapped * SECTOR_BYTES;
-  }
-
-  /** What its file takes so far. */
-  get allocatedBytes(): number {
-    return this.#temporary.file.allocatedBytes ?? 0;
   }
 
   /** Takes sectors from a file. */
@@ -95,14 +91,16 @@ export class LeafBuilder {
     await this.#copier.drain();
     this.#map.finish();
     const { file } = this.#temporary;
-    file.sync();
     const { superblock } = this;
     superblock.mappedSectors = this.#mapped;
     superblock.clean = true;
+    const raw = new Uint8Array(SUPERBLOCK_BYTES);
     for (let copy = 0; copy < 2; copy++) {
       superblock.generation++;
-      writeSuperblock(file, superblock);
+      encodeSuperblock(superblock, raw, 0);
+      file.write(raw, SUPERBLOCK_OFFSETS[superblock.generation % 2]!);
     }
+    file.sync(); // in whatever order: nobody sees it before it has a name
   }
 
   /** Gives the finished leaf its name, which must be free: durable when it returns. */
@@ -110,7 +108,7 @@ export class LeafBuilder {
     this.#temporary.publish(place);
   }
 
-  /** Leaves the finished leaf where it is, for somebody else to give it its name. */
+  /** Somebody else has given the finished leaf its name. */
   release(): void {
     this.#temporary.release();
   }

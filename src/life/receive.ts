@@ -26,6 +26,7 @@ import {
   type StreamHeader,
 } from './stream-format.ts';
 import { StreamReader } from './stream-reader.ts';
+import { Temporary } from './temporary.ts';
 import { Work, type WorkOptions } from './work.ts';
 import { compareIdentity } from './world.ts';
 
@@ -80,7 +81,8 @@ async function receive(
   hash.update(raw);
   const header = decodeHeader(raw, name);
   const parent = await findBase(header.base, spec, work);
-  const builder = LeafBuilder.make(work, spec.leaf, superblockOf(header, parent));
+  const temporary = Temporary.make(work.world, spec.leaf);
+  const builder = LeafBuilder.make(work, temporary, superblockOf(header, parent));
   try {
     work.begin(`receiving ${spec.leaf}`, header.sizeSectors * SECTOR_BYTES);
     const sha256 = await takeRecords(stream, name, header, builder, hash, work);

@@ -43,24 +43,24 @@ export interface Piece {
   data: boolean;
 }
 
-/** A leaf that is open: what its superblock says, and its map. */
-export interface OpenedLayer extends StackLayer {
+/** A leaf that is open, and what its superblock says. */
+export interface LeafLayer extends StackLayer {
   readonly superblock: Superblock;
-  readonly map: SectorMap;
-  /** What opening found: a torn record, a damaged superblock copy. */
-  readonly notes: readonly string[];
+  /** How many sectors it has. */
+  readonly mappedSectors: number;
 }
 
 export class Stack {
   readonly sizeSectors: number;
   readonly layers: readonly StackLayer[];
   /** The leaves, topmost first. */
-  readonly leaves: readonly OpenedLayer[];
+  readonly leaves: readonly LeafLayer[];
   readonly root: { path: string; identity: RootIdentity } | null;
   /** Per layer: what was last found out of data and holes in its file, in bytes. */
   readonly #sparse: { from: number; end: number; data: boolean }[];
 
-  constructor(leaves: readonly OpenedLayer[], root: OpenedRoot | null) {
+  /** Takes the files over: `close` closes them, the root too. */
+  constructor(leaves: readonly LeafLayer[], root: OpenedRoot | null) {
     this.leaves = leaves;
     this.sizeSectors = leaves[0]!.superblock.sizeSectors;
     this.layers = root === null ? leaves : [...leaves, rootLayer(root)];
@@ -68,7 +68,7 @@ export class Stack {
     this.#sparse = this.layers.map(() => ({ from: 0, end: 0, data: true }));
   }
 
-  get leaf(): OpenedLayer {
+  get leaf(): LeafLayer {
     return this.leaves[0]!;
   }
 
@@ -177,10 +177,8 @@ export async function openStack(
   path: string,
   options: OpenStackOptions = {},
 ): Promise<Stack> {
-  const leaves: OpenedLayer[] = [];
+  const leaves = openLeaves(world, path, options.write ?? false);
   try {
-    leaves.push(openLeafLayer(world, path, options.write ?? false));
-    openImages(world, leaves);
     const lowest = leaves.at(-1)!;
     if (lowest.superblock.parent.kind === 'none' || options.withoutRoot)
       return new Stack(leaves, null);
@@ -191,12 +189,25 @@ export async function openStack(
   }
 }
 
+/** A leaf and the intermediate images under it, the topmost first. */
+export function openLeaves(world: World, path: string, write: boolean): LeafLayer[] {
+  const leaves: LeafLayer[] = [];
+  try {
+    leaves.push(openLeafLayer(world, path, write));
+    openImages(world, leaves);
+    return leaves;
+  } catch (error) {
+    for (const { file } of leaves) file.close();
+    throw error;
+  }
+}
+
 /** The leaf alone. */
-export function openLeafLayer(world: World, path: string, write: boolean): OpenedLayer {
+export function openLeafLayer(world: World, path: string, write: boolean): LeafLayer {
   const file = world.open(path, { readOnly: !write });
   try {
-    const { superblock, map, notes } = loadLeaf(file, { readOnly: !write });
-    return layerOf(path, file, superblock, SectorMap.fromState(map), notes);
+    const { superblock, map } = loadLeaf(file, { readOnly: !write });
+    return layerOf(path, file, superblock, SectorMap.fromState(map));
   } catch (error) {
     file.close();
     throw error;
@@ -204,7 +215,7 @@ export function openLeafLayer(world: World, path: string, write: boolean): Opene
 }
 
 /** The intermediate images under the first of `leaves`, which are added to it. */
-function openImages(world: World, leaves: OpenedLayer[]): void {
+function openImages(world: World, leaves: LeafLayer[]): void {
   for (;;) {
     const { name: child, superblock } = leaves.at(-1)!;
     if (superblock.parent.kind !== 'leaf') return;
@@ -214,7 +225,7 @@ function openImages(world: World, leaves: OpenedLayer[]): void {
   }
 }
 
-function openImage(world: World, child: string, parent: LeafParent): OpenedLayer {
+function openImage(world: World, child: string, parent: LeafParent): LeafLayer {
   const path = resolveParentPath(world.canonical(child), parent.path);
   const file = openParentFile(world, child, path);
   try {
@@ -225,7 +236,7 @@ function openImage(world: World, child: string, parent: LeafParent): OpenedLayer
         place: { file: path },
         next: `attach ${child}, or another leaf that stands on it: that ends it`,
       });
-    return layerOf(path, file, superblock, map, []);
+    return layerOf(path, file, superblock, map);
   } catch (error) {
     file.close();
     throw error;
@@ -245,24 +256,19 @@ function openParentFile(world: World, child: string, path: string): OpenFile {
   }
 }
 
-function layerOf(
-  name: string,
-  file: OpenFile,
-  superblock: Superblock,
-  map: SectorMap,
-  notes: readonly string[],
-): OpenedLayer {
+function layerOf(name: string, file: OpenFile, superblock: Superblock, map: SectorMap): LeafLayer {
   const { dataOffset } = superblock.geometry;
   // An image may be smaller than what stands on it: beyond its end it has nothing.
   const run = (sector: number, end: number): number =>
     sector >= map.sectors ? sector - end : map.run(sector, Math.min(end, map.sectors));
   const kind = superblock.freeze?.done === true ? 'frozen' : 'leaf';
-  return { kind, name, file, dataOffset, run, superblock, map, notes };
+  return { kind, name, file, dataOffset, run, superblock, mappedSectors: map.mapped };
 }
 
-async function openParentRoot(
+/** The root under the lowest leaf; throws where it is not the one that is meant. */
+export async function openParentRoot(
   world: World,
-  { name, superblock }: OpenedLayer,
+  { name, superblock }: LeafLayer,
   given: string | undefined,
 ): Promise<OpenedRoot> {
   const { parent } = superblock;

@@ -32,6 +32,11 @@ export class Temporary {
   static make(world: World, place: string, suffix?: string): Temporary {
     const path = temporaryName(place, suffix);
     if (world.exists(path)) clearAway(world, path, place);
+    return Temporary.at(world, path);
+  }
+
+  /** Under a name that is nobody else's. */
+  static at(world: World, path: string): Temporary {
     return new Temporary(world, path, world.create(path));
   }
 
@@ -44,9 +49,10 @@ export class Temporary {
     this.#world.syncDirectory(dirname(place));
   }
 
-  /** Leaves it under its temporary name, open and locked: somebody else goes on with it. */
+  /** Somebody else has given it a name: it is closed, and stays. */
   release(): void {
     this.#there = false;
+    this.file.close();
   }
 
   /** Takes the temporary name away: all of it, if it was not published. Idempotent. */

@@ -17,18 +17,54 @@ export interface WorkOptions {
   world?: World;
 }
 
+/** Bytes of a piece that is copied at a time. */
+export const COPY_BYTES: number = 1024 * 1024;
+/** Pieces under way together, whoever copies: reading one while another is written. */
+const BUFFERS = 4;
+
+/** The memory of all copying that one operation does. */
+export class Buffers {
+  readonly #free: Buffer[] = [];
+  readonly #waiting: ((buffer: Buffer) => void)[] = [];
+  #made = 0;
+
+  async take(): Promise<Buffer> {
+    const free = this.#free.pop();
+    if (free !== undefined) return free;
+    if (this.#made < BUFFERS) {
+      this.#made++;
+      return Buffer.allocUnsafeSlow(COPY_BYTES);
+    }
+    return new Promise(resolve => this.#waiting.push(resolve));
+  }
+
+  give(buffer: Buffer): void {
+    const next = this.#waiting.shift();
+    if (next === undefined) this.#free.push(buffer);
+    else next(buffer);
+  }
+}
+
 export class Work {
   readonly world: World;
+  readonly buffers: Buffers;
   readonly #signal: AbortSignal | undefined;
   readonly #onProgress: WorkOptions['onProgress'];
   #what = '';
   #done = 0;
   #all = 0;
 
-  constructor(options: WorkOptions = {}) {
+  constructor(options: WorkOptions = {}, buffers: Buffers = new Buffers()) {
     this.world = options.world ?? diskWorld;
+    this.buffers = buffers;
     this.#signal = options.signal;
     this.#onProgress = options.onProgress;
+  }
+
+  /** The same operation, for a part of it whose progress is not to be told. */
+  quietly(): Work {
+    const { world } = this;
+    return new Work(this.#signal ? { world, signal: this.#signal } : { world }, this.buffers);
   }
 
   /** A new part of the work begins. */

@@ -20,7 +20,7 @@ import {
 /** <linux/falloc.h>: FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE */
 const PUNCH = 1 | 2;
 /** Chunks being written; what comes while there are as many is not stored. */
-const WRITES_MAX = 128;
+const WRITES_MAX = 256;
 /** The time of use is written again when it is older. */
 const USE_SECONDS = 600;
 
@@ -91,6 +91,11 @@ export class DiskShelf {
     return new DiskShelf(folder, facts, host, { index, data, records });
   }
 
+  /** Is it here, by its record? */
+  has(index: number): boolean {
+    return this.#records.readUInt32LE(index * RECORD_BYTES + RECORD.STATE) === 1;
+  }
+
   lengthOf(index: number): number {
     const { chunkBytes, sizeBytes } = this.#facts;
     return Math.min(chunkBytes, sizeBytes - index * chunkBytes);
@@ -100,7 +105,7 @@ export class DiskShelf {
   records(): { index: number; lastUse: number }[] {
     const found: { index: number; lastUse: number }[] = [];
     for (let index = 0; index * RECORD_BYTES < this.#records.length; index++)
-      if (this.#has(index))
+      if (this.has(index))
         found.push({
           index,
           lastUse: this.#records.readUInt32LE(index * RECORD_BYTES + RECORD.LAST_USE),
@@ -110,9 +115,9 @@ export class DiskShelf {
 
   /** The chunk, checked; null if it is not here, or not whole. */
   async get(index: number): Promise<Buffer | null> {
-    if (!this.#has(index)) return null;
+    if (!this.has(index)) return null;
     return this.#inOrder(index, async () => {
-      if (!this.#has(index)) return null;
+      if (!this.has(index)) return null;
       const length = this.lengthOf(index);
       const chunk = Buffer.allocUnsafe(length);
       const position = index * this.#facts.chunkBytes;
@@ -132,7 +137,7 @@ export class DiskShelf {
 
   /** Stores it, some time; or not, where the disk does not keep up. */
   put(index: number, chunk: Buffer): void {
-    if (this.#has(index) || this.#writes >= WRITES_MAX || !this.#host.mayWrite) return;
+    if (this.has(index) || this.#writes >= WRITES_MAX || !this.#host.mayWrite) return;
     this.#writes++;
     void this.#inOrder(index, async () => {
       const position = index * this.#facts.chunkBytes;
@@ -151,10 +156,10 @@ export class DiskShelf {
 
   /** Gives its space back. */
   drop(index: number): void {
-    if (!this.#has(index)) return;
+    if (!this.has(index)) return;
     this.#records.fill(0, index * RECORD_BYTES, (index + 1) * RECORD_BYTES);
     void this.#inOrder(index, async () => {
-      if (this.#has(index)) return null; // stored anew meanwhile
+      if (this.has(index)) return null; // stored anew meanwhile
       await this.#writeRecord(index);
       const position = index * this.#facts.chunkBytes;
       native.fallocate(this.#data.fd, PUNCH, position, this.lengthOf(index));
@@ -167,10 +172,6 @@ export class DiskShelf {
     await Promise.allSettled(this.#work.values());
     await this.#index.close();
     await this.#data.close();
-  }
-
-  #has(index: number): boolean {
-    return this.#records.readUInt32LE(index * RECORD_BYTES + RECORD.STATE) === 1;
   }
 
   #touch(index: number): void {

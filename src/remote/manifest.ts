@@ -18,7 +18,7 @@ const MAGIC = 'UBDMANI';
 const VERSION = 1;
 export const DIGEST_BYTES = 32;
 /** Chunks of the usual size. A larger root has larger ones, so that its manifest stays small. */
-export const CHUNK_BYTES: number = 128 * 1024;
+export const CHUNK_BYTES: number = 64 * 1024;
 export const CHUNK_BYTES_MAX: number = 16 * 1024 * 1024;
 const CHUNKS_WANTED = 512 * 1024;
 const CHUNKS_MAX = 2 * 1024 * 1024;

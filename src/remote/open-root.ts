@@ -175,9 +175,12 @@ async function findManifest(
   spec: OpenRootSpec,
   { options, report }: RootMachine,
 ): Promise<Found | null> {
+  const kept = spec.manifest;
+  // Of a device that comes back all is known: nobody has to be asked, who may not answer now.
+  const isKnown = spec.patient && kept !== null;
   const beside = await Promise.all(
-    places.map(place =>
-      place.readManifest(AbortSignal.timeout(options.openMs)).catch((thrown: unknown) => {
+    (isKnown ? [] : places).map(place =>
+      place.readManifest(AbortSignal.timeout(options.openMs / 2)).catch((thrown: unknown) => {
         const { trouble, message } = asPlaceError(thrown);
         // Whoever cannot be reached says so soon enough.
         if (trouble === 'failing' || trouble === 'nonsense')
@@ -186,8 +189,8 @@ async function findManifest(
       }),
     ),
   );
-  const candidates = [...places.map(({ uri }, i) => ({ from: uri, raw: beside[i]! }))];
-  candidates.push({ from: 'on record', raw: spec.manifest! });
+  const candidates = beside.map((raw, i) => ({ from: places[i]!.uri, raw }));
+  candidates.push({ from: 'the state directory', raw: kept });
   for (const { from, raw } of candidates) {
     if (raw === null) continue;
     try {
@@ -195,7 +198,7 @@ async function findManifest(
       const { sizeBytes, fingerprint } = manifest;
       const identity = { sizeBytes, fingerprint };
       if (spec.identity === null || sameIdentity(identity, spec.identity))
-        return { raw: raw === spec.manifest ? null : raw, manifest, identity };
+        return { raw: raw === kept ? null : raw, manifest, identity };
       report('error', `${name}: the manifest of ${from} is of another root; it is not used`);
     } catch (error) {
       report('error', `${name}: ${(error as Error).message}; it is not used`);

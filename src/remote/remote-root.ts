@@ -6,8 +6,8 @@
  *                          ▼             whoever asks)                     is a manifest)
  *                       pieces ◀──────────┴──────────────────┴──────────────┘
  *
- * A root is read in chunks: those of its manifest, or 128 KiB. A reader that goes through it in
- * order has the next ones fetched ahead.
+ * A root is read in chunks: those of its manifest, or 64 KiB. A reader that goes through it in
+ * order has the next ones fetched ahead; chunks that lie side by side come with one request.
  *
  * The key of its generation stands for the content, as exactly as that can be known: the manifest's
  * tree digest; or the identity with the version of the place that it was opened at; or, where no
@@ -54,6 +54,9 @@ export interface RemoteStats {
   ahead: number;
   replicas: ReplicaReport[];
 }
+
+/** Of chunks side by side, with one request. */
+const RUN_BYTES_MAX: number = 512 * 1024;
 
 /** What keeps a place from becoming a replica at all. */
 const USELESS: Readonly<Partial<Record<Trouble, ErrorCode>>> = {
@@ -121,11 +124,8 @@ export class RemoteRoot implements PortSource {
     const { chunkBytes } = this;
     const first = Math.floor(position / chunkBytes);
     const last = Math.floor((position + length - 1) / chunkBytes);
-    const chunks: Promise<Buffer>[] = [];
-    for (let index = first; index <= last; index++) {
-      this.#counters.chunks++;
-      chunks.push(this.#chunk(index));
-    }
+    this.#counters.chunks += last - first + 1;
+    const chunks = this.#start(first, last + 1);
     this.#readAhead(reader, first, last);
     const pieces = await Promise.all(chunks);
     const start = position - first * chunkBytes;
@@ -195,50 +195,94 @@ export class RemoteRoot implements PortSource {
 
   // ---- chunks
 
-  #chunk(index: number): Promise<Buffer> {
-    const kept = this.#memory.get(`${this.#number}:${index}`);
-    if (kept !== undefined) {
-      this.#counters.fromMemory++;
-      return Promise.resolve(kept);
+  /** Chunks `first` to `end`: from memory, or being fetched from now on at the latest. */
+  #start(first: number, end: number): Promise<Buffer>[] {
+    const chunks: Promise<Buffer>[] = [];
+    for (let index = first; index < end; index++) {
+      const kept = this.#memory.get(`${this.#number}:${index}`);
+      if (kept !== undefined) {
+        this.#counters.fromMemory++;
+        chunks.push(Promise.resolve(kept));
+        continue;
+      }
+      if (!this.#fetching.has(index)) this.#fetchRun(index, this.#runEnd(index, end));
+      chunks.push(this.#fetching.get(index)!);
     }
-    return this.#fetchOnce(index);
+    return chunks;
   }
 
-  #fetchOnce(index: number): Promise<Buffer> {
-    const underWay = this.#fetching.get(index);
-    if (underWay !== undefined) return underWay;
-    const fetch = this.#fetch(index)
-      .then(chunk => {
-        this.#memory.set(`${this.#number}:${index}`, chunk);
-        return chunk;
-      })
-      .finally(() => this.#fetching.delete(index));
-    this.#fetching.set(index, fetch);
-    return fetch;
+  /** How far one request reaches that begins with `first`: over chunks that nobody has. */
+  #runEnd(first: number, end: number): number {
+    if (this.#shelf?.has(first)) return first + 1;
+    const runMax = Math.max(1, Math.floor(RUN_BYTES_MAX / this.chunkBytes));
+    let next = first + 1;
+    while (next < Math.min(end, first + runMax) && !this.#isThere(next) && !this.#shelf?.has(next))
+      next++;
+    return next;
   }
 
+  #isThere(index: number): boolean {
+    return this.#fetching.has(index) || this.#memory.has(`${this.#number}:${index}`);
+  }
+
+  #fetchRun(first: number, end: number): void {
+    const run =
+      end - first === 1 ? this.#fetch(first).then(chunk => [chunk]) : this.#ask(first, end);
+    for (let index = first; index < end; index++) {
+      const fetch = run
+        .then(chunks => {
+          const chunk = chunks[index - first]!;
+          this.#memory.set(`${this.#number}:${index}`, chunk);
+          return chunk;
+        })
+        .finally(() => this.#fetching.delete(index));
+      fetch.catch(() => {}); // told to those who wait for it; there may be nobody
+      this.#fetching.set(index, fetch);
+    }
+  }
+
+  /** From the disk, if it is there and right. */
   async #fetch(index: number): Promise<Buffer> {
-    const { manifest, chunkBytes } = this;
     const shelf = this.#shelf;
     const stored = (await shelf?.get(index)) ?? null;
     if (stored !== null) {
-      if (manifest === null || manifest.verify(index, stored)) {
+      if (this.#isRight(index, stored)) {
         this.#counters.fromDisk++;
         return stored;
       }
       shelf!.drop(index);
       this.#report('warning', `${this.name}: chunk ${index} on the local disk was wrong; dropped`);
     }
-    const position = index * chunkBytes;
-    const length = Math.min(chunkBytes, this.sizeBytes - position);
-    const chunk = await this.#set.read(
-      position,
-      length,
-      bytes => manifest === null || manifest.verify(index, bytes),
-    );
-    this.#counters.fromReplicas++;
-    shelf?.put(index, chunk);
-    return chunk;
+    const [chunk] = await this.#ask(index, index + 1);
+    return chunk!;
+  }
+
+  /** From a replica: chunks that lie side by side. */
+  async #ask(first: number, end: number): Promise<Buffer[]> {
+    const { chunkBytes, sizeBytes } = this;
+    const position = first * chunkBytes;
+    const length = Math.min(end * chunkBytes, sizeBytes) - position;
+    const cut = (bytes: Buffer, index: number): Buffer =>
+      bytes.subarray((index - first) * chunkBytes, (index + 1 - first) * chunkBytes);
+    const isRight = (bytes: Buffer): boolean => {
+      for (let index = first; index < end; index++)
+        if (!this.#isRight(index, cut(bytes, index))) return false;
+      return true;
+    };
+    const bytes = await this.#set.read(position, length, isRight);
+    const chunks: Buffer[] = [];
+    for (let index = first; index < end; index++) {
+      // Each has memory of its own: the last one kept would keep them all.
+      const chunk = end - first === 1 ? bytes : Buffer.from(cut(bytes, index));
+      this.#counters.fromReplicas++;
+      this.#shelf?.put(index, chunk);
+      chunks.push(chunk);
+    }
+    return chunks;
+  }
+
+  #isRight(index: number, chunk: Buffer): boolean {
+    return this.manifest === null || this.manifest.verify(index, chunk);
   }
 
   #readAhead(reader: object, first: number, last: number): void {
@@ -249,17 +293,22 @@ export class RemoteRoot implements PortSource {
       this.#readers.set(reader, readahead);
     }
     const end = Math.min(readahead.next(first, last), Math.ceil(this.sizeBytes / this.chunkBytes));
-    for (let index = last + 1; index < end; index++) {
+    for (let index = last + 1; index < end; ) {
       // Half of what may be under way is left to those who really wait.
       if (this.#aheadUnderWay >= this.#options.inFlightMax / 2) return;
-      if (this.#fetching.has(index) || this.#memory.has(`${this.#number}:${index}`)) continue;
-      this.#counters.ahead++;
+      if (this.#isThere(index)) {
+        index++;
+        continue;
+      }
+      const next = this.#runEnd(index, end);
+      this.#counters.ahead += next - index;
       this.#aheadUnderWay++;
-      this.#fetchOnce(index)
-        .catch(() => {}) // whoever needs it asks again
-        .finally(() => {
-          this.#aheadUnderWay--;
-        });
+      this.#fetchRun(index, next);
+      const over = (): void => {
+        this.#aheadUnderWay--;
+      };
+      this.#fetching.get(index)!.then(over, over);
+      index = next;
     }
   }
 }

@@ -6,8 +6,8 @@
  *     write         plain pwrite, likewise: a buffered write through the ring is handed to a kernel
  *                   thread and costs several times as much. Through the ring where it might wait
  *                   for a disk (dirty.ts)
- *     readScattered through the ring: what reads into several pieces is about to keep them itself, and
- *                   does not expect them in the page cache
+ *     readScattered through the ring: what reads into several pieces is about to keep them itself,
+ *                   and does not expect them in the page cache
  *     writeDurable  through the ring, with RWF_DSYNC
  *     sync          through the ring (fdatasync)
  *     punch, zero   through the ring, see erase.ts

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { run, sleep, tryRun } from '../support/run.ts';
 import { CLI, type Sandbox } from '../support/sandbox.ts';
 import { pssBytes } from './machine.ts';
-import { type Figure, median } from './report.ts';
+import { type Figure, median } from './results.ts';
 import type { Context, Target } from './targets.ts';
 
 export interface Scale {
@@ -46,7 +46,7 @@ export async function bringUpTimes(
     await rm(copy);
     return ms;
   });
-  for (const target of targets.filter(one => one.id !== 'raw')) {
+  for (const target of targets.filter(one => one.id !== 'raw' && one.id !== 'sparse')) {
     ways.set(`${target.title}, until the node is there`, async () => {
       const running = await target.up({ ...context, root });
       await running.down();

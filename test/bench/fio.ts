@@ -28,7 +28,8 @@ export interface FioResult {
   p99: number;
 }
 
-export type FioEngine = 'io_uring' | 'libaio';
+/** `nbd`: libnbd; the node is then a URI. */
+export type FioEngine = 'io_uring' | 'libaio' | 'nbd';
 
 interface FioSide {
   total_ios: number;
@@ -45,15 +46,15 @@ export async function fio(
 ): Promise<FioResult> {
   const args = [
     '--name=bench',
-    `--filename=${node}`,
-    '--direct=1',
     `--ioengine=${engine}`,
+    ...(engine === 'nbd' ? [`--uri=${node}`] : [`--filename=${node}`, '--direct=1']),
     `--rw=${job.rw}`,
     `--bs=${job.blockBytes}`,
     `--iodepth=${job.depth}`,
     `--offset=${job.offset}`,
     `--size=${job.size}`,
     `--randseed=${seed}`,
+    '--disk_util=0', // what it reads of /sys meanwhile is no part of the work
     '--output-format=json',
   ];
   // Without a time limit fio's random map visits each block once: that is what a first write is.

@@ -4,8 +4,8 @@
  * of the machine hits no target in particular.
  */
 import { type FioEngine, fio } from './fio.ts';
-import { cpuMicros } from './machine.ts';
-import type { IoSample } from './report.ts';
+import { busyMicros, cpuMicros } from './machine.ts';
+import type { IoSample } from './results.ts';
 import type { Context, Target } from './targets.ts';
 import type { Shape, Workload } from './workloads.ts';
 
@@ -31,8 +31,10 @@ export async function measureIo(
       bringUp.push({ target: target.id, ms: running.bringUpMs });
       for (const workload of plan.workloads) {
         const before = running.pids.length > 0 ? cpuMicros(running.pids) : 0;
+        const busyBefore = busyMicros();
         const result = await fio(running.node, workload.job(plan.shape), plan.engine, round + 1);
         const spent = running.pids.length > 0 ? cpuMicros(running.pids) - before : null;
+        const busy = busyMicros() - busyBefore;
         const value = workload.unit === 'IOPS' ? result.iops : result.rate / 1e6;
         samples.push({
           round,
@@ -42,6 +44,7 @@ export async function measureIo(
           p50: result.p50,
           p99: result.p99,
           cpu: spent === null ? null : spent / result.requests,
+          machine: busy / result.requests,
         });
         plan.progress(
           `round ${round + 1}/${plan.rounds}  ${target.id.padEnd(8)} ` +

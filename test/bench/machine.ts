@@ -58,6 +58,14 @@ export function cpuMicros(pids: readonly number[]): number {
   return ticks * TICK_US;
 }
 
+/** CPU time that all processors were busy since the machine started, in microseconds. */
+export function busyMicros(): number {
+  // cpu user nice system idle iowait irq softirq steal …
+  const fields = readFileSync('/proc/stat', 'latin1').split('\n', 1)[0]!.split(/ +/).map(Number);
+  const [, user = 0, nice = 0, system = 0, , , irq = 0, softirq = 0] = fields;
+  return (user + nice + system + irq + softirq) * TICK_US;
+}
+
 /** Proportional set size of processes, in bytes: what each page costs, shared ones by share. */
 export function pssBytes(pids: readonly number[]): number {
   let kib = 0;

@@ -12,7 +12,8 @@ import { attachTimes, bringUpTimes, commandLine, manyDevices } from './figures.t
 import { measureIo } from './io.ts';
 import { machineFacts } from './machine.ts';
 import { type Options, parse } from './options.ts';
-import { median, type Report, render } from './report.ts';
+import { render } from './report.ts';
+import { median, type Report } from './results.ts';
 import { type Context, TARGETS, type Target } from './targets.ts';
 import { choose } from './workloads.ts';
 
@@ -70,7 +71,7 @@ async function bench(options: Options, cleanup: Cleanup): Promise<void> {
     const plan = { ...options, targets, workloads, shape, progress };
     const measured = await measureIo(plan, context);
     report.samples = measured.samples;
-    for (const target of targets) {
+    for (const target of targets.filter(one => one.id !== 'sparse')) {
       const times = measured.bringUp.filter(one => one.target === target.id).map(one => one.ms);
       report.figures.push({
         section: 'bring-up in a round',

@@ -1,69 +1,7 @@
-/**
- * Numbers to a table. A figure is the median of its rounds; ubd's ratio to a peer is the median of
- * the rounds' own ratios, since what slows the machine down for a while slows both.
- */
-import type { MachineFacts } from './machine.ts';
+/** The results as tables. */
+import { goalTable } from './goals.ts';
+import { median, number, type Report, ratios } from './results.ts';
 import type { Workload } from './workloads.ts';
-
-export interface IoSample {
-  round: number;
-  target: string;
-  workload: string;
-  /** Requests or bytes per second, in the workload's unit. */
-  value: number;
-  p50: number;
-  p99: number;
-  /** Microseconds of server CPU per request; null where the kernel serves. */
-  cpu: number | null;
-}
-
-/** One line of a section that is not I/O. */
-export interface Figure {
-  section: string;
-  title: string;
-  value: number;
-  unit: string;
-  note?: string;
-}
-
-export interface Report {
-  machine: MachineFacts;
-  rounds: number;
-  quick: boolean;
-  samples: IoSample[];
-  figures: Figure[];
-  /** Targets left out, and why. */
-  skipped: Record<string, string>;
-}
-
-export function median(values: readonly number[]): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  const middle = Math.floor(sorted.length / 2);
-  if (sorted.length === 0) return Number.NaN;
-  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
-}
-
-/** Median over rounds of how many times `target` is as fast as `rival` in the same round. */
-export function ratio(
-  samples: readonly IoSample[],
-  workload: string,
-  target: string,
-  rival: string,
-): number {
-  const of = (id: string): Map<number, number> =>
-    new Map(
-      samples
-        .filter(one => one.workload === workload && one.target === id)
-        .map(one => [one.round, one.value]),
-    );
-  const rivals = of(rival);
-  const ratios: number[] = [];
-  for (const [round, value] of of(target)) {
-    const other = rivals.get(round);
-    if (other !== undefined) ratios.push(value / other);
-  }
-  return median(ratios);
-}
 
 export function render(report: Report, workloads: readonly Workload[]): string {
   const { machine } = report;
@@ -83,6 +21,8 @@ export function render(report: Report, workloads: readonly Workload[]): string {
   if (targets.length > 0) {
     lines.push('', ...ioTable(report, workloads, targets));
   }
+  const goals = goalTable(report);
+  if (goals.length > 0) lines.push('', ...goals);
   if (report.figures.length > 0) {
     lines.push('', '| what | figure | note |', '| --- | ---: | --- |');
     for (const { section, title, value, unit, note } of report.figures) {
@@ -100,7 +40,8 @@ function ioTable(
   const rivals = targets.includes('ubd') ? targets.filter(id => id !== 'ubd') : [];
   const heads = ['workload', 'unit', ...targets, ...rivals.map(id => `ubd / ${id}`)];
   const lines = [
-    'Server CPU in microseconds per request in brackets.',
+    'In brackets CPU time in microseconds per request: of the server, and of the whole machine ' +
+      'with the client and the kernel’s own threads. Behind ratios: the lowest and the highest.',
     '',
     `| ${heads.join(' | ')} |`,
     `| --- | --- |${' ---: |'.repeat(heads.length - 2)}`,
@@ -113,19 +54,19 @@ function ioTable(
       if (samples.length === 0) return '';
       const value = number(median(samples.map(one => one.value)));
       const cpu = samples.map(one => one.cpu).filter(one => one !== null);
-      return cpu.length === 0 ? value : `${value} (${number(median(cpu))})`;
+      const server = cpu.length === 0 ? '–' : number(median(cpu));
+      return `${value} (${server}, ${number(median(samples.map(one => one.machine)))})`;
     });
-    const ratios = rivals.map(id => {
-      const value = ratio(report.samples, workload.id, 'ubd', id);
-      return Number.isNaN(value) ? '' : value.toFixed(2);
-    });
-    lines.push(`| ${[workload.title, workload.unit, ...cells, ...ratios].join(' | ')} |`);
+    const compared = rivals.map(id => spread(ratios(report.samples, workload.id, 'ubd', id)));
+    lines.push(`| ${[workload.title, workload.unit, ...cells, ...compared].join(' | ')} |`);
   }
   return lines;
 }
 
-function number(value: number): string {
-  if (value >= 10_000) return `${(value / 1000).toFixed(1)}k`;
-  if (value >= 100) return value.toFixed(0);
-  return value.toFixed(value >= 10 ? 1 : 2);
+/** `2.61 (2.40-2.75)`: the median, the least and the most. One that moves a lot says little. */
+function spread(values: readonly number[]): string {
+  if (values.length === 0) return '';
+  const middle = median(values).toFixed(2);
+  if (values.length === 1) return middle;
+  return `${middle} (${Math.min(...values).toFixed(2)}-${Math.max(...values).toFixed(2)})`;
 }

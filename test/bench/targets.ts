@@ -2,6 +2,8 @@
  * What is measured: ways to get a writable block device over a shared root image.
  *
  *     raw      loop ─ file                         no overlay: the limit of the loop driver
+ *     sparse   loop ─ empty file                   the same without its blocks: what first writes
+ *                                                  cost the file system below
  *     qsd      loop ─ FUSE ─ qemu-storage-daemon ─ qcow2 ─ root
  *                                                  a speed reference only, see below
  *     nbdfuse  loop ─ FUSE ─ nbdfuse ─ NBD ─ qemu-nbd ─ qcow2 ─ root
@@ -11,13 +13,13 @@
  * directory. The FUSE export of QEMU 7.2 mixes up data under parallel requests, so no one can use
  * it as it is.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { existsSync, rmSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Cleanup } from '../support/cleanup.ts';
-import { run, until } from '../support/run.ts';
+import { run } from '../support/run.ts';
 import type { Sandbox } from '../support/sandbox.ts';
 import { attachLoop, detachLoop, isMounted } from './machine.ts';
+import { overlay, ready, Steps, serve, stop } from './servers.ts';
 
 export interface Running {
   node: string;
@@ -43,75 +45,10 @@ export interface Context {
   sandbox: Sandbox;
 }
 
-/** A server as our child, with what it says kept for the error message. */
-function serve(
-  command: string,
-  args: readonly string[],
-): { child: ChildProcess; said: () => string } {
-  const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
-  let said = '';
-  const hear = (chunk: Buffer): void => {
-    said = (said + chunk.toString()).slice(-4000);
-  };
-  child.stdout.on('data', hear);
-  child.stderr.on('data', hear);
-  child.on('error', error => {
-    said += error.message;
-  });
-  return { child, said: () => said };
-}
-
-async function stop(child: ChildProcess): Promise<void> {
-  if (child.pid === undefined || child.exitCode !== null || child.signalCode !== null) return;
-  const ended = new Promise(resolve => child.once('exit', resolve));
-  child.kill('SIGTERM');
-  const timer = setTimeout(() => child.kill('SIGKILL'), 5000);
-  await ended;
-  clearTimeout(timer);
-}
-
-async function ready(
-  what: string,
-  server: { child: ChildProcess; said: () => string },
-  condition: () => boolean,
-): Promise<void> {
-  await until(what, () => {
-    if (server.child.exitCode !== null) throw new Error(`${what}: ended: ${server.said()}`);
-    return condition();
-  });
-}
-
-/** Undo steps of one bring-up, also run by the program's cleanup if it ends early. */
-class Steps {
-  readonly #cleanup: Cleanup;
-  readonly #steps: ReturnType<Cleanup['add']>[] = [];
-
-  constructor(cleanup: Cleanup) {
-    this.#cleanup = cleanup;
-  }
-
-  add(title: string, undo: () => Promise<unknown> | unknown): void {
-    this.#steps.push(this.#cleanup.add(title, undo));
-  }
-
-  async down(): Promise<void> {
-    for (let step = this.#steps.pop(); step; step = this.#steps.pop()) {
-      await this.#cleanup.undo(step);
-    }
-  }
-}
-
 async function loopOn(steps: Steps, file: string, directIo: boolean): Promise<string> {
   const node = await attachLoop(file, directIo);
   steps.add(`detach ${node}`, () => detachLoop(node));
   return node;
-}
-
-async function overlay(steps: Steps, context: Context): Promise<string> {
-  const file = join(context.dir, 'overlay.qcow2');
-  await run('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', context.root, '-F', 'raw', file]);
-  steps.add('remove the overlay', () => rmSync(file, { force: true }));
-  return file;
 }
 
 const raw: Target = {
@@ -124,6 +61,23 @@ const raw: Target = {
     const file = join(context.dir, 'copy.img');
     await run('cp', ['--reflink=auto', context.root, file]);
     steps.add('remove the copy', () => rmSync(file, { force: true }));
+    const node = await loopOn(steps, file, false);
+    const bringUpMs = performance.now() - start;
+    return { node, pids: [], bringUpMs, down: () => steps.down() };
+  },
+};
+
+const sparse: Target = {
+  id: 'sparse',
+  title: 'loop on an empty sparse file (limit of first writes)',
+  needs: [],
+  async up(context) {
+    const steps = new Steps(context.cleanup);
+    const start = performance.now();
+    const file = join(context.dir, 'sparse.img');
+    writeFileSync(file, '');
+    steps.add('remove the file', () => rmSync(file, { force: true }));
+    truncateSync(file, statSync(context.root).size);
     const node = await loopOn(steps, file, false);
     const bringUpMs = performance.now() - start;
     return { node, pids: [], bringUpMs, down: () => steps.down() };
@@ -208,4 +162,4 @@ const ubd: Target = {
   },
 };
 
-export const TARGETS: readonly Target[] = [raw, qsd, nbdfuse, ubd];
+export const TARGETS: readonly Target[] = [raw, sparse, qsd, nbdfuse, ubd];

@@ -50,6 +50,7 @@ export class FakeMachine implements Machine {
       return { changedBytes: 0, images: 1 };
     },
     limit: async () => {},
+    grow: async () => {},
     gone: () => {},
   };
   /** What is open or attached now: root and leaf paths, nodes. */

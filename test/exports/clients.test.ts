@@ -1,7 +1,7 @@
 /**
  * Goal: what NBD clients of the world do with an export comes out right: QEMU's tools, libnbd's,
- * nbdsh, fio. Method: a daemon, a root full of content, and the programs themselves; what they wrote
- * is compared byte by byte, through another client.
+ * nbdsh, fio. Method: a daemon, a root full of content, and the programs themselves; what they
+ * wrote is compared byte by byte, through another client.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import t from 'tap';
@@ -219,7 +219,7 @@ t.test('libnbd', { skip: skipLibnbd }, async t => {
   });
 });
 
-/** Random operations over several connections, next to a model; prints the seed where they differ. */
+/** Random operations over several connections, next to a model; says the seed where they differ. */
 const MODEL = `
 import nbd, random, sys
 uri, seed, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -278,6 +278,8 @@ for h in hs:
     h.shutdown()
 open(sys.argv[4], 'wb').write(model)
 `;
+
+t.setTimeout(900_000); // for what hangs
 
 t.test('libnbd from Python', { skip: skipPython }, async t => {
   const made = await ExportSandbox.start(t);

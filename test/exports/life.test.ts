@@ -11,6 +11,8 @@ import { missing } from '../support/requires.ts';
 import { run, sleep, tryRun, until } from '../support/run.ts';
 import { CLI, Sandbox } from '../support/sandbox.ts';
 
+t.setTimeout(900_000); // for what hangs
+
 const skip = await missing('root', 'qemu-io', 'nbdinfo');
 
 /** Writes to an export, and flushes. */
@@ -76,6 +78,11 @@ t.test('exports', { skip }, async t => {
     await client.addExport({ name: 'web', root, sizeBytes: 2 * ROOT_BYTES });
     await write(made.uri('web'), 1, '20M', '64k');
     t.match(await client.exports(), [{ state: 'open', size: 2 * ROOT_BYTES }]);
+    t.match((await sandbox.ubd(['list', '--exports'])).stdout, /^NAME .*\nweb +open .* 32M +64K /);
+    t.match(JSON.parse((await sandbox.ubd(['list', '--exports', '--json'])).stdout), [
+      { name: 'web', state: 'open' },
+    ]);
+    t.match((await sandbox.ubd(['status'])).stdout, /exports: +\d clients?, at nbd\+unix:/);
     await t.rejects(client.attach({ root, name: 'web' }), { code: 'busy' }, 'not both at once');
     await allClosed(made);
     t.match(await client.exports(), [{ state: 'closed', connections: 0, size: null }]);

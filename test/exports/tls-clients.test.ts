@@ -9,6 +9,8 @@ import { ExportSandbox } from '../support/export-sandbox.ts';
 import { missing } from '../support/requires.ts';
 import { run, tryRun } from '../support/run.ts';
 
+t.setTimeout(900_000); // for what hangs
+
 const skip = await missing('root', 'openssl', 'nbdcopy', 'nbdinfo', 'qemu-img');
 const skipKeys = skip || (await missing('psktool'));
 

@@ -8,6 +8,8 @@ import { missing } from '../support/requires.ts';
 import { CLI } from '../support/sandbox.ts';
 import { inGuest, requiresKernel } from '../support/vm.ts';
 
+t.setTimeout(900_000); // for what hangs
+
 /** The daemon is `ubd`; $d has everything; it ends with the guest. */
 const START = `
   d=$(mktemp -d)

@@ -15,7 +15,7 @@ import { type HistoryOptions, liveHistory } from '../support/sim-history.ts';
 t.setTimeout(0);
 const { UBD_SEED, UBD_SEEDS } = process.env;
 const first = UBD_SEED === undefined ? 1 : Number(UBD_SEED);
-const lives = UBD_SEED === undefined ? Number(UBD_SEEDS ?? (QUICK ? 200 : 1500)) : 1;
+const lives = UBD_SEED === undefined ? Number(UBD_SEEDS ?? (QUICK ? 60 : 300)) : 1;
 
 for (const outlives of [false, true])
   t.test(
@@ -62,7 +62,7 @@ if (UBD_SEED === undefined)
   for (const [forget, outlives] of FORGOTTEN)
     t.test(`the simulation notices if the daemon forgets to ${forget}`, async t => {
       let failure: string | undefined;
-      for (let seed = 1; seed <= 2000 && failure === undefined; seed++) {
+      for (let seed = 1; seed <= 400 && failure === undefined; seed++) {
         try {
           liveHistory({ seed, outlives, forget });
         } catch (error) {

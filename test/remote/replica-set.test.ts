@@ -75,6 +75,26 @@ t.test('the fast one gets most, the slow one some', async t => {
   t.ok(places[0]!.reads > 3 * places[1]!.reads, `${places[0]!.reads} and ${places[1]!.reads}`);
 });
 
+t.test('a reader that waits for each read gets the fast one', async t => {
+  const { set, places } = await setUp(2, { hedgeMsMin: 300, hedgeMsMax: 400 }, (place, i) => {
+    place.delayMs = i === 0 ? 150 : 1;
+  });
+  await load(set, 100, 1);
+  t.ok(places[0]!.reads < 20, `${places[0]!.reads} of 100 from the slow one`);
+});
+
+t.test('what one replica cannot read is asked of another one next', async t => {
+  const { set, places } = await setUp(2, { hedgeMsMin: 300, hedgeMsMax: 400 }, (place, i) => {
+    place.delayMs = i === 0 ? 0 : 150;
+  });
+  places[0]!.failure = position =>
+    position === READ ? new PlaceError('failing', 'answered EIO') : null;
+  await load(set, 20, 1);
+  places[0]!.reads = 0;
+  await readAt(set, READ);
+  t.equal(places[0]!.reads, 1, 'once, although it is the faster one');
+});
+
 t.test('no more reads than allowed are under way at a replica; the rest wait', async t => {
   const { set, places } = await setUp(1, { inFlightMax: 4 }, place => {
     place.delayMs = 2;

@@ -145,7 +145,10 @@ export class NbdClient {
   readonly #server: NbdServer;
   readonly fd: number;
   readonly connection: number;
-  #received: Buffer = Buffer.alloc(0);
+  /** What was received: from `#start` to `#end`. */
+  #bytes: Buffer = Buffer.alloc(1 << 16);
+  #start = 0;
+  #end = 0;
   #open = true;
   /** The server has closed its end. */
   gone = false;
@@ -190,14 +193,23 @@ export class NbdClient {
 
   /** Takes what the server has sent, until nothing more comes. */
   receive(): void {
-    const some = Buffer.alloc(1 << 20);
     for (let idle = 0; idle < 3 && !this.gone; ) {
       this.#server.turn();
-      const bytes = this.#read(some);
+      if (this.#end === this.#bytes.length) this.#makeRoom();
+      const bytes = this.#read(this.#bytes.subarray(this.#end));
       if (bytes === 0) idle++;
       else idle = 0;
-      if (bytes > 0) this.#received = Buffer.concat([this.#received, some.subarray(0, bytes)]);
+      this.#end += bytes;
     }
+  }
+
+  #makeRoom(): void {
+    const left = this.#bytes.subarray(this.#start, this.#end);
+    const larger = Buffer.alloc(Math.max(this.#bytes.length, left.length * 2));
+    left.copy(larger);
+    this.#bytes = larger;
+    this.#start = 0;
+    this.#end = left.length;
   }
 
   #read(into: Buffer): number {
@@ -217,20 +229,20 @@ export class NbdClient {
   }
 
   get pending(): number {
-    return this.#received.length;
+    return this.#end - this.#start;
   }
 
   /** Bytes that follow a simple reply. */
   data(length: number): Buffer {
-    if (this.#received.length < length) throw new Error(`${this.#received.length} < ${length}`);
-    const data = Buffer.from(this.#received.subarray(0, length));
-    this.#received = this.#received.subarray(length);
+    if (this.pending < length) throw new Error(`${this.pending} < ${length}`);
+    const data = Buffer.from(this.#bytes.subarray(this.#start, this.#start + length));
+    this.#start += length;
     return data;
   }
 
   /** The next message, or undefined if none is there, or not all of it. */
   message(): Message | undefined {
-    const bytes = this.#received;
+    const bytes = this.#bytes.subarray(this.#start, this.#end);
     if (bytes.length < 16) return undefined;
     const magic = bytes.readUInt32BE(0);
     if (magic === 0x67446698) {

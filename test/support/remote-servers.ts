@@ -158,7 +158,9 @@ export async function nginx(work: string, folder: string, server = ''): Promise<
   return Object.assign(process, { url: (path: string) => `http://127.0.0.1:${port}/${path}` });
 }
 
-/** A certificate authority, and a server certificate for localhost; files as NBD tools name them. */
+/**
+ * A certificate authority, and a server certificate for localhost; files as NBD tools name them.
+ */
 export async function makeCertificates(folder: string): Promise<void> {
   mkdirSync(folder, { recursive: true });
   const file = (name: string): string => `${folder}/${name}`;

@@ -60,6 +60,11 @@ export class SparseBytes {
    */
   nextData(position: number, end: number): number {
     let found = end;
+    if ((end - position) / CHUNK < this.#chunks.size) {
+      for (let at = position; at < end; at = (Math.floor(at / CHUNK) + 1) * CHUNK)
+        if (this.#chunks.has(Math.floor(at / CHUNK))) return at;
+      return end;
+    }
     for (const number of this.#chunks.keys())
       if ((number + 1) * CHUNK > position) found = Math.min(found, number * CHUNK);
     return Math.max(position, found);

@@ -5,10 +5,12 @@
  * A snapshot does the steps of the daemon, one after the other, while requests go on; a crash may
  * come between any two. Everything follows from the seed; a broken promise throws.
  */
+
+import { alignUp } from '../../src/base/units.ts';
 import { OP, Request } from '../../src/engine/request.ts';
 import { PartPool, UnionDevice } from '../../src/engine/union.ts';
 import { NO_PARENT, planLeaf, writeLeaf } from '../../src/leaf/blank.ts';
-import { PAGE_SECTORS } from '../../src/leaf/format.ts';
+import { fileBytesFor, geometryBehind, PAGE_SECTORS, REGION_ALIGN } from '../../src/leaf/format.ts';
 import { freezeMedia, newFreeze } from '../../src/leaf/freeze.ts';
 import { FrozenLayer } from '../../src/leaf/frozen-layer.ts';
 import { Leaf } from '../../src/leaf/leaf.ts';
@@ -86,9 +88,19 @@ export class History {
   readonly random: Random;
   readonly disk: SimDisk = new SimDisk();
   readonly names: SimNames;
-  readonly counts = { requests: 0, snapshots: 0, crashes: 0, recovered: 0, undone: 0, verified: 0 };
+  readonly counts = {
+    requests: 0,
+    snapshots: 0,
+    crashes: 0,
+    recovered: 0,
+    undone: 0,
+    grown: 0,
+    verified: 0,
+  };
   readonly #options: HistoryOptions;
-  readonly #sectors: number;
+  #sectors: number;
+  /** What a grow was answered for. */
+  #sectorsLeast = 0;
   readonly #rootFd: number;
   readonly #model: SectorModel;
   readonly #shadows = new Map<string, MapShadow>();
@@ -184,6 +196,8 @@ export class History {
   #openDevice(killed: boolean): void {
     const { random } = this;
     const opened = loadLeaf(this.#flaky(LEAF));
+    this.#sectors = opened.superblock.sizeSectors;
+    if (this.#sectors < this.#sectorsLeast) throw new Error('the device has shrunk');
     if (killed) this.#replay(opened);
     const layers = this.#layersUnder(opened.superblock, killed);
     this.#leaf = this.#serve(opened);
@@ -292,8 +306,10 @@ export class History {
   /** Issues requests, several at a time; a snapshot begins somewhere among them. */
   work(count: number): void {
     const begin = this.random.chance(0.7) ? this.random.below(count) : -1;
+    const grow = this.random.chance(0.2) ? this.random.below(count) : -1;
     for (let issued = 0; issued < count; ) {
       if (issued === begin && this.#taking === null) this.snapshot();
+      if (issued === grow && this.#taking === null && !this.#options.outlives) this.grow();
       const slot = this.#slots.find(entry => !entry.busy);
       if (slot !== undefined && this.random.chance(0.6)) {
         this.#issue(slot);
@@ -328,6 +344,31 @@ export class History {
     while (this.#step());
     if (result !== 0) throw new Error(`close: ${result}`);
     this.#model.flushed(submit);
+  }
+
+  // ── growing ──────────────────────────────────────────────────────────────
+
+  grow(): void {
+    this.#taking = this.#makeLarger();
+    this.#goOn(0);
+  }
+
+  /** As `makeRoom` in leaf/grow.ts, and what follows. */
+  *#makeLarger(): Step {
+    const { random } = this;
+    const sectors = this.#sectors + random.pick([1, 30, PAGE_SECTORS]);
+    const media = this.#media(LEAF);
+    const file = this.disk.file(media.fd);
+    const { geometry } = chooseSuperblock(readSuperblockCopies(media), LEAF);
+    const dataEnd = geometry.dataOffset + sectors * SECTOR;
+    const at = alignUp(Math.max(dataEnd, file.sizeBytes), REGION_ALIGN);
+    file.sizeBytes = fileBytesFor(sectors, geometryBehind(sectors, geometry, at));
+    const leaf = this.#leaf;
+    yield op => leaf.grow(sectors, at, op);
+    this.#sectors = sectors;
+    this.#sectorsLeast = sectors;
+    this.#device.sizeSectors = sectors;
+    this.counts.grown++;
   }
 
   // ── a snapshot ───────────────────────────────────────────────────────────
@@ -455,7 +496,9 @@ export class History {
     const content = new Map<number, number>();
     const bytes = new Uint8Array(SECTOR);
     for (const sector of this.#model.touched) {
-      const image = images.find(({ map }) => map.run(sector, sector + 1) > 0);
+      const image = images.find(
+        ({ map }) => sector < map.sectors && map.run(sector, sector + 1) > 0,
+      );
       if (image === undefined) {
         content.set(sector, this.#rootVersion(sector));
         continue;

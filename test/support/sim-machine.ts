@@ -9,9 +9,10 @@
  * call and all later ones throw `PowerLoss` and do nothing, as if nobody were there to make them.
  */
 import { createHash } from 'node:crypto';
-import { basename, dirname } from 'node:path';
+import { dirname } from 'node:path';
 import { corrupt, UbdError } from '../../src/base/errors.ts';
 import type { OpenFile, OpenOptions } from '../../src/leaf/files.ts';
+import { settleReplacement } from '../../src/leaf/replacement.ts';
 import type { OpenedRoot, RootIdentity, World } from '../../src/life/world.ts';
 import type { Random } from './random.ts';
 import { PowerLoss, SimFile } from './sim-disk.ts';
@@ -113,7 +114,17 @@ export class SimMachine implements World {
     const file = this.file(path);
     const readOnly = options.readOnly ?? false;
     const lock = options.noLock ? null : readOnly ? 'shared' : 'exclusive';
-    return new SimOpenFile(this, path, file, readOnly, this.#lock(path, file, lock));
+    const release = this.#lock(path, file, lock);
+    const opened = new SimOpenFile(this, path, file, readOnly, release);
+    if (lock !== 'exclusive') return opened;
+    try {
+      if (!settleReplacement(this, path)) return opened;
+    } catch (error) {
+      opened.close();
+      throw error;
+    }
+    opened.close();
+    return this.open(path, options);
   }
 
   create(path: string): OpenFile {
@@ -126,7 +137,12 @@ export class SimMachine implements World {
 
   exists(path: string): boolean {
     if (this.#dead) throw new PowerLoss();
-    return this.#names.has(path);
+    return this.#names.has(path) || this.paths.some(one => one.startsWith(`${path}/`));
+  }
+
+  readText(path: string): string {
+    if (this.#dead) throw new PowerLoss();
+    return Buffer.from(this.content(path)).toString();
   }
 
   canonical(path: string): string {
@@ -231,7 +247,7 @@ class SimOpenFile implements OpenFile {
     release: () => void,
   ) {
     this.#world = world;
-    this.name = basename(name);
+    this.name = name;
     this.#file = file;
     this.readOnly = readOnly;
     this.#release = release;
@@ -286,6 +302,8 @@ class SimOpenFile implements OpenFile {
   }
 
   reserve(): void {}
+
+  takeAccessOf(): void {}
 
   nextData(position: number, end: number): number {
     this.#use();

@@ -1,8 +1,9 @@
-/** `ubd list`: the devices. */
+/** `ubd list`: the devices, or the exports. */
 import { formatSize } from '../../base/units.ts';
 import type { Device } from '../../client/api.ts';
+import type { Export } from '../../client/exports.ts';
 import { isNotRunning } from '../../client/http.ts';
-import { type Command, EXIT } from '../command.ts';
+import { type Arguments, type Command, EXIT } from '../command.ts';
 import { print, printError, printJson, table } from '../output.ts';
 import { withDaemon } from '../session.ts';
 
@@ -10,10 +11,13 @@ export const list: Command = {
   name: 'list',
   about: 'the devices',
   positionals: [],
-  options: {},
+  options: {
+    exports: { type: 'flag', about: 'what NBD clients can use, instead' },
+  },
   examples: [{ line: "ubd list --json | jq -r '.[].device'", about: 'for scripts' }],
   needsRoot: true,
   async run(args) {
+    if (args.flags.has('exports')) return listExports(args);
     const devices = await withDaemon(args, 'for devices', client => client.list()).catch(
       (error: unknown): Device[] => {
         if (isNotRunning(error)) return []; // and nothing is on record: there are none
@@ -28,6 +32,34 @@ export const list: Command = {
     return EXIT.OK;
   },
 };
+
+/** They are there only as long as a daemon is: none is started for this. */
+async function listExports(args: Arguments): Promise<number> {
+  const exports = await withDaemon(args, 'never', client => client.exports()).catch(
+    (error: unknown): Export[] => {
+      if (isNotRunning(error)) return [];
+      throw error;
+    },
+  );
+  if (args.flags.has('json')) printJson(exports);
+  else if (exports.length > 0) print(renderExports(exports));
+  return EXIT.OK;
+}
+
+const EXPORTS_HEAD = ['NAME', 'STATE', 'CLIENTS', 'SIZE', 'CHANGED', 'ROOT', 'LEAF'] as const;
+
+function renderExports(exports: readonly Export[]): string {
+  const rows = exports.map(one => [
+    one.name,
+    one.state + (one.readOnly ? ' (read-only)' : one.ephemeral ? ' (ephemeral)' : ''),
+    String(one.connections),
+    one.size === null ? '-' : formatSize(one.size),
+    one.changed === null ? '-' : formatSize(one.changed),
+    one.root ?? '-',
+    one.leaf ?? '-',
+  ]);
+  return table(EXPORTS_HEAD, rows, new Set(['CLIENTS', 'SIZE', 'CHANGED']));
+}
 
 const HEAD = [
   'NAME',

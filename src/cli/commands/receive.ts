@@ -19,7 +19,7 @@ export const receive: Command = {
   },
   examples: [
     { line: 'ubd receive web.leaf --base debian.img < web.ubds', about: 'on a root' },
-    { line: 'ubd receive tue.leaf --base mon.leaf --input tue.ubds', about: 'on an image' },
+    { line: 'ubd receive tue.leaf --base mon.leaf < tue.ubds', about: 'on an image' },
   ],
   needsRoot: false,
   async run(args) {

@@ -21,8 +21,8 @@ export const send: Command = {
     output: { type: 'text', value: 'FILE', about: 'a new file instead of standard output' },
   },
   examples: [
-    { line: 'ubd send web | ssh host ubd receive web.leaf --base debian.img', about: 'a copy' },
-    { line: 'ubd send web --since monday.leaf --output tuesday.ubds', about: 'what is new' },
+    { line: 'ubd send web | ssh host ubd receive web.leaf', about: 'a copy' },
+    { line: 'ubd send web --since mon.leaf --output tue.ubds', about: 'what is new' },
   ],
   needsRoot: false,
   async run(args) {

@@ -23,13 +23,14 @@ export const serve: Command = {
       type: 'items',
       value: 'NAME=ROOT[,…]',
       about:
-        'a disk for clients; leaf=FILE, ephemeral, readonly, size=SIZE, allow=WHO, description=TEXT',
+        'a disk for clients; leaf=FILE, ephemeral, readonly, size=SIZE, quota=SIZE, allow=WHO, ' +
+        'description=TEXT',
     },
     template: {
       type: 'items',
       value: 'ROOT,dir=DIR[,…]',
       about:
-        'a disk for each name that a client asks for; prefix=TEXT, ephemeral, size=SIZE, max=COUNT, allow=WHO',
+        'a disk for each name that a client asks for; prefix=TEXT, ephemeral, size=SIZE, quota=SIZE, max=COUNT, allow=WHO',
     },
     'tls-dir': {
       type: 'text',

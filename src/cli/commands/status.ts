@@ -25,6 +25,7 @@ function render(found: Status): string {
     ['daemon', `${found.state}, pid ${found.pid}, up ${duration(found.uptimeSeconds)}`],
     ['version', `${found.version} (Node ${found.node}, Linux ${found.kernel})`],
     ['devices', `${attached} attached${failed > 0 ? `, ${failed} failed (see: ubd list)` : ''}`],
+    ...(found.exports.listeners.length > 0 ? [exportsLine(found.exports)] : []),
     ...found.transports.map(({ name, reason }): [string, string] => [
       `transport ${name}`,
       reason === null ? 'offered' : `not offered: ${reason}`,
@@ -33,6 +34,13 @@ function render(found: Status): string {
     ['runtime directory', found.runtimeDir],
     ['log', found.log],
   ]);
+}
+
+function exportsLine({ connections, listeners }: Status['exports']): [string, string] {
+  return [
+    'exports',
+    `${connections} client${connections === 1 ? '' : 's'}, at ${listeners.join(', ')}`,
+  ];
 }
 
 function duration(seconds: number): string {

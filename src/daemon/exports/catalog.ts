@@ -8,24 +8,23 @@
  * Names are checked before anything else happens: they become names of files. What a client is told
  * of a disk that cannot be opened is that; the reason, with its paths, is in the log.
  */
-import { mkdir, readdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { mkdir } from 'node:fs/promises';
 import { asUbdError, UbdError } from '../../base/errors.ts';
 import type { Export, ExportSpec, Template, TemplateSpec } from '../../client/exports.ts';
 import type { Paths } from '../../client/paths.ts';
 import type { ListEntry, Refusal } from '../../transport/nbd/handshake.ts';
 import type { Workshop } from '../attach.ts';
 import type { Exporter } from '../machine.ts';
-import { makePlan, type Plan } from '../plan.ts';
+import type { Plan } from '../plan.ts';
 import type { DeviceStats } from '../plane-protocol.ts';
 import { isName } from '../validate.ts';
 import { type Peer, refuseAccess } from './access.ts';
 import { Disk, type OpenedDisk } from './disk.ts';
+import { type DiskSpec, leavesIn, Plans } from './plans.ts';
 
 export const LEAVES_MAX = 1024;
 /** Names in an answer to LIST. */
 const LIST_MAX = 1024;
-const LEAF_SUFFIX = '.leaf';
 
 /** What a client is told of an export. */
 export interface Facts {
@@ -52,15 +51,9 @@ export interface CatalogOptions {
   lingerMs?: number;
 }
 
-/** What exports and templates say alike. */
-type Common = Pick<
-  ExportSpec,
-  'root' | 'description' | 'allow' | 'ephemeral' | 'readOnly' | 'sizeBytes'
->;
-
 interface Named {
   disk: Disk;
-  spec: Common;
+  spec: DiskSpec;
   template: TemplateEntry | null;
   plan: () => Promise<Plan>;
 }
@@ -73,12 +66,14 @@ interface TemplateEntry {
 
 export class Catalog {
   readonly #options: CatalogOptions;
+  readonly #plans: Plans;
   readonly #named = new Map<string, Named>();
   readonly #templates = new Map<string, TemplateEntry>();
   #stopping = false;
 
   constructor(options: CatalogOptions) {
     this.#options = options;
+    this.#plans = new Plans(options.paths, options.shop.images);
   }
 
   // ---- what there is
@@ -90,7 +85,7 @@ export class Catalog {
         place: { device: name },
         next: 'choose another name, or remove it first',
       });
-    const named = this.#make(name, spec, null, () => this.#plan(spec));
+    const named = this.#make(name, spec, null, () => this.#plans.ofExport(spec));
     this.#named.set(name, named);
     return this.#show(named, undefined);
   }
@@ -149,6 +144,15 @@ export class Catalog {
     return [...this.#templates.values()].map(entry => this.#showTemplate(entry));
   }
 
+  /** A leaf of ours has come to its quota, or near it. False: it is none of ours. */
+  quotaReached(id: number, mark: 'warning' | 'full'): boolean {
+    const named = [...this.#named.values()].find(({ disk }) => disk.opened?.id === id);
+    if (named === undefined) return false;
+    const what = mark === 'full' ? 'has used up its quota' : 'comes to the end of its quota';
+    this.#options.shop.log.warning(`export ${named.disk.name}: its leaf ${what}`);
+    return true;
+  }
+
   /** Why the disk of an export could not be opened now; null: it could. Nothing is made. */
   async probe(name: string): Promise<UbdError | null> {
     const named = this.#named.get(name);
@@ -172,7 +176,7 @@ export class Catalog {
   /** The names that this client may use: exports, and leaves that templates have made. */
   async names(peer: Peer): Promise<ListEntry[]> {
     const found = new Map<string, ListEntry>();
-    const add = (name: string, { description, allow }: Common): void => {
+    const add = (name: string, { description, allow }: DiskSpec): void => {
       if (found.size < LIST_MAX && !found.has(name) && refuseAccess(peer, name, allow) === null)
         found.set(name, { name, description: description ?? '' });
     };
@@ -236,7 +240,9 @@ export class Catalog {
       return { refused: 'unknown', message: 'there is no such export' };
     const refusal = refuseAccess(peer, name, template.spec.allow);
     if (refusal !== null) return refusal;
-    const made = this.#make(name, template.spec, template, () => this.#planOf(template, name));
+    const made = this.#make(name, template.spec, template, () =>
+      this.#plans.ofTemplate(template.spec, name),
+    );
     this.#named.set(name, made);
     return made;
   }
@@ -274,7 +280,7 @@ export class Catalog {
 
   #make(
     name: string,
-    spec: Common,
+    spec: DiskSpec,
     template: TemplateEntry | null,
     plan: () => Promise<Plan>,
   ): Named {
@@ -301,33 +307,6 @@ export class Catalog {
     const { disk, template } = named;
     if (template === null || disk.uses > 0 || disk.state !== 'closed') return;
     if (this.#named.get(disk.name) === named) this.#named.delete(disk.name);
-  }
-
-  // ---- plans
-
-  async #plan({ name, root, leaf, ephemeral, readOnly, sizeBytes }: ExportSpec): Promise<Plan> {
-    const { paths, shop } = this.#options;
-    if (ephemeral) return ephemeralPlan(paths, name, root ?? '', sizeBytes);
-    const asked = { name, readOnly: readOnly ?? false };
-    const plan = await makePlan(
-      {
-        ...asked,
-        ...(root === undefined ? {} : { root }),
-        ...(leaf === undefined ? {} : { leaf }),
-      },
-      name,
-      paths,
-      shop.images,
-    );
-    return withSize(plan, sizeBytes);
-  }
-
-  async #planOf({ spec }: TemplateEntry, name: string): Promise<Plan> {
-    const { root, dir, sizeBytes } = spec;
-    const { paths, shop } = this.#options;
-    if (dir === undefined) return ephemeralPlan(paths, name, root, sizeBytes);
-    const leaf = join(dir, `${name}${LEAF_SUFFIX}`);
-    return withSize(await makePlan({ name, root, leaf }, name, paths, shop.images), sizeBytes);
   }
 
   #refuseUsedLeaf(plan: Plan): Plan {
@@ -404,32 +383,8 @@ export class Catalog {
   }
 }
 
-/** What a template's spec says must make sense. */
-export function checkTemplate({ dir, ephemeral }: TemplateSpec): void {
-  if ((dir === undefined) === (ephemeral ?? false)) return;
-  throw new UbdError('usage', 'a template has a directory for its leaves, or is ephemeral', {
-    next: 'give dir=DIR, or ephemeral: one of the two',
-  });
-}
-
 function factsOf({ disk, spec }: Named, { sizeBytes, readOnly }: OpenedDisk): Facts {
   return { name: disk.name, description: spec.description ?? '', sizeBytes, readOnly };
-}
-
-/** `size` is for a new leaf: one that exists keeps its own. */
-function withSize(plan: Plan, sizeBytes: number | undefined): Plan {
-  return { ...plan, sizeBytes: plan.leaf?.isNew === false ? undefined : sizeBytes };
-}
-
-function ephemeralPlan(
-  paths: Paths,
-  name: string,
-  rootPath: string,
-  sizeBytes: number | undefined,
-): Plan {
-  // A name that no device's leaf has: devices' names have no plus sign.
-  const path = `${paths.ephemeral}/${name}+export${LEAF_SUFFIX}`;
-  return { rootPath, leaf: { path, ephemeral: true, isNew: true }, readOnly: false, sizeBytes };
 }
 
 function refuseUsed(named: readonly Named[], force: boolean): void {
@@ -441,12 +396,4 @@ function refuseUsed(named: readonly Named[], force: boolean): void {
     place: { device: name },
     next: 'wait until they have left, or use force: it cuts them off',
   });
-}
-
-async function leavesIn(directory: string | undefined): Promise<string[]> {
-  if (directory === undefined) return [];
-  const files = await readdir(directory).catch(() => []);
-  return files
-    .filter(file => file.endsWith(LEAF_SUFFIX))
-    .map(file => file.slice(0, -LEAF_SUFFIX.length));
 }

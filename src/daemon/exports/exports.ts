@@ -15,8 +15,9 @@ import type { Log } from '../log.ts';
 import type { Machine } from '../machine.ts';
 import { refuseContradictions } from '../plan.ts';
 import type { Registry } from '../registry.ts';
-import { Catalog, checkTemplate } from './catalog.ts';
+import { Catalog } from './catalog.ts';
 import { planListening } from './listening.ts';
+import { checkTemplate } from './plans.ts';
 import { ExportServer } from './server.ts';
 
 /** What `ubd serve` is told on its command line. */
@@ -142,6 +143,11 @@ export class Exports {
 
   get connections(): number {
     return this.#server.connections;
+  }
+
+  /** False: it is no export's. */
+  quotaReached(id: number, mark: 'warning' | 'full'): boolean {
+    return this.#catalog.quotaReached(id, mark);
   }
 
   disconnected(connection: number, reason: string | null): void {

@@ -10,6 +10,7 @@ import {
   isName,
   isObject,
   isPath,
+  isRoot,
   isText,
   isWhole,
 } from '../validate.ts';
@@ -44,29 +45,31 @@ const isAllow: Check<string[]> = isArrayOf(isShortText, ALLOW_MAX);
 export const isExportSpec: Check<ExportSpec> = isObject<ExportSpec>(
   {
     name: isName,
-    root: isPath,
+    root: isRoot,
     leaf: isPath,
     ephemeral: isBoolean,
     readOnly: isBoolean,
     sizeBytes: isDeviceBytes,
+    quotaBytes: isDeviceBytes,
     allow: isAllow,
     description: isShortText,
   },
-  ['root', 'leaf', 'ephemeral', 'readOnly', 'sizeBytes', 'allow', 'description'],
+  ['root', 'leaf', 'ephemeral', 'readOnly', 'sizeBytes', 'quotaBytes', 'allow', 'description'],
 );
 
 export const isTemplateSpec: Check<TemplateSpec> = isObject<TemplateSpec>(
   {
     prefix: isPrefix,
-    root: isPath,
+    root: isRoot,
     dir: isPath,
     ephemeral: isBoolean,
     sizeBytes: isDeviceBytes,
+    quotaBytes: isDeviceBytes,
     allow: isAllow,
     description: isShortText,
     leavesMax: isLeavesMax,
   },
-  ['prefix', 'dir', 'ephemeral', 'sizeBytes', 'allow', 'description', 'leavesMax'],
+  ['prefix', 'dir', 'ephemeral', 'sizeBytes', 'quotaBytes', 'allow', 'description', 'leavesMax'],
 );
 
 export const isListenerSpec: Check<ListenerSpec> = isObject<ListenerSpec>(

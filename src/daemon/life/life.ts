@@ -9,13 +9,19 @@ import type {
   Device,
   Fork,
   ForkSpec,
+  LeafChange,
   Snapshot,
   SnapshotSpec,
 } from '../../client/api.ts';
+import { growLeaf } from '../../leaf/grow.ts';
+import { setQuota } from '../../leaf/open.ts';
+import { toRecord } from '../device.ts';
+import { fromQuota } from '../images.ts';
 import type { LiveLeaves } from '../machine.ts';
 import { checkQuota } from '../plan.ts';
 import type { Registry } from '../registry.ts';
 import { forkDevice, forkFile } from './fork.ts';
+import { growDevice } from './grow.ts';
 import { requireWritable, takeSnapshot } from './snapshot.ts';
 
 export class Life {
@@ -50,12 +56,24 @@ export class Life {
   }
 
   /** Changes a device in use. */
-  change(target: string, { quota }: ChangeSpec): Promise<Device> {
-    return this.#registry.work(target, 'it is being changed', async entry => {
+  change(target: string, { quota, sizeBytes }: ChangeSpec): Promise<Device> {
+    return this.#registry.work(target, 'it is being changed', async (entry, { records }) => {
       requireWritable(entry);
+      if (sizeBytes !== undefined && sizeBytes !== entry.sizeBytes) {
+        await growDevice(this.#live, entry, sizeBytes);
+        await records.write(toRecord(entry, entry.transport, entry.node, entry.link));
+      }
       if (quota !== undefined) await this.#live.limit(entry.id, checkQuota(quota));
       const stats = (await this.#registry.stats()).find(({ id }) => id === entry.id);
       return this.#registry.show(entry, stats ?? null);
+    });
+  }
+
+  /** Changes a leaf that nobody uses. */
+  changeLeaf({ leaf, quota, sizeBytes }: LeafChange): Promise<void> {
+    return this.#registry.track(async () => {
+      if (sizeBytes !== undefined) growLeaf(leaf, sizeBytes);
+      if (quota !== undefined) setQuota(leaf, fromQuota(checkQuota(quota)));
     });
   }
 

@@ -14,6 +14,7 @@ import { errnoName } from '../../base/errno.ts';
 import { UbdError } from '../../base/errors.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
 import type { Quota } from '../../client/api.ts';
+import { makeRoom } from '../../leaf/grow.ts';
 import { openLeaf } from '../../leaf/open.ts';
 import {
   dropSuccessor,
@@ -122,6 +123,11 @@ export class PlaneLiveLeaves implements LiveLeaves {
 
   limit(id: number, quota: Quota | null): Promise<void> {
     return this.#plane.limit(id, fromQuota(quota));
+  }
+
+  grow({ id, leaf }: LiveDevice, sizeBytes: number): Promise<void> {
+    const directoryOffset = makeRoom(leaf.path, peekSuperblock(leaf.path), sizeBytes);
+    return this.#plane.grow(id, sizeBytes, directoryOffset);
   }
 
   gone(id: number): void {

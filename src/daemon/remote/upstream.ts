@@ -56,6 +56,7 @@ export class Upstream {
     const exited = new Promise<void>(resolve => worker.once('exit', () => resolve()));
     await this.call({ call: 'stop' });
     this.#stopped = true;
+    worker.ref(); // until its exit is told
     await exited;
   }
 

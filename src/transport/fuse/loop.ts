@@ -39,6 +39,7 @@ const openAsync = promisify(open);
 const LOOP_CLR_FD = 0x4c01;
 const LOOP_SET_STATUS64 = 0x4c04;
 const LOOP_GET_STATUS64 = 0x4c05;
+const LOOP_SET_CAPACITY = 0x4c07;
 const LOOP_CONFIGURE = 0x4c0a;
 const LOOP_CTL_ADD = 0x4c80;
 const LOOP_CTL_GET_FREE = 0x4c82;
@@ -270,6 +271,22 @@ export async function detachLoop(
     await sleep(pauseMs);
   }
   return { gone: true };
+}
+
+/** Lets a device follow the size of its file, which has grown. Its users see it at once. */
+export async function resizeLoop(loop: LoopDevice, sizeBytes: number): Promise<void> {
+  const open = { open: loop.path, flags: constants.O_RDONLY };
+  const failure = (
+    await apart(null, [open, { ioctl: LOOP_SET_CAPACITY, on: 0, argument: 0 }])
+  ).find(result => result < 0);
+  if (failure !== undefined) throw refused('resize', failure, loop.path);
+  const sectors = Number(readFileSync(`/sys/block/loop${loop.number}/size`, 'utf8'));
+  if (sectors * SECTOR_BYTES === sizeBytes) return;
+  // Before Linux 6.17 the driver does not ask the file system for the size.
+  throw new UbdError('unsupported', `${loop.path}: this kernel does not let it grow in use`, {
+    place: { device: loop.path },
+    next: 'its leaf has grown: detach the device and attach it again',
+  });
 }
 
 /** Takes back a detach that waits for the last close. */

@@ -41,6 +41,7 @@ import { OP } from '../../engine/request.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { CALL } from '../../uring/calls.ts';
 import type { IoOp } from '../../uring/io.ts';
+import { allocateMemory } from '../../uring/memory.ts';
 import { Share } from '../../uring/slot-pool.ts';
 import { OPCODE, setAddress, setCurrentPosition, setLength, setOpFlags } from '../../uring/sqe.ts';
 import { DATA_BYTES, DATA_PAGES, type FuseSlots, REQUEST_BYTES, type Slot } from './slots.ts';
@@ -51,6 +52,7 @@ import {
   IN_HEADER_BYTES,
   INIT,
   INIT_BYTES,
+  INVALIDATION_BYTES,
   NODE_FILE,
   NODE_ROOT,
   OUT_HEADER_BYTES,
@@ -64,6 +66,7 @@ import {
   writeAttr,
   writeEntry,
   writeInit,
+  writeInvalidation,
   writeOpen,
   writeStatfs,
 } from './wire.ts';
@@ -72,9 +75,14 @@ const HALF = 2 ** 32;
 
 /**
  * The most requests that are read in one batch. It begins with one, doubles while there are more,
- * and falls back to what there was: so a single request costs no second read that finds nothing.
+ * and falls back to what there was.
  */
 const BURST_MAX = 32;
+/**
+ * After a batch of one that had asked for more: so many batches of one go by until the next asks
+ * for two. A client that has one request under way costs hardly any read that finds nothing.
+ */
+const PATIENCE = 8;
 
 /** poll(2) */
 const POLLIN = 1;
@@ -117,7 +125,6 @@ export class FuseSession {
   readonly #slots: FuseSlots;
   readonly #fd: number;
   readonly #device: UnionDevice;
-  readonly #sizeBytes: number;
   readonly #onEnd: (reason: string | null) => void;
   #state: State = STATE.SERVING;
   #reason: string | null = null;
@@ -125,6 +132,7 @@ export class FuseSession {
   #polling = false;
   /** How many requests the next batch asks for. */
   #burst = 1;
+  #patience = 0;
   /** Of the batch under way: reads asked for, reads without a result, requests that came. */
   #asked = 0;
   #reads = 0;
@@ -136,9 +144,29 @@ export class FuseSession {
     this.#slots = slots;
     this.#fd = fd;
     this.#device = device;
-    this.#sizeBytes = device.sizeSectors * SECTOR_BYTES;
     this.#onEnd = onEnd;
     this.#startPoll();
+  }
+
+  get #sizeBytes(): number {
+    return this.#device.sizeSectors * SECTOR_BYTES;
+  }
+
+  /** The device has another size: the kernel is to ask for it again. */
+  resized(done: IoOp): void {
+    const { ring } = this.#slots;
+    const memory = allocateMemory(INVALIDATION_BYTES);
+    writeInvalidation(memory.view, NODE_FILE);
+    const word = ring.prepare(OPCODE.WRITE, this.#fd, {
+      done: result => {
+        memory.free();
+        // -ENOENT: it has not asked for the file at all.
+        done.done(result === -ENOENT ? 0 : Math.min(result, 0), 0);
+      },
+    });
+    setAddress(ring.words, word, memory.address);
+    setLength(ring.words, word, INVALIDATION_BYTES);
+    setCurrentPosition(ring.words, word);
   }
 
   /** Takes no more requests, answers those that it has, and ends. */
@@ -204,11 +232,22 @@ export class FuseSession {
       );
     }
     if (this.#reads === 0 && this.#state === STATE.SERVING) {
-      const more = this.#came === this.#asked;
-      this.#burst = more ? Math.min(2 * this.#asked, BURST_MAX) : Math.max(1, this.#came);
+      this.#adapt();
       this.#startPoll();
     }
     this.#settle();
+  }
+
+  /** Learns from a batch how many requests the next one should ask for. */
+  #adapt(): void {
+    if (this.#came < this.#asked) {
+      this.#burst = Math.max(1, this.#came);
+      if (this.#burst === 1) this.#patience = PATIENCE;
+    } else if (this.#burst === 1 && this.#patience > 0) {
+      this.#patience--;
+    } else {
+      this.#burst = Math.min(2 * this.#asked, BURST_MAX);
+    }
   }
 
   #dispatch(slot: Slot, length: number): void {

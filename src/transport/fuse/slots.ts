@@ -8,7 +8,8 @@
  *                     body without data
  *
  * The vector is for replies whose data lie elsewhere, because they were lent: it names the out
- * header, and each piece. The kernel looks up each page that it copies from or to: so a reply without data lies in one.
+ * header, and each piece. The kernel looks up each page that it copies from or to: so a reply
+ * without data lies in one.
  *
  * A slot goes round: a request is read into it, the session answers from it, and once the answer is
  * written it goes back.

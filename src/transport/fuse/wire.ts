@@ -137,6 +137,20 @@ const ENTRY_OUT = layout('fuse_entry_out', {
   ...ATTR,
 });
 
+/** What a server says unasked: no request has the number 0, and the error is the kind. */
+const INVALIDATE_OUT = layout('fuse_out_header and fuse_notify_inval_inode_out', {
+  length: u32,
+  kind: u32,
+  unique: u64,
+  ino: u64,
+  /** -1: the attributes alone. */
+  offsetLow: u32,
+  offsetHigh: u32,
+  bytes: u64,
+});
+const FUSE_NOTIFY_INVAL_INODE = 2;
+export const INVALIDATION_BYTES: number = INVALIDATE_OUT.size;
+
 const OPEN_OUT = layout('fuse_open_out', { fh: u64, openFlags: u32, padding: u32 });
 
 const STATFS_OUT = layout('fuse_kstatfs', {
@@ -255,6 +269,17 @@ function attributes({ node, sizeBytes }: Node): Partial<ReturnType<typeof ATTR_O
 export function writeAttr(view: DataView, at: number, node: Node): number {
   ATTR_OUT.write(view, at, { ...attributes(node), attrValid: VALID_SECONDS });
   return ATTR_OUT.size;
+}
+
+/** The node's size has changed: the kernel forgets what it knows of it, and asks again. */
+export function writeInvalidation(view: DataView, ino: number): void {
+  INVALIDATE_OUT.write(view, 0, {
+    length: INVALIDATION_BYTES,
+    kind: FUSE_NOTIFY_INVAL_INODE,
+    ino,
+    offsetLow: 0xffffffff,
+    offsetHigh: 0xffffffff,
+  });
 }
 
 /** The answer to a LOOKUP that found the node. */

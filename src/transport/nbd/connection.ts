@@ -25,7 +25,7 @@ import { SECTOR_BYTES } from '../../base/units.ts';
 import { OP } from '../../engine/request.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { native } from '../../native/binding.ts';
-import type { IoOp, Memory } from '../../uring/io.ts';
+import type { Memory } from '../../uring/io.ts';
 import { allocateMemory } from '../../uring/memory.ts';
 import {
   headerBytes,
@@ -71,9 +71,6 @@ type State = (typeof STATE)[keyof typeof STATE];
 /** What a step of the work has come to. */
 const STEP = { DONE: 0, NEEDS_BYTES: 1, BLOCKED: 2 } as const;
 type Step = (typeof STEP)[keyof typeof STEP];
-
-/** For a cancellation, whose own result does not matter. */
-const NOTHING: IoOp = { done() {} };
 
 /** A socket in its transmission phase, and what the handshake has agreed on. */
 export interface NbdChannel {
@@ -523,7 +520,7 @@ export class NbdConnection implements SlotOwner, Waiter {
     } else if (slot.error !== 0) {
       outbox.addHeader(writeSimple(view, headerAt, slot));
     } else if (slot.type === CMD.BLOCK_STATUS) {
-      outbox.addData(request.memory.address + request.start, slot.pieceBytes);
+      outbox.addData(request.memory, request.start, slot.pieceBytes);
     } else if (slot.hole) {
       outbox.addHeader(writeHole(view, headerAt, slot, extended, flags));
     } else if (isData && chunked) {
@@ -543,8 +540,8 @@ export class NbdConnection implements SlotOwner, Waiter {
   /** Adds what a piece has read, from where it lies. */
   #putData({ loan, request, pieceBytes }: Slot): void {
     const outbox = this.#outbox;
-    if (loan.count === 0) outbox.addData(request.memory.address + request.start, pieceBytes);
-    for (let i = 0; i < loan.count; i++) outbox.addData(loan.addresses[i]!, loan.lengths[i]!);
+    if (loan.count === 0) outbox.addData(request.memory, request.start, pieceBytes);
+    else outbox.addPieces(loan);
   }
 
   /** A message is sent, or could not be: 0 or -errno. */
@@ -582,13 +579,12 @@ export class NbdConnection implements SlotOwner, Waiter {
     this.#reason = reason;
     if (serving) this.#takeNoMore();
     this.#streaming = null;
-    if (!this.#outbox.idle) this.#slots.ring.cancelAll(this.channel.fd, NOTHING);
+    this.#outbox.cancel();
     this.#pump(); // gives up what is ready
     this.#settle();
   }
 
   #takeNoMore(): void {
-    this.#slots.forget(this);
     this.#inbox.cancel();
     const writer = this.#writer;
     this.#writer = null;

@@ -18,6 +18,7 @@
  * ERR_INVALID and may go on; one that breaks the frame, or a limit, is cut off.
  */
 import { assert } from '../../base/assert.ts';
+import { ByteQueue } from './byte-queue.ts';
 import {
   type BlockSizes,
   blockSizeInfo,
@@ -125,9 +126,9 @@ type Option = { code: number; data: Buffer };
 
 export class Handshake {
   readonly #tls: TlsState;
-  readonly #chunks: Buffer[] = [];
-  #buffered = 0;
-  #received = 0;
+  readonly #input = new ByteQueue();
+  /** Bytes that are dealt with. */
+  #taken = 0;
   #options = 0;
   #state: 'flags' | 'option' | 'asking' | 'over' = 'flags';
   /** Bytes of a too long option that are still to come, and which option it is. */
@@ -155,15 +156,12 @@ export class Handshake {
 
   /** Bytes that are kept. */
   get buffered(): number {
-    return this.#buffered;
+    return this.#input.length;
   }
 
   /** Bytes from the client. They are kept until `next` gets to them. */
   take(bytes: Buffer): void {
-    if (this.#state === 'over' || bytes.length === 0) return;
-    this.#chunks.push(bytes);
-    this.#buffered += bytes.length;
-    this.#received += bytes.length;
+    if (this.#state !== 'over') this.#input.push(bytes);
   }
 
   /** What is to be done now; null: the client's turn, or the answer to a question. */
@@ -210,8 +208,7 @@ export class Handshake {
     );
     const { name, chosen } = this.#contexts;
     const contexts = name === requestedName(option) ? chosen : {};
-    const early = Buffer.concat(this.#chunks.splice(0));
-    this.#buffered = 0;
+    const early = this.#input.pull(this.#input.length)!;
     this.#state = 'over';
     this.#steps.push({ step: 'serve', agreement: { replies: this.#replies, contexts, early } });
   }
@@ -220,15 +217,15 @@ export class Handshake {
 
   /** Goes on with what is buffered. False: more bytes are needed. */
   #advance(): boolean {
-    // Bytes of the transmission phase may lie behind the last option: those do not count.
-    if (this.#received - this.#buffered > HANDSHAKE_BYTES_MAX)
+    // What lies behind the last option, of the transmission phase, does not count.
+    if (this.#taken > HANDSHAKE_BYTES_MAX)
       return this.#end(`more than ${HANDSHAKE_BYTES_MAX} bytes of handshake`);
     if (this.#state === 'flags') {
       const flags = this.#pull(CLIENT_FLAGS_BYTES);
       return flags !== null && this.#takeFlags(flags.readUInt32BE());
     }
     if (this.#skip > 0) return this.#skipOn();
-    const bytes = this.#peek(OPTION.size);
+    const bytes = this.#input.peek(OPTION.size);
     if (bytes === null) return false;
     const header = parseOptionHeader(bytes);
     if (header === null) return this.#end('it is no NBD option');
@@ -246,6 +243,12 @@ export class Handshake {
     return true;
   }
 
+  #pull(length: number): Buffer | null {
+    const bytes = this.#input.pull(length);
+    if (bytes !== null) this.#taken += length;
+    return bytes;
+  }
+
   #takeFlags(flags: number): boolean {
     const { FIXED_NEWSTYLE, NO_ZEROES } = HANDSHAKE_FLAG;
     if ((flags & ~(FIXED_NEWSTYLE | NO_ZEROES)) !== 0)
@@ -257,32 +260,13 @@ export class Handshake {
   }
 
   #skipOn(): boolean {
-    const length = Math.min(this.#skip, this.#buffered);
+    const length = Math.min(this.#skip, this.#input.length);
     if (length === 0) return false;
     this.#pull(length);
     this.#skip -= length;
     if (this.#skip === 0 && this.#admit(this.#skipped))
       this.#error(this.#skipped, REP.ERR_TOO_BIG, `more than ${OPTION_BYTES_MAX} bytes`);
     return true;
-  }
-
-  /** The next `length` bytes, taken out; null if they are not here yet. */
-  #pull(length: number): Buffer | null {
-    const all = this.#peek(length);
-    if (all === null) return null;
-    this.#buffered -= length;
-    const rest = this.#chunks[0]!.subarray(length);
-    if (rest.length === 0) this.#chunks.shift();
-    else this.#chunks[0] = rest;
-    return all;
-  }
-
-  /** The same, left where they are. Joins chunks only when there are enough. */
-  #peek(length: number): Buffer | null {
-    if (this.#buffered < length) return null;
-    if (this.#chunks.length > 1 && this.#chunks[0]!.length < length)
-      this.#chunks.splice(0, this.#chunks.length, Buffer.concat(this.#chunks));
-    return (this.#chunks[0] ?? NO_BYTES).subarray(0, length);
   }
 
   // ---- options
@@ -362,7 +346,7 @@ export class Handshake {
       return;
     }
     // What came in the clear must not pass for something that came over TLS.
-    if (this.#buffered > 0) {
+    if (this.#input.length > 0) {
       this.#end('bytes behind STARTTLS, in the clear');
       return;
     }
@@ -452,14 +436,11 @@ export class Handshake {
 
   #end(reason: string | null): true {
     this.#state = 'over';
-    this.#chunks.length = 0;
-    this.#buffered = 0;
+    this.#input.clear();
     this.#steps.push({ step: 'end', reason });
     return true;
   }
 }
-
-const NO_BYTES = Buffer.alloc(0);
 
 const REFUSALS = {
   unknown: REP.ERR_UNKNOWN,

@@ -9,10 +9,10 @@
  * goes into the next one, so that a slow client gets few and large messages.
  */
 import { assert } from '../../base/assert.ts';
-import { EAGAIN, EINTR } from '../../base/errno.ts';
+import { EAGAIN, ECANCELED, EINTR } from '../../base/errno.ts';
 import { layout, u32, u64 } from '../../base/layout.ts';
 import { PIECES_MAX } from '../../store/loan.ts';
-import type { IoOp, Memory } from '../../uring/io.ts';
+import type { IoOp, Memory, Pieces } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { OPCODE, setAddress, setLength, setOpFlags } from '../../uring/sqe.ts';
 import { TRIES_MAX } from '../../uring/transfer.ts';
@@ -52,6 +52,9 @@ const HALF = 2 ** 32;
 const STATE = { IDLE: 0, FILLING: 1, SENDING: 2 } as const;
 type State = (typeof STATE)[keyof typeof STATE];
 
+/** For a cancellation, whose own result does not matter. */
+const NOTHING: IoOp = { done() {} };
+
 export class Outbox implements IoOp {
   readonly #ring: Ring;
   readonly #fd: number;
@@ -68,8 +71,11 @@ export class Outbox implements IoOp {
   #headersEnd: number;
   /** Where the last vector ends: what begins there is added to it. */
   #lastEnd = 0;
+  /** Of what is added next. */
+  readonly #address = new Float64Array(1);
   #leftBytes = 0;
   #tries = 0;
+  #cancelled = false;
 
   /** @param start a multiple of 8 */
   constructor(
@@ -138,13 +144,27 @@ export class Outbox implements IoOp {
 
   /** Adds the header of `bytes` that was written at `headerAt`. */
   addHeader(bytes: number): void {
-    this.addData(this.#memory.address + this.#headersEnd, bytes);
+    this.addData(this.#memory, this.#headersEnd, bytes);
     this.#headersEnd += bytes;
   }
 
-  /** Adds what lies at an absolute address. It must stay there until `onSent`. */
-  addData(address: number, bytes: number): void {
+  /** Adds what lies at byte `start` of `memory`. It must stay there until `onSent`. */
+  addData(memory: Memory, start: number, bytes: number): void {
+    this.#address[0] = memory.address + start;
+    this.#append(bytes);
+  }
+
+  /** The same of several pieces of memory. */
+  addPieces({ count, addresses, lengths }: Pieces): void {
+    for (let i = 0; i < count; i++) {
+      this.#address[0] = addresses[i]!;
+      this.#append(lengths[i]!);
+    }
+  }
+
+  #append(bytes: number): void {
     const words = this.#words;
+    const address = this.#address[0]!; // not an argument: numbers of its size may be boxed
     this.#leftBytes += bytes;
     if (address === this.#lastEnd) {
       const word = (VECTORS_AT + (this.#vectors - 1) * VECTOR_BYTES) / 4;
@@ -161,8 +181,20 @@ export class Outbox implements IoOp {
     this.#lastEnd = address + bytes;
   }
 
+  /** Gives up the message under way: `onSent` gets an error. Nothing may be sent after it. */
+  cancel(): void {
+    this.#cancelled = true;
+    if (!this.idle) this.#ring.cancelAll(this.#fd, NOTHING);
+  }
+
   done(result: number): void {
     this.#state = STATE.SENDING;
+    if (this.#cancelled) {
+      // It may have sent a part of it; that is its result then.
+      this.#state = STATE.IDLE;
+      this.#onSent(-ECANCELED);
+      return;
+    }
     if (result > 0) {
       assert(result <= this.#leftBytes, 'no more is sent than there was');
       this.#leftBytes -= result;

@@ -107,7 +107,10 @@ export class SlotList {
 export interface Waiter {
   inLine: boolean;
   nextInLine: Waiter | null;
-  /** There may be memory: it takes what it needs, or gets in line again. */
+  /**
+   * There may be memory: it takes what it needs, or gets in line again. One that has ended
+   * meanwhile does nothing.
+   */
   memoryFreed(): void;
 }
 
@@ -146,22 +149,6 @@ export class NbdSlots {
     if (this.#lineTail === null) this.#lineHead = waiter;
     else this.#lineTail.nextInLine = waiter;
     this.#lineTail = waiter;
-  }
-
-  /** A connection that ends waits for nothing. */
-  forget(waiter: Waiter): void {
-    if (!waiter.inLine) return;
-    waiter.inLine = false;
-    let before: Waiter | null = null;
-    let at: Waiter | null = this.#lineHead;
-    while (at !== null && at !== waiter) {
-      before = at;
-      at = at.nextInLine;
-    }
-    const after: Waiter | null = waiter.nextInLine;
-    if (before === null) this.#lineHead = after;
-    else before.nextInLine = after;
-    if (this.#lineTail === waiter) this.#lineTail = before;
   }
 
   /** Gives a block back to the pool, and lets those in line go on. */

@@ -6,11 +6,13 @@
  *     loop       loop ─ a raw copy of the image
  *     dm         dm-snapshot, persistent, chunks of 4 KiB; image and changes are memory
  *     qemu-nbd   nbd ─ qemu-nbd ─ qcow2 overlay ─ image
+ *     qsd        loop ─ FUSE ─ qemu-storage-daemon ─ qcow2 overlay ─ image (a speed reference only:
+ *                QEMU 7.2 mixes up data of parallel requests there)
  *     ublk …     ublk ─ ubd: leaf, image; in each way to move the data
  *     ubd-loop   loop ─ FUSE ─ ubd: leaf, image
  */
 import { spawn } from 'node:child_process';
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync, statSync, writeFileSync } from 'node:fs';
 import { run, until } from '../../support/run.ts';
 import { Sandbox } from '../../support/sandbox.ts';
 import { UblkProcess } from '../../support/ublk-process.ts';
@@ -103,6 +105,25 @@ export const TARGETS: readonly Target[] = [
       await until('qemu-nbd listens', () => existsSync(socket), 300_000);
       await run('nbd-client', ['-unix', socket, '/dev/nbd0', '-block-size', '512']);
       return '/dev/nbd0';
+    },
+  },
+  {
+    id: 'qsd',
+    title: 'qemu-storage-daemon on loop (unsafe)',
+    modules: ['loop', 'fuse'],
+    async up() {
+      const file = `${PLACE}/overlay.qcow2`;
+      const point = `${PLACE}/export`;
+      await run('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', IMAGE, '-F', 'raw', file]);
+      writeFileSync(point, '');
+      const server = [
+        ...['--blockdev', `driver=file,node-name=file,filename=${file},aio=io_uring`],
+        ...['--blockdev', 'driver=qcow2,node-name=disk,file=file'],
+        ...['--export', `type=fuse,id=f,node-name=disk,mountpoint=${point},writable=on`],
+      ];
+      spawn('qemu-storage-daemon', server, { stdio: 'ignore' });
+      await until('it serves', () => statSync(point).size === DEVICE_BYTES, 300_000);
+      return (await run('losetup', ['--find', '--show', '--direct-io=on', point])).trim();
     },
   },
   ublk('copy'),

@@ -1,6 +1,7 @@
 /**
  * Goal: names lead to the right disks, and disks are open exactly as long as somebody uses them.
- * Method: the catalog over a machine of small files, which counts what is open and fails on command.
+ * Method: the catalog over a machine of small files, which counts what is open and fails on
+ * command.
  */
 import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';

@@ -12,6 +12,8 @@ import type { NbdCaller } from '../../support/nbd-caller.ts';
 import { CLIENT_FLAGS, option, queried, u32, wanted } from '../../support/nbd-talk.ts';
 import { until } from '../../support/run.ts';
 
+t.setTimeout(900_000); // for what hangs
+
 t.test('a client reaches its disk: what was agreed on, and bytes both ways', async t => {
   const world = exportWorld(t);
   const { server, catalog, root, dir } = world;

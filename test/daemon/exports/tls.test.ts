@@ -18,6 +18,8 @@ import { option, wanted } from '../../support/nbd-talk.ts';
 import { missing } from '../../support/requires.ts';
 import { until } from '../../support/run.ts';
 
+t.setTimeout(900_000); // for what hangs
+
 const skip = await missing('openssl');
 
 interface TlsWorld extends ExportWorld {

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Boots a virtual machine from a disk of its own: the export NAME, over a unix socket.
+#
+#   ubd serve --listen nbd+unix:///run/ubd/nbd.sock \
+#     --template DIRECTORY/debian.img,dir=DIRECTORY/vms
+#   examples/vm/boot.sh DIRECTORY NAME [SOCKET]
+#
+# What the machine writes goes to DIRECTORY/vms/NAME.leaf, and is there when it boots again. Its
+# console is this terminal; `systemctl poweroff` ends it. DIRECTORY is what make-root.sh has made;
+# with an image that has a boot loader, leave -kernel, -initrd and -append out.
+set -eu
+if [ "$#" -lt 2 ]; then
+  echo "usage: $0 DIRECTORY NAME [SOCKET]" >&2
+  exit 2
+fi
+directory=$1 name=$2 socket=${3:-/run/ubd/nbd.sock}
+accelerator=${UBD_QEMU_ACCEL:-kvm:tcg}
+exec qemu-system-x86_64 -machine "accel=$accelerator" -cpu max -smp 1 -m "${UBD_QEMU_MEMORY:-512}" \
+  -nodefaults -no-reboot -display none -serial stdio -device virtio-rng-pci \
+  -kernel "$directory/vmlinuz" -initrd "$directory/initrd" \
+  -append "root=LABEL=debian console=ttyS0 quiet systemd.hostname=$name ${UBD_QEMU_APPEND:-}" \
+  -blockdev "driver=nbd,node-name=disk,server.type=unix,server.path=$socket,export=$name" \
+  -device virtio-blk-pci,drive=disk

@@ -1,0 +1,183 @@
+/**
+ * `npm run bench:nbd`: exports of this product and of its peers in one run, on the same files, with
+ * the same clients: one of our own that does little but keep the server busy (load.ts), and libnbd
+ * by way of fio's engine. A table for each client.
+ */
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { Cleanup } from '../../support/cleanup.ts';
+import { run, which } from '../../support/run.ts';
+import { Sandbox } from '../../support/sandbox.ts';
+import { type FioJob, fio } from '../fio.ts';
+import { busyMicros, cpuMicros, machineFacts } from '../machine.ts';
+import { render } from '../report.ts';
+import type { IoSample, Report } from '../results.ts';
+import type { Context } from '../targets.ts';
+import { choose, WORKLOADS, type Workload } from '../workloads.ts';
+import type { LoadOrder, LoadResult } from './load.ts';
+import { NBD_TARGETS, type NbdTarget, type Serving } from './targets.ts';
+
+const MIB = 2 ** 20;
+const LOAD = fileURLToPath(new URL('./load.js', import.meta.url));
+
+interface Measured {
+  requests: number;
+  iops: number;
+  /** Bytes per second. */
+  rate: number;
+}
+
+type Client = (serving: Serving, job: FioJob, seed: number) => Promise<Measured>;
+
+const CLIENTS: Readonly<Record<string, Client>> = {
+  own: async ({ socket: path, name }, job, seed) => {
+    const order: LoadOrder = { path, name, job, seed };
+    const text = await run(process.execPath, [LOAD, JSON.stringify(order)]);
+    const { requests, seconds } = JSON.parse(text) as LoadResult;
+    return { requests, iops: requests / seconds, rate: (requests * job.blockBytes) / seconds };
+  },
+  libnbd: async ({ socket, name }, job, seed) =>
+    fio(`nbd+unix:///${name}?socket=${socket}`, job, 'nbd', seed),
+};
+
+const USAGE = `usage: npm run bench:nbd -- [options]
+
+  --quick            short runs: to see that it works, not to quote
+  --rounds N         interleaved rounds of every target (default 5, quick 1)
+  --only A,B         workloads (${WORKLOADS.map(one => one.id).join(', ')})
+  --targets A,B      of ${NBD_TARGETS.map(one => one.id).join(', ')}
+  --clients A,B      of ${Object.keys(CLIENTS).join(', ')}
+  --dir DIR          where images and overlays go (default: a temporary directory)
+  --json FILE        the results as JSON, too
+`;
+
+function list(text: string | undefined, all: readonly string[]): string[] {
+  const words = (text ?? '').split(',').filter(word => word !== '');
+  const wrong = words.find(word => !all.includes(word));
+  if (wrong !== undefined) throw new Error(`${wrong}: none of ${all.join(', ')}\n\n${USAGE}`);
+  return words.length === 0 ? [...all] : words;
+}
+
+async function main(): Promise<void> {
+  const { values } = parseArgs({
+    options: {
+      quick: { type: 'boolean', default: false },
+      rounds: { type: 'string' },
+      only: { type: 'string' },
+      targets: { type: 'string' },
+      clients: { type: 'string' },
+      dir: { type: 'string' },
+      json: { type: 'string' },
+      help: { type: 'boolean', default: false },
+    },
+  });
+  if (values.help) {
+    process.stdout.write(USAGE);
+    return;
+  }
+  const { quick } = values;
+  const rounds = Number(values.rounds ?? (quick ? 1 : 5));
+  const ids = list(
+    values.targets,
+    NBD_TARGETS.map(one => one.id),
+  );
+  const workloads = choose(
+    list(
+      values.only,
+      WORKLOADS.map(one => one.id),
+    ),
+  );
+  const clients = list(values.clients, Object.keys(CLIENTS));
+  const span = (quick ? 32 : 128) * MIB;
+  const shape = { span, runtimeMs: quick ? 500 : 2500 };
+
+  const cleanup = new Cleanup();
+  try {
+    const dir = mkdtempSync(join(values.dir ?? tmpdir(), 'ubd-bench-'));
+    cleanup.add(`remove ${dir}`, () => rmSync(dir, { recursive: true, force: true }));
+    const root = join(dir, 'root.img');
+    await run('dd', ['if=/dev/urandom', `of=${root}`, 'bs=1M', `count=${(4 * span) / MIB}`]);
+    const overlays = join(dir, 'overlays');
+    mkdirSync(overlays);
+    const sandbox = await Sandbox.start(cleanup, dir);
+    const context: Context = { dir: overlays, root, cleanup, sandbox };
+    const skipped: Record<string, string> = {};
+    const targets = await available(ids, skipped);
+    const reports: Record<string, Report> = {};
+    for (const client of clients) {
+      const samples: IoSample[] = [];
+      for (let round = 0; round < rounds; round++)
+        for (let i = 0; i < targets.length; i++)
+          samples.push(
+            ...(await oneTarget(client, targets[(i + round) % targets.length]!, {
+              context,
+              round,
+              job: workload => workload.job(shape),
+              workloads,
+            })),
+          );
+      const machine = await machineFacts();
+      reports[client] = { machine, rounds, quick, samples, figures: [], skipped };
+      process.stdout.write(`\nclient: ${client}\n\n${render(reports[client]!, workloads)}`);
+    }
+    if (values.json !== undefined) writeFileSync(values.json, JSON.stringify(reports, null, 1));
+  } finally {
+    await cleanup.run();
+  }
+}
+
+interface Round {
+  context: Context;
+  round: number;
+  job: (workload: Workload) => FioJob;
+  workloads: readonly Workload[];
+}
+
+/** Every workload on a fresh overlay. */
+async function oneTarget(client: string, target: NbdTarget, plan: Round): Promise<IoSample[]> {
+  const { context, round, job, workloads } = plan;
+  const serving = await target.up(context);
+  const samples: IoSample[] = [];
+  try {
+    for (const workload of workloads) {
+      const before = cpuMicros(serving.pids);
+      const busyBefore = busyMicros();
+      const measured = await CLIENTS[client]!(serving, job(workload), round + 1);
+      const cpu = (cpuMicros(serving.pids) - before) / measured.requests;
+      const machine = (busyMicros() - busyBefore) / measured.requests;
+      const value = workload.unit === 'IOPS' ? measured.iops : measured.rate / 1e6;
+      samples.push({
+        ...{ round, target: target.id, workload: workload.id, value },
+        ...{ p50: 0, p99: 0, cpu, machine },
+      });
+      process.stderr.write(
+        `round ${round + 1}  ${client.padEnd(6)} ${target.id.padEnd(8)} ` +
+          `${workload.title.padEnd(34)} ${value.toFixed(0).padStart(8)} ${workload.unit}` +
+          `  ${cpu.toFixed(1)} us\n`,
+      );
+    }
+  } finally {
+    await serving.down();
+  }
+  return samples;
+}
+
+async function available(
+  ids: readonly string[],
+  skipped: Record<string, string>,
+): Promise<NbdTarget[]> {
+  const found: NbdTarget[] = [];
+  for (const target of NBD_TARGETS.filter(one => ids.includes(one.id))) {
+    const lacking: string[] = [];
+    for (const program of target.needs)
+      if ((await which(program)) === undefined) lacking.push(program);
+    if (lacking.length === 0) found.push(target);
+    else skipped[target.id] = `${lacking.join(', ')} not installed`;
+  }
+  return found;
+}
+
+await main();
