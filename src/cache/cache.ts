@@ -10,8 +10,8 @@
  *     bytes for ever: so no block is ever served of another root, or of another generation.
  *  2. A block is read once, whoever asks, until it is dropped.
  *  3. A fill that fails leaves nothing behind. Each reading that waited for it then reads exactly
- *     the sectors that it needs, past the cache: an error reaches those whom it concerns, and no one
- *     else.
+ *     the sectors that it needs, past the cache: an error reaches those whom it concerns, and no
+ *     one else.
  *  4. Frames in use never exceed the capacity, but while it is being lowered and pinned chunks have
  *     not gone yet. Where there is no frame, a read goes past the cache.
  */
@@ -21,7 +21,14 @@ import type { Lender } from '../store/loan.ts';
 import type { SlabIo } from '../uring/slab-io.ts';
 import type { CachedLayer } from './cached-layer.ts';
 import { CHUNK_BLOCKS, Chunks, maskOf } from './chunks.ts';
-import { type Content, type ContentDescription, Contents } from './content.ts';
+import {
+  addCounters,
+  type Content,
+  type ContentDescription,
+  Contents,
+  type Counters,
+  newCounters,
+} from './content.ts';
 import type { Fetch } from './fetch.ts';
 import { FILL_BLOCKS_MAX, Fill } from './fill.ts';
 import { Lru } from './lru.ts';
@@ -59,6 +66,7 @@ export class Cache implements Lender {
   readonly contents: Contents = new Contents();
   #policy: Policy = new Lru();
   #policyName: PolicyName = 'lru';
+  readonly #forgotten: Counters = newCounters();
   readonly counters = { bypassed: 0, evictions: 0 };
 
   /**
@@ -111,6 +119,13 @@ export class Cache implements Lender {
 
   get chunkCount(): number {
     return this.#policy.count;
+  }
+
+  /** Of all contents, also of those that are forgotten. */
+  get totals(): Counters {
+    const totals = { ...this.#forgotten };
+    for (const { counters } of this.contents.all) addCounters(totals, counters);
+    return totals;
   }
 
   /** Takes effect at once: what does not fit any more is gone, and its memory on its way back. */
@@ -203,7 +218,9 @@ export class Cache implements Lender {
 
   #forgetIfDone(content: Content): void {
     if (content.users > 0 || content.chunks > 0) return;
-    if (this.contents.get(content.key) === content) this.contents.forget(content);
+    if (this.contents.get(content.key) !== content) return;
+    this.contents.forget(content);
+    addCounters(this.#forgotten, content.counters);
   }
 
   // ── Finding ───────────────────────────────────────────────────────────────────────────────────

@@ -1,9 +1,10 @@
 /**
  * A root as its devices see it through the cache: one for each device.
  *
- * `source` is read by fills: blocks, in memory of the slab. `plain` is read where the cache does not
- * help: exactly the sectors of a request, into its memory. They show the same bytes by different
- * roads: a local root's fills go past the page cache (O_DIRECT), so that nothing is kept twice.
+ * `source` is read by fills: blocks, in memory of the slab. `plain` is read where the cache does
+ * not help: exactly the sectors of a request, into its memory. They show the same bytes by
+ * different roads: a local root's fills go past the page cache (O_DIRECT), so that nothing is kept
+ * twice.
  *
  * A reader that goes through a root in order is read ahead of:
  *

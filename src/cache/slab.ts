@@ -9,10 +9,10 @@
  *  1. Never are more frames in use than the budget says, nor more extents there than it takes to
  *     hold them, but for those that were in use when it was lowered: frames of leaving extents are
  *     taken no more, and an extent goes when the last of them is put back.
- *  2. Pages come ahead of need, without anybody waiting (`SlabIo.populate`); only if frames are taken
- *     faster than that does the first use of an extent pay for it.
- *  3. Memory comes and goes in whole huge pages: what the kernel is told to give up it gives up, and
- *     whoever copies from a frame finds it in the page tables at once.
+ *  2. Pages come ahead of need, without anybody waiting (`SlabIo.populate`); only if frames are
+ *     taken faster than that does the first use of an extent pay for it.
+ *  3. Memory comes and goes in whole huge pages: what the kernel is told to give up it gives up,
+ *     and whoever copies from a frame finds it in the page tables at once.
  *  4. The frames of a taken list ascend, and those put back last are taken first: so the frames of
  *     one fill tend to lie side by side, and what is touched stays warm.
  *

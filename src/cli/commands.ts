@@ -20,6 +20,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   fork: async () => (await import('./commands/fork.ts')).fork,
   set: async () => (await import('./commands/set.ts')).set,
   check: async () => (await import('./commands/check.ts')).check,
+  cache: async () => (await import('./commands/cache.ts')).cache,
   replica: async () => (await import('./commands/replica.ts')).replica,
   status: async () => (await import('./commands/status.ts')).status,
   serve: async () => (await import('./commands/serve.ts')).serve,

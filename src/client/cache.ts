@@ -9,14 +9,16 @@
  * What is changed here is remembered in the state directory.
  */
 
+import { POLICIES, type PolicyName } from '../cache/policy.ts';
+
 /**
  * How the cache chooses what goes when there is no room:
  *  - lru: what was not used for the longest time;
  *  - segmented: what was used only once goes first, so that reading a whole root from one end to
  *    the other does not flush what is in use again and again.
  */
-export const CACHE_POLICIES = ['lru', 'segmented'] as const;
-export type CachePolicy = (typeof CACHE_POLICIES)[number];
+export const CACHE_POLICIES: typeof POLICIES = POLICIES;
+export type CachePolicy = PolicyName;
 
 /** Changes take effect at once, while devices run. */
 export interface CacheSpec {
@@ -46,6 +48,8 @@ export interface CacheStatus extends CacheCounters {
   evictions: number;
   /** Reads past the cache: there was no room, or reading into it failed. */
   bypassed: number;
+  /** What is being read ahead of need. */
+  warming: { root: string; length: number; doneBytes: number }[];
   /** Contents that it knows; two roots are one if they are the same file. */
   roots: CachedRoot[];
 }

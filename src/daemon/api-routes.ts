@@ -19,6 +19,8 @@ import {
   type Status,
   TRANSPORTS,
 } from '../client/api.ts';
+import type { CacheControl } from './cache/control.ts';
+import { cacheRoutes } from './cache/routes.ts';
 import { checkImage, describe } from './describe.ts';
 import type { Exports } from './exports/exports.ts';
 import { exportRoutes } from './exports/routes.ts';
@@ -102,6 +104,7 @@ export interface RouteOptions {
   registry: Registry;
   life: Life;
   exports: Exports;
+  cache: CacheControl;
   images: Images;
   replicas: Replicas;
   status: () => Promise<Status>;
@@ -112,7 +115,7 @@ export interface RouteOptions {
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
 export function makeRoutes(options: RouteOptions): ApiHandler {
-  const { registry, life, exports, images, replicas, status, ready } = options;
+  const { registry, life, exports, cache, images, replicas, status, ready } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
   const attach: Route = async ({ body }) => {
@@ -185,6 +188,7 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
     },
     fork: { POST: async ({ body }) => ok(await life.fork(isForkSpec(body, 'body'))) },
     ...exportRoutes(exports, force),
+    ...cacheRoutes(cache),
     check: {
       POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),
     },

@@ -12,9 +12,12 @@ import { release } from 'node:os';
 import { errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import type { Status } from '../client/api.ts';
+import type { CacheSpec } from '../client/cache.ts';
 import type { Paths } from '../client/paths.ts';
 import { makeRoutes } from './api-routes.ts';
 import { assemble } from './assemble.ts';
+import { CacheControl } from './cache/control.ts';
+import { readSettings } from './cache/settings.ts';
 import { Lock, makeDirectories, ownerOf } from './directories.ts';
 import { checkServing, Exports, type Serving } from './exports/exports.ts';
 import { Life } from './life/life.ts';
@@ -28,10 +31,17 @@ export interface DaemonOptions {
   foreground: boolean;
   /** Exports and listeners of the command line. */
   serving?: Serving;
+  /** Size and policy of the cache, as the command line says. */
+  cache?: CacheSpec;
 }
 
 /** Runs a daemon until it is told to stop. Returns the exit status. */
-export async function runDaemon({ paths, foreground, serving }: DaemonOptions): Promise<number> {
+export async function runDaemon({
+  paths,
+  foreground,
+  serving,
+  cache = {},
+}: DaemonOptions): Promise<number> {
   if (serving) checkServing(serving);
   process.umask(0o077);
   process.title = 'ubd serve';
@@ -46,7 +56,9 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
   let state: Status['state'] = 'starting';
 
   const owner = ownerOf(paths);
-  const machine = await assemble(owner, paths, {
+  const { settings, problem } = readSettings(paths.cacheSettings, cache);
+  if (problem !== null) log.warning(problem);
+  const machine = await assemble(owner, paths, settings, {
     onFault: ({ device, op, layer, offset, length, errno, suppressed }) =>
       log.error(
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +
@@ -72,6 +84,14 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
   registry.watchPartitions('/dev');
   const exports = new Exports({ paths, machine, registry, log });
 
+  const cacheControl = new CacheControl({
+    cache: machine.cache,
+    images: machine.images,
+    registry,
+    log,
+    file: paths.cacheSettings,
+  });
+
   const status = async (): Promise<Status> => {
     const { entries } = registry;
     return {
@@ -90,6 +110,7 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
         listeners: exports.listeners.map(({ uri }) => uri),
         connections: exports.connections,
       },
+      cache: await cacheControl.summary(),
       transports: await registry.transports(),
       kernel: release(),
       node: process.version,
@@ -108,6 +129,7 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
       registry,
       life,
       exports,
+      cache: cacheControl,
       images: machine.images,
       replicas: machine.replicas,
       status,

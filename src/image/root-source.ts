@@ -3,8 +3,8 @@
  * kept twice.
  *
  * What the kernel would refuse goes through the page cache, as any other read: the last block of a
- * root whose size is no multiple of 4 KiB, and all of it where the file system has no such thing, or
- * turns out to want another alignment.
+ * root whose size is no multiple of 4 KiB, and all of it where the file system has no such thing,
+ * or turns out to want another alignment.
  */
 import { constants } from 'node:fs';
 import { EINVAL, EOPNOTSUPP } from '../base/errno.ts';

@@ -63,8 +63,8 @@ export interface Native {
   /** Unmaps it and detaches its ArrayBuffer: later use in TypeScript throws, it does not crash. */
   unmapMemory(address: number): void;
   /**
-   * Copies within memory of `mapMemory` and `mapHugeMemory`; the ranges may overlap. Throws where one does not lie in
-   * one mapping as a whole.
+   * Copies within memory of `mapMemory` and `mapHugeMemory`; the ranges may overlap. Throws where
+   * one does not lie in one mapping as a whole.
    */
   copyMemory(target: number, source: number, length: number): void;
 

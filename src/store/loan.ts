@@ -3,8 +3,8 @@
  *
  * A transport that can send from anywhere gives its requests a `Loan`. A layer that has data in
  * memory of its own (the cache) adds pieces to it, and leaves them as they are until they are given
- * back; what lies between them the engine has put into the request's own memory, and that is a piece
- * as well. After a read that went well:
+ * back; what lies between them the engine has put into the request's own memory, and that is a
+ * piece as well. After a read that went well:
  *
  *     count = 0    all data are in the request's own memory, as ever
  *     else         the data are the pieces, from 0 to count - 1; after the reply: `giveBack`

@@ -1,6 +1,6 @@
 /**
- * The slab's memory in a simulation: pages come when `step` says so, and what was in memory that was
- * given back is garbage from then on.
+ * The slab's memory in a simulation: pages come when `step` says so, and what was in memory that
+ * was given back is garbage from then on.
  */
 import type { IoOp, Memory } from '../../src/uring/io.ts';
 import type { SlabIo } from '../../src/uring/slab-io.ts';

@@ -1,12 +1,15 @@
 /** `ubd serve`: the daemon, in the foreground; and what it offers to other machines. */
 import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
+import { CACHE_POLICIES, type CachePolicy, type CacheSpec } from '../../client/cache.ts';
 import type { ListenerSpec } from '../../client/exports.ts';
 import { EXIT_LOCKED } from '../../client/launch.ts';
 import { findPaths } from '../../client/paths.ts';
 import type { Serving } from '../../daemon/exports/exports.ts';
+import { parseCacheSize } from '../cache-options.ts';
 import type { Arguments, Command } from '../command.ts';
 import { parseExport, parseTemplate } from '../export-options.ts';
+import { helpHint } from '../parse.ts';
 import { givenDirs } from '../session.ts';
 
 export const serve: Command = {
@@ -40,6 +43,13 @@ export const serve: Command = {
     'tls-psk': { type: 'text', value: 'FILE', about: 'TLS with keys: lines of USER:HEXKEY' },
     'tls-any-client': { type: 'flag', about: 'ask clients for no certificate' },
     'allow-plain-tcp': { type: 'flag', about: 'let other machines in without TLS' },
+    cache: { type: 'text', value: 'SIZE', about: 'size of the cache of root blocks; 0 for none' },
+    'cache-policy': {
+      type: 'text',
+      value: 'WHICH',
+      choices: CACHE_POLICIES,
+      about: 'what goes when the cache is full: segmented keeps what is used often, lru what last',
+    },
     background: { type: 'flag', about: 'write only to the log: as other commands start it' },
   },
   examples: [
@@ -54,18 +64,33 @@ export const serve: Command = {
     const paths = findPaths(givenDirs(args));
     const foreground = !args.flags.has('background');
     const serving = await servingOf(args);
+    const cache = cacheOf(args);
     const [{ runDaemon }, { LockedError }] = await Promise.all([
       import('../../daemon/daemon.ts'),
       import('../../daemon/directories.ts'),
     ]);
     try {
-      return await runDaemon({ paths, foreground, ...(serving === null ? {} : { serving }) });
+      return await runDaemon({
+        paths,
+        foreground,
+        cache,
+        ...(serving === null ? {} : { serving }),
+      });
     } catch (error) {
       if (error instanceof LockedError && !foreground) return EXIT_LOCKED;
       throw error;
     }
   },
 };
+
+function cacheOf(args: Arguments): CacheSpec {
+  const size = args.texts.get('cache');
+  const policy = args.texts.get('cache-policy');
+  const spec: CacheSpec = {};
+  if (size !== undefined) spec.sizeBytes = parseCacheSize(size, helpHint(serve));
+  if (policy !== undefined) spec.policy = policy as CachePolicy;
+  return spec;
+}
 
 /** What the line offers, checked; null: nothing. */
 async function servingOf(args: Arguments): Promise<Serving | null> {

@@ -2,6 +2,7 @@
 import { realpath } from 'node:fs/promises';
 import { UbdError } from '../../base/errors.ts';
 import { isUri } from '../../base/uri.ts';
+import type { Status } from '../../client/api.ts';
 import type {
   CacheCounters,
   CacheSpec,
@@ -15,6 +16,8 @@ import type { Images, MachineCache } from '../machine.ts';
 import type { CachedRootStats, CacheSettings, CacheStats } from '../plane-protocol.ts';
 import type { Registry } from '../registry.ts';
 import { writeSettings } from './settings.ts';
+
+const SUMMARY_MS_MAX = 1000;
 
 export interface CacheControlOptions {
   cache: MachineCache;
@@ -42,6 +45,22 @@ export class CacheControl {
 
   async status(): Promise<CacheStatus> {
     return toStatus(await this.#cache.stats());
+  }
+
+  /** What `status` tells; null if the data plane is too busy to say it soon. */
+  async summary(): Promise<Status['cache']> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<null>(resolve => {
+      timer = setTimeout(resolve, SUMMARY_MS_MAX, null);
+    });
+    try {
+      const status = await Promise.race([this.status(), late]);
+      if (status === null) return null;
+      const { size, policy, used, hitBytes, missBytes } = status;
+      return { size, policy, used, hitBytes, missBytes };
+    } finally {
+      clearTimeout(timer);
+    }
   }
 
   async change(spec: CacheSpec): Promise<CacheStatus> {
@@ -79,7 +98,8 @@ export class CacheControl {
   async #keysOf(target: string): Promise<string[]> {
     const { roots } = await this.#cache.stats();
     const entry = this.#registry.tryFind(target);
-    if (entry !== undefined) return keys(roots.filter(({ devices }) => devices.includes(entry.name)));
+    if (entry !== undefined)
+      return keys(roots.filter(({ devices }) => devices.includes(entry.name)));
     if (isUri(target)) return keys(roots.filter(({ name }) => name === target));
     const path = await realpath(target).catch(() => target);
     const named = roots.filter(({ name }) => name === target || name === path);
@@ -106,6 +126,7 @@ function toStatus(stats: CacheStats): CacheStatus {
     ...counters(stats),
     evictions: stats.evictions,
     bypassed: stats.bypassed,
+    warming: stats.warming,
     roots: stats.roots.map(root => ({
       root: root.name,
       size: root.sizeBytes,
