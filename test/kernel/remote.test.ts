@@ -142,7 +142,7 @@ t.test(
       await server.kill();
       await waitRound();
       await server.start();
-      server.freeze();
+      await server.freeze();
       await waitRound();
       server.thaw();
     }

@@ -119,7 +119,7 @@ t.test(
     await server.start();
     await place.open(soon());
     t.ok((await place.read(512, 512, soon())).equals(image.subarray(512, 1024)));
-    server.freeze();
+    await server.freeze();
     await t.rejects(place.open(AbortSignal.timeout(100)), like({ trouble: 'late' }));
     server.thaw();
     await place.open(soon());
