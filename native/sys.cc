@@ -72,6 +72,21 @@ Napi::Value Close(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(close(fd)));
 }
 
+// takeDescriptor(pid, fd): a descriptor of ours of what another process has open as `fd`.
+Napi::Value TakeDescriptor(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "takeDescriptor");
+  const int pid = args.Int32(0, "pid");
+  const int fd = args.Fd(1);
+  if (!args.ok()) return env.Undefined();
+  // glibc has neither before 2.36.
+  const int process = static_cast<int>(syscall(SYS_pidfd_open, pid, 0));
+  if (process < 0) return ToNumber(env, ResultOrErrno(-1));
+  const int64_t taken = ResultOrErrno(syscall(SYS_pidfd_getfd, process, fd, 0));
+  close(process);
+  return ToNumber(env, taken);
+}
+
 Napi::Value Flock(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "flock");
@@ -311,6 +326,8 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("socketpair", Napi::Function::New<Socketpair>(env, "socketpair", environment));
   exports.Set("duplicate", Napi::Function::New<Duplicate>(env, "duplicate", environment));
   exports.Set("close", Napi::Function::New<Close>(env, "close", environment));
+  exports.Set("takeDescriptor",
+              Napi::Function::New<TakeDescriptor>(env, "takeDescriptor", environment));
   exports.Set("flock", Napi::Function::New<Flock>(env, "flock", environment));
   exports.Set("lseek", Napi::Function::New<Lseek>(env, "lseek", environment));
   exports.Set("fallocate", Napi::Function::New<Fallocate>(env, "fallocate", environment));

@@ -1,6 +1,6 @@
 /**
- * All commands, in the order of the help. Each is loaded when it is called: most of what a command
- * line costs is the loading of modules.
+ * All commands, in the order of help and manual: what is used every day comes first. Each is loaded
+ * when it is called: most of what a command line costs is the loading of modules.
  */
 import type { Command } from './command.ts';
 
@@ -9,18 +9,18 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   detach: async () => (await import('./commands/detach.ts')).detach,
   list: async () => (await import('./commands/list.ts')).list,
   info: async () => (await import('./commands/info.ts')).info,
-  diff: async () => (await import('./commands/diff.ts')).diff,
-  index: async () => (await import('./commands/index.ts')).index,
-  find: async () => (await import('./commands/find.ts')).find,
-  send: async () => (await import('./commands/send.ts')).send,
-  receive: async () => (await import('./commands/receive.ts')).receive,
-  reconcile: async () => (await import('./commands/reconcile.ts')).reconcile,
-  export: async () => (await import('./commands/export.ts')).exportCommand,
+  status: async () => (await import('./commands/status.ts')).status,
   snapshot: async () => (await import('./commands/snapshot.ts')).snapshot,
   fork: async () => (await import('./commands/fork.ts')).fork,
   set: async () => (await import('./commands/set.ts')).set,
+  diff: async () => (await import('./commands/diff.ts')).diff,
+  find: async () => (await import('./commands/find.ts')).find,
+  index: async () => (await import('./commands/index.ts')).index,
+  export: async () => (await import('./commands/export.ts')).exportCommand,
+  send: async () => (await import('./commands/send.ts')).send,
+  receive: async () => (await import('./commands/receive.ts')).receive,
+  reconcile: async () => (await import('./commands/reconcile.ts')).reconcile,
   check: async () => (await import('./commands/check.ts')).check,
   replica: async () => (await import('./commands/replica.ts')).replica,
-  status: async () => (await import('./commands/status.ts')).status,
   serve: async () => (await import('./commands/serve.ts')).serve,
 };

@@ -1,6 +1,14 @@
 /** What the commands that look into images have in common: which image is meant, and where indexes
  * go. */
-import { closeSync, existsSync, mkdirSync, openSync, readSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  openSync,
+  readSync,
+} from 'node:fs';
 import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { findPaths } from '../client/paths.ts';
@@ -28,11 +36,16 @@ function isLeaf(path: string): boolean {
   const head = Buffer.alloc(LEAF_MAGIC.length);
   let fd: number;
   try {
-    fd = openSync(path, 'r');
+    fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK); // a FIFO must not hold us up
   } catch (cause) {
     throw new UbdError('permission', `${path} cannot be read`, { place: { file: path }, cause });
   }
   try {
+    const stat = fstatSync(fd);
+    if (!stat.isFile() && !stat.isBlockDevice())
+      throw new UbdError('unsupported', `${path} is neither a regular file nor a block device`, {
+        place: { file: path },
+      });
     // Of two copies of the superblock one may be damaged.
     return [0, 4096].some(position => {
       readSync(fd, head, 0, head.length, position);

@@ -29,7 +29,7 @@ export const BODY_BYTES_MAX: number = 1024 * 1024;
 /** The most devices that one request attaches. */
 export const BATCH_MAX = 1000;
 
-export const TRANSPORTS = ['auto', 'ublk', 'loop'] as const;
+export const TRANSPORTS = ['auto', 'ublk', 'nbd', 'loop'] as const;
 export type TransportChoice = (typeof TRANSPORTS)[number];
 export type TransportName = Exclude<TransportChoice, 'auto'>;
 

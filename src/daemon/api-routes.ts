@@ -26,6 +26,7 @@ import type { Life } from './life/life.ts';
 import type { Images, Replicas } from './machine.ts';
 import type { Registry } from './registry.ts';
 import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
+import type { Legacy } from './takeover.ts';
 import {
   type Check,
   isArrayOf,
@@ -107,12 +108,17 @@ export interface RouteOptions {
   status: () => Promise<Status>;
   /** Fulfilled when the devices on record are back. */
   ready: Promise<void>;
+  /** See takeover.ts. */
+  handOver: () => Promise<Legacy>;
+  /** The other daemon has taken what it was given; or it is gone. */
+  onHandedOver: () => void;
 }
 
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
 export function makeRoutes(options: RouteOptions): ApiHandler {
   const { registry, life, exports, images, replicas, status, ready } = options;
+  const { handOver, onHandedOver } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
   const attach: Route = async ({ body }) => {
@@ -141,6 +147,9 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
   /** By the path below /v1, `*` for any one part; then by method. */
   const routes: Readonly<Record<string, Readonly<Record<string, Route>>>> = {
     status: { GET: async () => ok(await status()) },
+    takeover: {
+      POST: async () => ({ status: 200, body: await handOver(), onLeft: onHandedOver }),
+    },
     devices: {
       GET: async () => ok(await registry.list()),
       POST: attach,

@@ -9,6 +9,7 @@ import { FileImages } from './images.ts';
 import { PlaneLiveLeaves } from './life/live-leaves.ts';
 import { LoopTransport } from './loop-transport.ts';
 import type { Machine, MachineEvents } from './machine.ts';
+import { NbdTransport } from './nbd-transport.ts';
 import { DataPlane } from './plane-client.ts';
 import { RemoteRoots } from './remote/remote-roots.ts';
 import { RootBook } from './remote/root-book.ts';
@@ -30,6 +31,7 @@ export async function assemble(
   const shadows = new ShadowFiles(paths.shadows);
   const chains = new Chains(shadows);
   const ublk = new UblkTransport({ plane, owner, shadows, onGone });
+  const nbd = new NbdTransport({ plane, owner, shadows, onGone });
   const loop = new LoopTransport(plane, owner, onGone);
   plane.on('fault', events.onFault);
   plane.on('quota', ({ id, mark }) => events.onQuota(id, mark));
@@ -37,6 +39,7 @@ export async function assemble(
     ublk.lost(id, reason);
     loop.lost(id, reason);
   });
+  plane.on('disconnected', event => nbd.disconnected(event));
   plane.on('exit', error => {
     if (error !== null) events.onDeath(error);
   });
@@ -46,7 +49,7 @@ export async function assemble(
     live: new PlaneLiveLeaves(plane, chains, shadows),
     exporter: new PlaneExporter(plane, events.onDisconnected),
     // ublk is the better one, and young: until its tests are as many, it must be asked for.
-    transports: [loop, ublk],
+    transports: [loop, ublk, nbd],
     stats: () => plane.stats(),
     stop: async () => {
       await plane.stop();

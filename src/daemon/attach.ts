@@ -39,36 +39,68 @@ export async function bringUp(
   transport: Transport,
   comeback?: DeviceRecord,
 ): Promise<number> {
-  const undo = new Undo();
-  try {
-    shop.checkGoingOn();
-    const { root, leaf, sizeBytes } = await openDisk(shop, plan, undo, comeback);
-    entry.root = root.path;
-    entry.identity = root.identity;
-    entry.leaf = plan.leaf && { path: plan.leaf.path, ephemeral: plan.leaf.ephemeral };
-    entry.readOnly = plan.readOnly;
-    entry.sizeBytes = sizeBytes;
-    entry.transport = transport;
-
-    shop.checkGoingOn();
-    const { id, name, readOnly } = entry;
-    const { node } = await transport.attach({ id, name, sizeBytes, readOnly, root, leaf });
-    // Root and leaf are the transport's from here on, and go with the node.
-    undo.add('make the node', async () => {
-      await transport.detach(id, { force: true });
-    });
-    entry.node = node;
-
-    shop.checkGoingOn();
+  return orTakenBack(shop, entry, async undo => {
+    const { node, changedBytes } = await makeNode(shop, entry, plan, transport, undo, comeback);
     await publish(shop, entry, transport, node, undo, comeback);
     entry.state = 'attached';
-    return leaf?.changedBytes ?? 0;
+    return changedBytes;
+  });
+}
+
+/** The node alone: for a device that has no name any more, and goes with its last user. */
+export async function bringNodeUp(
+  shop: Workshop,
+  entry: Entry,
+  plan: Plan,
+  transport: Transport,
+  comeback: DeviceRecord,
+): Promise<void> {
+  await orTakenBack(shop, entry, undo => makeNode(shop, entry, plan, transport, undo, comeback));
+}
+
+async function orTakenBack<T>(
+  shop: Workshop,
+  entry: Entry,
+  steps: (undo: Undo) => Promise<T>,
+): Promise<T> {
+  const undo = new Undo();
+  try {
+    return await steps(undo);
   } catch (error) {
     entry.node = null;
     entry.link = null;
     await undo.run(text => shop.log.warning(`${entry.name}: ${text}`));
     throw error;
   }
+}
+
+async function makeNode(
+  shop: Workshop,
+  entry: Entry,
+  plan: Plan,
+  transport: Transport,
+  undo: Undo,
+  comeback: DeviceRecord | undefined,
+): Promise<{ node: string; changedBytes: number }> {
+  shop.checkGoingOn();
+  const { root, leaf, sizeBytes } = await openDisk(shop, plan, undo, comeback);
+  entry.root = root.path;
+  entry.identity = root.identity;
+  entry.leaf = plan.leaf && { path: plan.leaf.path, ephemeral: plan.leaf.ephemeral };
+  entry.readOnly = plan.readOnly;
+  entry.sizeBytes = sizeBytes;
+  entry.transport = transport;
+
+  shop.checkGoingOn();
+  const { id, name, readOnly } = entry;
+  const { node } = await transport.attach({ id, name, sizeBytes, readOnly, root, leaf });
+  // Root and leaf are the transport's from here on, and go with the node.
+  undo.add('make the node', async () => {
+    await transport.detach(id, { force: true });
+  });
+  entry.node = node;
+  shop.checkGoingOn();
+  return { node, changedBytes: leaf?.changedBytes ?? 0 };
 }
 
 /** What a device consists of, open and compared; whoever opened it closes it or hands it on. */
@@ -110,8 +142,9 @@ async function publish(
   undo.add('write the record', () =>
     comeback ? records.write(comeback) : records.remove(entry.name),
   );
-  if (comeback) links.release(comeback.link); // it was held for us
-  for (let link = links.reserve(comeback?.link); ; link = links.reserve()) {
+  const wanted = comeback?.link ?? undefined;
+  if (wanted !== undefined) links.release(wanted); // it was held for us
+  for (let link = links.reserve(wanted); ; link = links.reserve()) {
     try {
       await records.write(toRecord(entry, transport, node, link));
       if (links.make(link, node)) {

@@ -3,6 +3,7 @@
  *
  *     directories ─▶ locks ─▶ log ─▶ machine ─▶ socket ─▶ restore ─▶ serve … signal
  *       ─▶ socket closed ─▶ devices down, leaves durable ─▶ machine stopped ─▶ locks released
+ *                  … or asked to hand over: the same, but devices and locks go to another daemon
  *
  * The socket answers before the devices are back, so that a client knows at once that a daemon is
  * there; requests other than `status` wait for them.
@@ -21,6 +22,7 @@ import { Life } from './life/life.ts';
 import { Log } from './log.ts';
 import { Registry } from './registry.ts';
 import { ApiServer } from './server.ts';
+import type { Inheritance, Legacy } from './takeover.ts';
 
 export interface DaemonOptions {
   paths: Paths;
@@ -28,16 +30,23 @@ export interface DaemonOptions {
   foreground: boolean;
   /** Exports and listeners of the command line. */
   serving?: Serving;
+  /** From the daemon that was here before. */
+  inheritance?: Inheritance;
 }
 
 /** Runs a daemon until it is told to stop. Returns the exit status. */
-export async function runDaemon({ paths, foreground, serving }: DaemonOptions): Promise<number> {
+export async function runDaemon(options: DaemonOptions): Promise<number> {
+  const { paths, foreground, serving, inheritance } = options;
   if (serving) checkServing(serving);
   process.umask(0o077);
   process.title = 'ubd serve';
   makeDirectories(paths);
-  const stateLock = Lock.take(paths.stateLock, paths);
-  const runtimeLock = Lock.take(paths.runtimeLock, paths);
+  const stateLock = inheritance
+    ? Lock.inherit(inheritance.locks.state, paths)
+    : Lock.take(paths.stateLock, paths);
+  const runtimeLock = inheritance
+    ? Lock.inherit(inheritance.locks.runtime, paths)
+    : Lock.take(paths.runtimeLock, paths);
   const log = new Log(paths.log, { echo: foreground });
   const ending = new Ending();
   watchProcess(log, ending);
@@ -67,6 +76,7 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
       process.kill(process.pid, 'SIGKILL');
     },
   });
+  for (const transport of machine.transports) transport.inherit?.(inheritance?.channels ?? []);
   const registry = new Registry({ paths, machine, log, owner });
   const life = new Life(registry, machine.live);
   registry.watchPartitions('/dev');
@@ -100,6 +110,25 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
   const isReady = new Promise<void>(resolve => {
     ready = resolve;
   });
+  /** Lets go of everything for another daemon, which takes it within the answer's connection. */
+  const handOver = async (): Promise<Legacy> => {
+    if (state === 'stopping') throw new UbdError('daemon', 'the daemon is stopping');
+    state = 'stopping';
+    ending.beginHandOver();
+    log.info('handing over to another daemon');
+    server.stopListening();
+    try {
+      const [channels] = await Promise.all([registry.handOver(), exports.stop()]);
+      await machine.stop();
+      const locks = { state: stateLock.fd, runtime: runtimeLock.fd };
+      return { pid: process.pid, version, locks, channels };
+    } catch (error) {
+      log.error(`handing over failed: ${(error as Error).message}`);
+      ending.handedOver(); // nothing is served any more: the next daemon brings the devices back
+      throw error;
+    }
+  };
+
   const server = await ApiServer.listen(
     paths.socket,
     paths.stateDir,
@@ -112,6 +141,8 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
       replicas: machine.replicas,
       status,
       ready: isReady,
+      handOver,
+      onHandedOver: () => ending.handedOver(),
     }),
   );
   log.info(`ubd ${version} serves ${paths.socket} (pid ${process.pid})`);
@@ -129,6 +160,12 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
     });
 
   const exitStatus = await ending.ended;
+  if (ending.isHandOver) {
+    await server.close();
+    log.info('another daemon goes on');
+    log.close();
+    return exitStatus; // the locks end with the process, as far as they are ours alone
+  }
   state = 'stopping';
   log.info('stopping');
   await Promise.all([exports.stop(), registry.stop()]);
@@ -143,10 +180,11 @@ export async function runDaemon({ paths, foreground, serving }: DaemonOptions): 
   return exitStatus;
 }
 
-/** Settles once: the first reason to end counts. */
+/** Settles once: the first reason to end counts, and none interrupts a hand-over. */
 class Ending {
   readonly ended: Promise<number>;
   readonly #resolve: (exitStatus: number) => void;
+  #isHandOver = false;
 
   constructor() {
     let settle: (exitStatus: number) => void = () => {};
@@ -157,7 +195,19 @@ class Ending {
   }
 
   end(exitStatus: number): void {
-    this.#resolve(exitStatus);
+    if (!this.#isHandOver) this.#resolve(exitStatus);
+  }
+
+  get isHandOver(): boolean {
+    return this.#isHandOver;
+  }
+
+  beginHandOver(): void {
+    this.#isHandOver = true;
+  }
+
+  handedOver(): void {
+    this.#resolve(0);
   }
 }
 

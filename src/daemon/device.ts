@@ -82,7 +82,7 @@ export function toRecord(
   entry: Entry,
   transport: Transport,
   node: string,
-  link: number,
+  link: number | null,
 ): DeviceRecord {
   return {
     version: 1,

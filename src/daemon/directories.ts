@@ -67,6 +67,12 @@ function makePrivate(directory: string): void {
 /** Another daemon is in this place. */
 export class LockedError extends UbdError {}
 
+/** Descriptors of both locks. */
+export interface LockFds {
+  state: number;
+  runtime: number;
+}
+
 export class Lock {
   readonly #fd: number;
 
@@ -90,9 +96,22 @@ export class Lock {
         next: 'use it, or give this one directories of its own (UBD_STATE_DIR, UBD_RUNTIME_DIR)',
       });
     }
+    return Lock.#sign(fd, paths);
+  }
+
+  /** The lock of another daemon, of whose open file `fd` is a descriptor: it ends with the last. */
+  static inherit(fd: number, paths: Paths): Lock {
+    return Lock.#sign(fd, paths);
+  }
+
+  static #sign(fd: number, paths: Paths): Lock {
     ftruncateSync(fd);
     writeSync(fd, `${process.pid}\n${paths.socket}\n`, 0);
     return new Lock(fd);
+  }
+
+  get fd(): number {
+    return this.#fd;
   }
 
   release(): void {

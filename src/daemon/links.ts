@@ -5,7 +5,7 @@
  * N is taken with symlink(2), which fails where the name exists: so several daemons share /dev
  * without knowing of each other. A link is removed only while it points to the node that we made it
  * for. While a device is away for a moment its link is parked: it keeps the name and points
- * nowhere. All calls are synchronous, so that nothing happens between the look at a link and its
+ * nowhere; that of a device which lives on without its daemon stays. All calls are synchronous, so that nothing happens between the look at a link and its
  * change.
  */
 import {
@@ -26,6 +26,8 @@ export class Links {
   readonly #directory: string;
   /** Numbers of this daemon, with or without a link yet. */
   readonly #taken = new Set<number>();
+  /** Links of devices that live on: where they lead. */
+  readonly #kept = new Map<number, string>();
 
   /** What parked links point to: a name of this daemon alone, which never exists. */
   readonly #nowhere: string;
@@ -72,9 +74,10 @@ export class Links {
     this.#taken.delete(number);
   }
 
-  /** Makes the link of a reserved or parked number; false if somebody else was faster. */
+  /** Makes the link of a reserved, kept or parked number; false if somebody else was faster. */
   make(number: number, node: string): boolean {
     try {
+      if (this.#isKept(number) && this.#kept.get(number) === node) return true;
       if (this.#isParked(number)) this.#replace(number, node);
       else symlinkSync(node, this.path(number));
       return true;
@@ -94,9 +97,25 @@ export class Links {
     if (readLink(this.path(number)) === node) this.#replace(number, this.#nowhere);
   }
 
-  /** Removes a parked link; the number stays ours until `release`. */
+  /** Removes a parked or kept link; the number stays ours until `release`. */
   unpark(number: number): void {
     unlinkIf(this.path(number), this.#nowhere);
+    const node = this.#kept.get(number);
+    if (node === undefined) return;
+    this.#kept.delete(number);
+    this.#removePartitions(number, node);
+    unlinkIf(this.path(number), node);
+  }
+
+  /** The link is that of an earlier daemon's device, which lives on: it stays as it is. */
+  keep(number: number, node: string): void {
+    this.#taken.add(number);
+    this.#kept.set(number, node);
+  }
+
+  #isKept(number: number): boolean {
+    const node = this.#kept.get(number);
+    return node !== undefined && readLink(this.path(number)) === node;
   }
 
   #isParked(number: number): boolean {
@@ -135,6 +154,7 @@ export class Links {
     this.#removePartitions(number, node);
     unlinkIf(this.path(number), node);
     unlinkIf(this.path(number), this.#nowhere);
+    this.#kept.delete(number);
     this.#taken.delete(number);
   }
 
@@ -146,7 +166,7 @@ export class Links {
   #isFree(number: number): boolean {
     if (this.#taken.has(number)) return false;
     const stats = lstatSync(this.path(number), { throwIfNoEntry: false });
-    return stats === undefined || this.#isParked(number);
+    return stats === undefined || this.#isParked(number) || this.#isKept(number);
   }
 
   #take(number: number): number {

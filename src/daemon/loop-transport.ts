@@ -8,24 +8,35 @@
  * The loop device alone keeps the mount alive: when it lets go, the kernel ends the connection, and
  * the data plane says 'lost'. For a device that was detached in use this is the moment when it is
  * gone.
+ *
+ * The connection lives as long as /dev/fuse is open in any process. So another daemon that gets hold
+ * of it goes on where this one has stopped: no more is known of a connection than requests that were
+ * read and not answered, and before it is handed over there are none.
  */
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
+import { errnoName } from '../base/errno.ts';
+import { UbdError } from '../base/errors.ts';
+import { native } from '../native/binding.ts';
 import {
   clearStaleLoops,
   configureLoop,
   detachLoop,
   type LoopDevice,
   loopFileName,
+  ownLoops,
   resizeLoop,
 } from '../transport/fuse/loop.ts';
 import { loopHolders } from '../transport/fuse/loop-users.ts';
 import { mountFuse } from '../transport/fuse/mount.ts';
 import { handOver, type Plane } from './hand-over.ts';
-import type { Transport, TransportDevice } from './machine.ts';
+import type { Channel, Transport, TransportDevice } from './machine.ts';
 
 interface Attached {
   loop: LoopDevice;
+  name: string;
+  /** /dev/fuse: the data plane's. */
+  fuseFd: number;
   /** Detached while in use: it ends with its last user. */
   ending: boolean;
   /** Being detached: the end of its connection is expected. */
@@ -44,6 +55,8 @@ export class LoopTransport implements Transport {
   readonly #attached = new Map<number, Attached>();
   /** Nodes that a dead daemon of ours left, and `clearStale` took down. */
   readonly #cleared = new Set<string>();
+  /** /dev/fuse of devices that another daemon handed over, by the names of their files. */
+  readonly #inherited = new Map<string, number>();
 
   /** @param owner names the state directory in loop devices */
   constructor(plane: Plane, owner: string, onGone: (id: number, reason: string) => void) {
@@ -72,6 +85,8 @@ export class LoopTransport implements Transport {
   async attach(device: TransportDevice): Promise<{ node: string }> {
     const { id, name, readOnly } = device;
     const fileName = loopFileName(name, this.#owner);
+    const loop = this.#inherited.has(fileName) && this.#ownLoop(fileName);
+    if (loop) return this.#goOn(device, loop);
     const mount = await mountFuse();
     let served = false;
     try {
@@ -81,7 +96,7 @@ export class LoopTransport implements Transport {
         readOnly: readOnly || device.leaf === null,
         fileName,
       });
-      this.#attached.set(id, { loop, ending: false, detaching: false, lost: false });
+      this.#setAttached(device, loop, mount.fuseFd);
       return { node: loop.path };
     } catch (error) {
       if (served) await this.#plane.close(id);
@@ -89,6 +104,41 @@ export class LoopTransport implements Transport {
     } finally {
       await mount.close();
     }
+  }
+
+  async #goOn(device: TransportDevice, loop: LoopDevice): Promise<{ node: string }> {
+    const fd = this.#inherited.get(loop.fileName)!;
+    this.#inherited.delete(loop.fileName);
+    await this.#plane.open(handOver(device, { kind: 'fuse', fd }));
+    this.#setAttached(device, loop, fd);
+    return { node: loop.path };
+  }
+
+  #setAttached({ id, name }: TransportDevice, loop: LoopDevice, fuseFd: number): void {
+    this.#attached.set(id, { loop, name, fuseFd, ending: false, detaching: false, lost: false });
+  }
+
+  #ownLoop(fileName: string): LoopDevice | undefined {
+    return ownLoops(this.#owner).find(loop => loop.fileName === fileName);
+  }
+
+  async handOver(id: number): Promise<Channel | null> {
+    const attached = this.#attached.get(id);
+    if (!attached) return null;
+    const fd = native.takeDescriptor(process.pid, attached.fuseFd);
+    if (fd < 0) throw new UbdError('io', `/dev/fuse: another descriptor: ${errnoName(fd)}`);
+    this.#attached.delete(id);
+    await this.#plane.close(id);
+    return { transport: this.name, name: attached.name, fd };
+  }
+
+  inherit(channels: readonly Channel[]): void {
+    for (const { transport, name, fd } of channels)
+      if (transport === this.name) this.#inherited.set(loopFileName(name, this.#owner), fd);
+  }
+
+  livesOn(name: string): boolean {
+    return this.#inherited.has(loopFileName(name, this.#owner));
   }
 
   async detach(id: number, { force }: { force: boolean }): Promise<'gone' | 'later'> {
@@ -152,8 +202,15 @@ export class LoopTransport implements Transport {
     }
   }
 
-  async clearStale(): Promise<string[]> {
-    const cleared = (await clearStaleLoops(this.#owner)).map(({ path }) => path);
+  async clearStale(kept: ReadonlySet<string>): Promise<string[]> {
+    const keptFiles = new Set([...kept].map(name => loopFileName(name, this.#owner)));
+    for (const [fileName, fd] of this.#inherited) {
+      if (keptFiles.has(fileName) && this.#ownLoop(fileName)) continue;
+      this.#inherited.delete(fileName);
+      native.close(fd);
+    }
+    const stale = await clearStaleLoops(this.#owner, new Set(this.#inherited.keys()));
+    const cleared = stale.map(({ path }) => path);
     for (const path of cleared) this.#cleared.add(path);
     return cleared;
   }

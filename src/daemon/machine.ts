@@ -95,6 +95,15 @@ export interface TransportDevice {
   leaf: LeafHandle | null;
 }
 
+/** The server's side of a device, open in a daemon that hands it over. */
+export interface Channel {
+  transport: TransportName;
+  /** Of the device. */
+  name: string;
+  /** Its number in that daemon. */
+  fd: number;
+}
+
 /** A way to make a device node. */
 export interface Transport {
   readonly name: TransportName;
@@ -134,6 +143,16 @@ export interface Transport {
    * for the next daemon; its leaf is durable and closed.
    */
   leave?(id: number): Promise<void>;
+  /**
+   * Lets go of a device for another daemon that is there already; as `leave` otherwise. Returns
+   * what that one must have to go on; null where the kernel keeps it. It stays open in this
+   * process.
+   */
+  handOver?(id: number): Promise<Channel | null>;
+  /** What another daemon handed over, in descriptors of ours; before `clearStale`. */
+  inherit?(channels: readonly Channel[]): void;
+  /** After `clearStale`: does the device of this name live on, waiting for `attach`? */
+  livesOn?(name: string): boolean;
   /**
    * Where devices can outlive the daemon: takes away what is left of one that did not come back.
    */

@@ -66,7 +66,9 @@ export class FileRoot implements RootHandle {
     return { kind: 'root', name, fd: this.descriptor.release(), sizeBytes, cache };
   }
 
-  /** Another descriptor of it, which reads past the page cache; null where there is no such thing. */
+  /**
+   * Another descriptor of it, which reads past the page cache; null where there is no such thing.
+   */
   #openDirectly(): number | null {
     try {
       return openSync(`/proc/self/fd/${this.descriptor.fd}`, DIRECT_FLAGS);

@@ -7,6 +7,8 @@
  *
  *     attach   … node ─▶ record ─▶ link ─▶ answer
  *     detach   link ─▶ node, leaf durable ─▶ record ─▶ ephemeral leaf ─▶ answer
+ *              in use and forced: link ─▶ leaf durable ─▶ record without a link ─▶ answer … node,
+ *              record and ephemeral leaf go with the last user
  *
  * So what is answered is on record, every link of a dead daemon is on record (if it points to the
  * node of its record, it is that daemon's), and a file in `ephemeral/` without a record is
@@ -39,8 +41,8 @@ export interface DeviceRecord {
   sizeBytes: number;
   readOnly: boolean;
   transport: TransportName;
-  /** N of /dev/ubdN. */
-  link: number;
+  /** N of /dev/ubdN; null: it was detached in use, has no name any more, and goes by itself. */
+  link: number | null;
   node: string;
   attachedAt: string;
   /** A snapshot is being taken: what is to be tidied up if this daemon does not come to its end. */
@@ -60,8 +62,8 @@ const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>(
     leaf: isNullOr(isObject({ path: isPath, ephemeral: isBoolean })),
     sizeBytes: isDeviceBytes,
     readOnly: isBoolean,
-    transport: isOneOf(['ublk', 'loop'] as const),
-    link: isWhole,
+    transport: isOneOf(['ublk', 'nbd', 'loop'] as const),
+    link: isNullOr(isWhole),
     node: isPath,
     attachedAt: isText,
     snapshot: isObject<SnapshotFiles>({ file: isPath, successor: isPath }),

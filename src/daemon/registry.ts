@@ -19,11 +19,11 @@ import type {
 import type { Paths } from '../client/paths.ts';
 import { bringUp, type Workshop } from './attach.ts';
 import { concurrently } from './concurrently.ts';
-import { type Entry, fail, type LeafStats, toDevice } from './device.ts';
+import { type Entry, fail, type LeafStats, toDevice, toRecord } from './device.ts';
 import { Entries } from './entries.ts';
 import { Links } from './links.ts';
 import type { Log } from './log.ts';
-import type { Machine, Transport } from './machine.ts';
+import type { Channel, Machine, Transport } from './machine.ts';
 import { makePlan, refuseContradictions } from './plan.ts';
 import type { DeviceStats } from './plane-protocol.ts';
 import { RecordStore } from './record.ts';
@@ -160,9 +160,16 @@ export class Registry {
       else fail(entry, error);
       throw error;
     }
+    const { transport, node } = entry;
     (entry as Entry).link = null;
-    await records.remove(entry.name);
-    if (result === 'gone') await this.#end(entry);
+    if (result === 'gone') {
+      await records.remove(entry.name);
+      await this.#end(entry);
+    } else {
+      await records.write(toRecord(entry, transport, node, null));
+      // Its last user may have gone meanwhile.
+      if (this.#entries.byId(entry.id) === undefined) await records.remove(entry.name);
+    }
     const how = result === 'gone' ? 'detached' : 'detached by force; it goes with its last user';
     log.info(`${entry.name}: ${how}`);
     return { name: entry.name, leaf: kept };
@@ -281,6 +288,7 @@ export class Registry {
         entries: this.#entries,
         transports: this.#machine.transports,
         choose: name => this.#chooseTransport(name),
+        onGone: entry => this.#gone(entry),
       }),
     );
   }
@@ -291,8 +299,7 @@ export class Registry {
     if (!entry || this.#stopping) return;
     const { log, links } = this.#shop;
     if (entry.state === 'detaching') {
-      log.info(`${entry.name}: its last user is gone`);
-      await this.#end(entry);
+      await this.#gone(entry);
       return;
     }
     log.error(`${entry.name}: lost: ${reason}`);
@@ -306,20 +313,66 @@ export class Registry {
     );
   }
 
+  /** A device that was detached in use: its last user is gone. */
+  async #gone(entry: Entry): Promise<void> {
+    this.#shop.log.info(`${entry.name}: its last user is gone`);
+    await this.#shop.records.remove(entry.name);
+    await this.#end(entry);
+  }
+
   /**
    * Takes every device down, and leaves the records: the next daemon brings the devices back.
    * Attaches that are under way are taken back first.
    */
   async stop(): Promise<void> {
+    await this.#comeToRest();
+    await concurrently(this.entries, entry => this.#stopOne(entry));
+  }
+
+  /**
+   * Lets go of every device, in use or not, for another daemon to go on with: their links and
+   * records stay, and what is asked of them waits. Returns what that daemon must have.
+   */
+  async handOver(): Promise<Channel[]> {
+    await this.#comeToRest();
+    const channels: Channel[] = [];
+    await concurrently(this.entries, async entry => {
+      const channel = await this.#handOverOne(entry);
+      if (channel !== null) channels.push(channel);
+    });
+    return channels;
+  }
+
+  async #comeToRest(): Promise<void> {
     this.#stopping = true;
     this.#watcher?.close();
     await Promise.allSettled(this.#underWay);
-    await concurrently(this.entries, entry => this.#stopOne(entry));
+  }
+
+  async #handOverOne(entry: Entry): Promise<Channel | null> {
+    const { id, name, node, transport } = entry;
+    const { log } = this.#shop;
+    if (node === null || transport === null) return null;
+    if (transport.handOver === undefined) {
+      await this.#stopOne(entry);
+      return null;
+    }
+    try {
+      const channel = await transport.handOver(id);
+      log.info(`${name}: ${node} is handed over`);
+      return channel;
+    } catch (error) {
+      log.error(`${name}: handing ${node} over failed: ${(error as Error).message}`);
+      return null;
+    }
   }
 
   async #stopOne(entry: Entry): Promise<void> {
     const { links, log } = this.#shop;
-    if (!isUsable(entry)) return;
+    if (!isUsable(entry)) {
+      await this.#stopLeaving(entry);
+      return;
+    }
     const { node, link, transport } = entry;
     try {
       const users = await transport.users(node);
@@ -335,6 +388,16 @@ export class Registry {
       log.info(`${entry.name}: stopped, its leaf is durable`);
     } catch (error) {
       log.error(`${entry.name}: stopping failed: ${(error as Error).message}`);
+    }
+  }
+
+  /** One that goes with its last user is in use, and waits for the next daemon where it can. */
+  async #stopLeaving({ id, name, state, transport }: Entry): Promise<void> {
+    if (state !== 'detaching') return;
+    try {
+      await transport?.leave?.(id);
+    } catch (error) {
+      this.#shop.log.error(`${name}: stopping failed: ${(error as Error).message}`);
     }
   }
 

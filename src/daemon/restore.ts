@@ -3,13 +3,14 @@
  *
  *     records read ─▶ stale nodes cleared ─▶ links parked ─▶ orphans removed ─▶ devices brought up
  *
- * A device that cannot come back stays listed with its reason, and does not stop the others.
+ * A device that lived on keeps its link: who opens it waits. A device that cannot come back stays
+ * listed with its reason, and does not stop the others.
  */
 import { readdir, rm } from 'node:fs/promises';
 import { asUbdError } from '../base/errors.ts';
 import type { TransportName } from '../client/api.ts';
 import { abandonSuccessor } from '../leaf/successor.ts';
-import { bringUp, type Workshop } from './attach.ts';
+import { bringNodeUp, bringUp, type Workshop } from './attach.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, fillFrom } from './device.ts';
 import type { Entries } from './entries.ts';
@@ -22,6 +23,8 @@ export interface RestoreOptions {
   entries: Entries;
   transports: readonly Transport[];
   choose(name: TransportName): Promise<Transport>;
+  /** A device that was on its way out is gone. */
+  onGone(entry: Entry): Promise<void>;
 }
 
 export async function restore(options: RestoreOptions): Promise<void> {
@@ -32,8 +35,11 @@ export async function restore(options: RestoreOptions): Promise<void> {
   const stale = (await Promise.all(transports.map(transport => transport.clearStale(kept)))).flat();
   if (stale.length > 0) log.info(`cleared what a dead daemon left: ${stale.join(', ')}`);
   // After an orderly end the links are gone, and their names may be others' by now.
-  for (const { link, node } of found)
-    if (!transports.some(transport => transport.isForeign(node))) links.park(link, node);
+  for (const { name, link, node } of found) {
+    if (link === null) continue;
+    if (livesOn(transports, name)) links.keep(link, node);
+    else if (!transports.some(transport => transport.isForeign(node))) links.park(link, node);
+  }
   for (const { name, file, error } of bad) {
     log.error(`${file}: ${error.message}`);
     fail(entries.add(name), error);
@@ -44,10 +50,25 @@ export async function restore(options: RestoreOptions): Promise<void> {
   const comebacks = found.map(record => {
     const entry = entries.add(record.name, record.attachedAt);
     fillFrom(entry, record);
-    links.hold(record.link);
+    if (record.link !== null) links.hold(record.link);
     return { entry, record };
   });
-  await concurrently(comebacks, ({ entry, record }) => comeBack(options, entry, record));
+  await concurrently(comebacks, ({ entry, record }) =>
+    record.link === null ? goOnLeaving(options, entry, record) : comeBack(options, entry, record),
+  );
+}
+
+function livesOn(transports: readonly Transport[], name: string): boolean {
+  return transports.some(transport => transport.livesOn?.(name) ?? false);
+}
+
+function planOf(record: DeviceRecord): Plan {
+  return {
+    rootPath: record.root.path,
+    leaf: record.leaf && { ...record.leaf, isNew: false },
+    readOnly: record.readOnly,
+    sizeBytes: record.leaf ? undefined : record.sizeBytes,
+  };
 }
 
 async function comeBack(
@@ -56,23 +77,37 @@ async function comeBack(
   record: DeviceRecord,
 ): Promise<void> {
   const { log, links } = shop;
-  const plan: Plan = {
-    rootPath: record.root.path,
-    leaf: record.leaf && { ...record.leaf, isNew: false },
-    readOnly: record.readOnly,
-    sizeBytes: record.leaf ? undefined : record.sizeBytes,
-  };
   try {
     if (record.snapshot && record.leaf) tidySnapshot(shop, record.leaf.path, record.snapshot);
-    await bringUp(shop, entry, plan, await choose(record.transport), record);
+    await bringUp(shop, entry, planOf(record), await choose(record.transport), record);
     log.info(`${entry.name}: back as ${links.path(entry.link!)} (${entry.node})`);
   } catch (thrown) {
     const error = asUbdError(thrown);
-    links.unpark(record.link);
+    links.unpark(record.link!);
     fail(entry, error);
     entry.link = record.link; // its number stays ours, for the next try
     log.error(`${entry.name}: could not be brought back: ${error.message}`);
   }
+}
+
+/** It was detached by force, while it was in use: it is served until its last user is gone. */
+async function goOnLeaving(
+  { shop, choose, transports, onGone }: RestoreOptions,
+  entry: Entry,
+  record: DeviceRecord,
+): Promise<void> {
+  entry.state = 'detaching';
+  try {
+    if (livesOn(transports, entry.name)) {
+      const transport = await choose(record.transport);
+      await bringNodeUp(shop, entry, planOf(record), transport, record);
+      if ((await transport.detach(entry.id, { force: true })) === 'later') return;
+    }
+  } catch (thrown) {
+    shop.log.error(`${entry.name}: its users lose it: ${asUbdError(thrown).message}`);
+    for (const transport of transports) await transport.discard?.(entry.name);
+  }
+  await onGone(entry);
 }
 
 /** Its daemon died in the middle of a snapshot: the leaf is the old one or the new one. */

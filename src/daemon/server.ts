@@ -24,6 +24,8 @@ export interface ApiRequest {
 export interface ApiAnswer {
   status: number;
   body: unknown;
+  /** Called when the client has hung up, or did not for some time. */
+  onLeft?: () => void;
 }
 
 export type ApiHandler = (request: ApiRequest) => Promise<ApiAnswer>;
@@ -49,6 +51,8 @@ const REQUEST_MS_MAX = 30_000;
 export class ApiServer {
   readonly #server: Server;
   readonly #socket: string;
+  /** When it has stopped listening: the end of its connections. */
+  #closed: Promise<void> | null = null;
 
   private constructor(server: Server, socket: string) {
     this.#server = server;
@@ -87,13 +91,20 @@ export class ApiServer {
     return new ApiServer(server, socket);
   }
 
+  /** Takes no more connections; from now on the name of the socket may be another daemon's. */
+  stopListening(): void {
+    this.#closed ??= new Promise<void>(resolve => {
+      rmSync(this.#socket, { force: true });
+      this.#server.close(() => resolve());
+    });
+  }
+
   /** Takes no more requests; those under way are answered. */
   async close(): Promise<void> {
-    rmSync(this.#socket, { force: true });
-    const closed = new Promise<void>(resolve => this.#server.close(() => resolve()));
+    this.stopListening();
     this.#server.closeIdleConnections();
     const late = setTimeout(() => this.#server.closeAllConnections(), CLOSE_MS_MAX);
-    await closed;
+    await this.#closed;
     clearTimeout(late);
   }
 }
@@ -108,7 +119,9 @@ async function answer(
 ): Promise<void> {
   try {
     const parsed = await parse(request, stateDir);
-    const { status, body } = await handle(parsed);
+    const { status, body, onLeft } = await handle(parsed);
+    if (onLeft && request.socket.destroyed) onLeft();
+    else if (onLeft) request.socket.once('close', onLeft);
     send(response, status, body, {});
   } catch (thrown) {
     const error = asUbdError(thrown);

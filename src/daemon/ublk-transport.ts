@@ -6,7 +6,8 @@
  *              ─▶ data plane ─▶ started
  *     detach   stopped, while it is served ─▶ leaf made durable and closed ─▶ device removed
  *              in use and forced: made durable, and looked at until its last user is gone
- *     leave    quiesced ─▶ leaf made durable and closed; the device waits for the next daemon
+ *     leave,   quiesced ─▶ leaf made durable and closed; the device waits for the next daemon
+ *     handOver
  *
  * A device that lives on is recognised by the marks of this state directory and of its name.
  */
@@ -55,8 +56,8 @@ export class UblkTransport implements Transport {
   readonly #onGone: UblkTransportOptions['onGone'];
   readonly #attached = new Map<number, Attached>();
   #ublk: Promise<Ublk> | null = null;
-  /** Of devices that a dead daemon left, and that come back. */
-  readonly #keptNodes = new Set<string>();
+  /** Of devices that a dead daemon left, and that come back: names, and nodes. */
+  readonly #keptNodes = new Map<string, string>();
 
   constructor({ plane, owner, shadows, onGone }: UblkTransportOptions) {
     this.#plane = plane;
@@ -172,6 +173,15 @@ export class UblkTransport implements Transport {
     await this.#plane.close(id);
   }
 
+  async handOver(id: number): Promise<null> {
+    await this.leave(id);
+    return null;
+  }
+
+  livesOn(name: string): boolean {
+    return this.#keptNodes.has(name);
+  }
+
   /** The kernel ended the service of a device: somebody else stopped or deleted it. */
   lost(id: number, reason: string): void {
     const attached = this.#attached.get(id);
@@ -197,18 +207,23 @@ export class UblkTransport implements Transport {
   }
 
   isForeign(node: string): boolean {
-    return /^\/dev\/ublkb\d+$/.test(node) && existsSync(node) && !this.#keptNodes.has(node);
+    return /^\/dev\/ublkb\d+$/.test(node) && existsSync(node) && !this.#isKept(node);
+  }
+
+  #isKept(node: string): boolean {
+    return [...this.#keptNodes.values()].includes(node);
   }
 
   async clearStale(kept: ReadonlySet<string>): Promise<string[]> {
     if ((await this.missing()) !== null) return [];
     const { control } = await this.#open();
-    const keptMarks = new Set([...kept].map(name => makeMarks(this.#owner, name).nameMark));
+    const names = new Map([...kept].map(name => [makeMarks(this.#owner, name).nameMark, name]));
     const cleared: string[] = [];
     for (const { id, state, nameMark } of await listOwned(control, this.#owner)) {
       // One that was never started has no users, and nothing to take over.
-      if (state !== DEVICE_STATE.DEAD && keptMarks.has(nameMark)) {
-        this.#keptNodes.add(`/dev/ublkb${id}`);
+      const name = names.get(nameMark);
+      if (state !== DEVICE_STATE.DEAD && name !== undefined) {
+        this.#keptNodes.set(name, `/dev/ublkb${id}`);
         continue;
       }
       await removeDevice(control, id);

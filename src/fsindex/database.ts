@@ -6,7 +6,16 @@
  * never written.
  */
 import { randomBytes } from 'node:crypto';
-import { closeSync, existsSync, fsyncSync, openSync, renameSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  statSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 import type BetterSqlite3 from 'better-sqlite3';
@@ -17,6 +26,7 @@ export type Database = BetterSqlite3.Database;
 
 /** `UBDI`, at byte 68 of the file: what file(1) and others tell it by. */
 export const APPLICATION_ID = 0x55424449;
+const ID_AT = 68;
 export const VERSION = 1;
 
 export const TABLES = `
@@ -129,6 +139,7 @@ export class IndexWriter {
 
   /** @param onRoot the index of a leaf: it holds what differs from the root's */
   constructor(path: string, { onRoot = false }: { onRoot?: boolean } = {}) {
+    requireReplaceable(path);
     this.#path = path;
     this.#temporary = `${path}.${randomBytes(6).toString('hex')}.new`;
     try {
@@ -210,7 +221,6 @@ export class IndexWriter {
     this.#database.exec(INDEXES);
     this.#database.exec('ANALYZE');
     this.#database.close();
-    this.#done = true;
     for (const [path, rename] of [
       [this.#temporary, true],
       [dirname(this.#path), false],
@@ -223,6 +233,7 @@ export class IndexWriter {
       }
       if (rename) renameSync(this.#temporary, this.#path);
     }
+    this.#done = true;
   }
 
   /** Leaves nothing behind. */
@@ -231,6 +242,29 @@ export class IndexWriter {
     this.#done = true;
     this.#database.close();
     rmSync(this.#temporary, { force: true });
+  }
+}
+
+/** An index takes the place of nothing but an index: never of a root whose name was given. */
+function requireReplaceable(path: string): void {
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (stat === undefined || (stat.isFile() && (stat.size === 0 || isIndex(path)))) return;
+  throw new UbdError('exists', `${path} exists, and is no index`, {
+    place: { file: path },
+    next: 'choose another name: --output FILE; or move it away',
+  });
+}
+
+function isIndex(path: string): boolean {
+  const head = Buffer.alloc(ID_AT + 4);
+  const fd = openSync(path, 'r');
+  try {
+    return (
+      readSync(fd, head, 0, head.length, 0) === head.length &&
+      head.readUInt32BE(ID_AT) === APPLICATION_ID
+    );
+  } finally {
+    closeSync(fd);
   }
 }
 

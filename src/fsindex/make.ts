@@ -5,6 +5,7 @@ import { ext4Changes } from './ext4/changes.ts';
 import { Ext4 } from './ext4/filesystem.ts';
 import { ext4Records } from './ext4/records.ts';
 import type { ByteRange } from './ranges.ts';
+import { requireExt4 } from './recognize.ts';
 import type { FileSystemRecord } from './record.ts';
 import type { BlockSource } from './source.ts';
 
@@ -28,6 +29,7 @@ export interface MadeIndex {
  * @param key identifies the content: the root's identity
  */
 export function makeRootIndex(source: BlockSource, key: string, options: MakeOptions): MadeIndex {
+  requireExt4(source);
   const fs = Ext4.open(source);
   const writer = new IndexWriter(options.output);
   try {
@@ -67,6 +69,7 @@ export function makeLeafIndex(
   rootIndex: string,
   options: MakeOptions,
 ): MadeIndex {
+  requireExt4(source);
   const root = openIndex(rootIndex);
   const writer = new IndexWriter(options.output, { onRoot: true });
   try {

@@ -15,9 +15,11 @@ import {
   openSync,
   readFileSync,
   readSync,
+  realpathSync,
   statSync,
   writeSync,
 } from 'node:fs';
+import { dirname } from 'node:path';
 import { EAGAIN, EOPNOTSUPP, errnoName } from '../base/errno.ts';
 import { corrupt, type ErrorCode, UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
@@ -97,7 +99,13 @@ export class FileMedia implements Media {
     try {
       fd = openSync(path, flags, 0o600);
     } catch (error) {
-      throw fileError(error, 'open it', path);
+      const { code } = error as NodeJS.ErrnoException;
+      if (code !== 'ENOENT') throw fileError(error, 'open it', path);
+      const lacks = options.create ? dirname(path) : path;
+      throw new UbdError('not-found', `there is no ${lacks}`, {
+        place: { file: lacks },
+        cause: error,
+      });
     }
     try {
       const stat = fstatSync(fd);
@@ -209,7 +217,7 @@ export class FileMedia implements Media {
   /** Ends what an exchange of leaves has begun and not ended: see replacement.ts. */
   #settle(path: string): boolean {
     try {
-      return settleReplacement(diskNames, path);
+      return settleReplacement(diskNames, realpathSync(path)); // its marker lies beside the file
     } catch (error) {
       this.close();
       throw fileError(error, 'put it in its new place', path);

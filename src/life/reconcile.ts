@@ -315,12 +315,13 @@ class Plan {
 
 function refuseTaken(world: World, output: string, members: readonly Member[]): void {
   if (!world.exists(output)) return;
-  // A run that was killed in its very last step had done all of it.
+  // A run that was killed in its very last step had done all of it; or it is the old root.
   const done = members.every(({ base }) => base.kind === 'root' && base.path === output);
   throw new UbdError('exists', `${output} exists`, {
     place: { file: output },
     next: done
-      ? 'the leaves stand on it already: nothing is left to do'
+      ? 'the leaves stand on it already: if it was made of them, nothing is left to do; ' +
+        'else choose another name: roots are never overwritten'
       : 'choose another name: roots are never overwritten',
   });
 }

@@ -13,15 +13,20 @@
  * All that may be overwritten (everything before the data) is first copied to a file beside the
  * leaf. A repair that is killed is made again by the next one: until the superblocks are written
  * the log still counts, and every sector of map and directory is right before and after.
+ *
+ * A leaf that has grown is not repaired: its map lies behind the data, where a file that was cut
+ * off has lost it, and where data that are not mapped look like what is left of an older map.
  */
 import { dirname } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
+import { checkMedia } from '../leaf/check.ts';
 import { Commit } from '../leaf/commit.ts';
 import type { OpenFile } from '../leaf/files.ts';
-import { KNOWN_READ_ONLY_COMPATIBLE } from '../leaf/format.ts';
+import { isMapBehind, KNOWN_READ_ONLY_COMPATIBLE } from '../leaf/format.ts';
 import { MediaIo } from '../leaf/media-io.ts';
 import { SectorMap } from '../leaf/sector-map.ts';
+import { chooseSuperblock, readSuperblockCopies } from '../leaf/superblock.ts';
 import { Copier } from './copy.ts';
 import {
   copyRuns,
@@ -81,6 +86,8 @@ export async function repairLeaf(
   const work = new Work(options);
   const file = work.world.open(spec.leaf, { readOnly: spec.dryRun ?? false });
   try {
+    if (isMapBehind(chooseSuperblock(readSuperblockCopies(file), file.name).geometry))
+      return grownReport(file, spec.leaf);
     const found = salvage(file);
     refuseUnknown(spec.leaf, found);
     const unproved = file.blockDevice ? 'root' : (spec.unproved ?? 'data');
@@ -101,6 +108,21 @@ export async function repairLeaf(
   } finally {
     file.close();
   }
+}
+
+/** Of a leaf that has grown: that it is sound, or an error. */
+function grownReport(file: OpenFile, leaf: string): RepairReport {
+  const { ok, findings, changedBytes } = checkMedia(file);
+  if (findings.length === 0)
+    return { leaf, items: [], repaired: false, backup: null, changedBytes };
+  const first = findings.find(({ severity }) => severity === 'damage') ?? findings[0]!;
+  throw new UbdError('unsupported', `${leaf} has grown, and such a leaf is not repaired yet`, {
+    place: { file: leaf, offset: first.offset },
+    next: ok
+      ? 'Nothing is lost: attaching it puts it right. `ubd check` says what there is.'
+      : '`ubd check` lists the damage. Nothing was changed; restore the leaf from a backup, or ' +
+        'from a stream of `ubd send`.',
+  });
 }
 
 function refuseUnknown(leaf: string, { superblock }: Salvage): void {

@@ -273,7 +273,15 @@ export async function openParentRoot(
 ): Promise<OpenedRoot> {
   const { parent } = superblock;
   const path = given ?? resolveParentPath(world.canonical(name), parent.path);
-  const root = await world.openRoot(path);
+  const root = await world.openRoot(path).catch((cause: unknown) => {
+    if (given !== undefined || !(cause instanceof UbdError) || cause.code !== 'not-found')
+      throw cause;
+    throw new UbdError('not-found', `${path} is missing: the root of ${name}`, {
+      place: { file: path },
+      next: `bring it back, or if it has moved: ubd info ${name} --rebase-path NEWPATH`,
+      cause,
+    });
+  });
   const fingerprint = Buffer.from(parent.fingerprint).toString('hex');
   try {
     const wanted = { sizeBytes: parent.sizeBytes, fingerprint };

@@ -112,6 +112,11 @@ export interface Native {
    */
   duplicate(fd: number): number;
   /**
+   * A close-on-exec descriptor of what process `pid` has open as `fd`, or -errno: -EPERM where we
+   * might not trace it. Both refer to the same open file: also to its locks.
+   */
+  takeDescriptor(pid: number, fd: number): number;
+  /**
    * 0 or -errno. For descriptors that another thread opened or the addon made: Node's own close
    * warns about those in a worker. Rings are refused.
    */

@@ -32,6 +32,10 @@ async function serve(teardown: (fn: () => unknown) => void): Promise<Served> {
     paths.stateDir,
     log,
     makeRoutes({
+      handOver: async () => {
+        throw new Error('not in this test');
+      },
+      onHandedOver: () => {},
       registry,
       life: new Life(registry, machine.live),
       exports: new Exports({ paths, machine, registry, log }),

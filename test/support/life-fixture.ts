@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto';
 import { planLeaf, writeLeaf } from '../../src/leaf/blank.ts';
 import { freezeMedia } from '../../src/leaf/freeze.ts';
+import { growLeaf } from '../../src/leaf/grow.ts';
 import { parentOf, storedPath } from '../../src/leaf/lineage.ts';
 import { loadLeaf } from '../../src/leaf/load.ts';
 import type { Superblock } from '../../src/leaf/superblock.ts';
@@ -109,6 +110,17 @@ export class ModelLeaf {
     const model = new Uint8Array(sizeBytes);
     model.set(this.model);
     return ModelLeaf.#create(this.#world, path, planLeaf({ sizeBytes, parent }), model);
+  }
+
+  /** The same leaf, made larger: of a real machine only. */
+  grow(sizeBytes: number): ModelLeaf {
+    this.end();
+    growLeaf(this.path, sizeBytes);
+    const model = new Uint8Array(sizeBytes);
+    model.set(this.model);
+    const grown = new ModelLeaf(this.#world, this.path, model);
+    grown.mapped.set(this.mapped);
+    return grown;
   }
 
   /** Writes here and there. */

@@ -3,7 +3,7 @@
  * unix sockets or free ports of 127.0.0.1, and is gone when the test is.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { basename, dirname } from 'node:path';
 import { run, until } from './run.ts';
@@ -57,13 +57,17 @@ export class ServerProcess {
     await ended;
   }
 
-  /** SIGSTOP: its connections stay, and nothing answers. */
+  /** SIGSTOP: its connections stay, and nothing answers. Returns when all its threads stand. */
   async freeze(): Promise<void> {
     const child = this.#child;
     if (child === null) return;
     child.kill('SIGSTOP');
-    const stat = `/proc/${child.pid}/stat`;
-    await until('it stands still', () => readFileSync(stat, 'utf8').includes(') T '));
+    const threads = `/proc/${child.pid}/task`;
+    await until('the server stands still', () =>
+      readdirSync(threads).every(thread =>
+        /^State:\s+T/m.test(readFileSync(`${threads}/${thread}/status`, 'utf8')),
+      ),
+    );
   }
 
   thaw(): void {

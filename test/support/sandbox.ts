@@ -63,20 +63,44 @@ export class Sandbox {
   }
 
   async startDaemon(): Promise<void> {
+    const daemon = this.spawnDaemon();
+    this.#daemon = daemon;
+    await this.#answers(daemon);
+  }
+
+  /** Another daemon takes over from ours, which has ended when this returns. */
+  async takeOver(): Promise<void> {
+    const old = this.#daemon!;
+    const ended = new Promise<number | null>(resolve => old.once('exit', resolve));
+    const daemon = this.spawnDaemon('--takeover');
+    this.#daemon = daemon;
+    await this.#answers(daemon);
+    const status = await ended;
+    if (status !== 0) throw new Error(`the old daemon ended with ${status}: ${this.log()}`);
+  }
+
+  /** A daemon in our directories; whoever starts it sees to its end. */
+  spawnDaemon(...options: string[]): ChildProcess {
     const log = openSync(this.path('daemon.log'), 'a');
-    const daemon = spawn(process.execPath, [CLI, 'serve'], {
+    const daemon = spawn(process.execPath, [CLI, 'serve', ...options], {
       env: this.env,
       cwd: this.dir,
       stdio: ['ignore', log, log],
     });
     closeSync(log);
-    this.#daemon = daemon;
+    return daemon;
+  }
+
+  async #answers(daemon: ChildProcess): Promise<void> {
     await until('the daemon answers', async () => {
       if (daemon.exitCode !== null || daemon.signalCode !== null) {
         throw new Error(`the daemon ended: ${this.log().slice(-2000)}`);
       }
-      this.#client = await this.connect().catch(() => undefined);
-      return this.#client !== undefined;
+      const client = await this.connect().catch(() => undefined);
+      const status = await client?.status().catch(() => undefined);
+      if (status?.pid !== daemon.pid) return false;
+      this.#client = client;
+      return true;
     });
   }
 

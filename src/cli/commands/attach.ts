@@ -52,7 +52,7 @@ export const attach: Command = {
       type: 'text',
       value: 'WHICH',
       choices: TRANSPORTS,
-      about: 'how the kernel reaches the device; auto takes the best that works',
+      about: 'how the kernel reaches the device; auto takes the first that works: loop, ublk',
     },
   },
   examples: [

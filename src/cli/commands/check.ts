@@ -13,7 +13,7 @@ import { detachedLeaf, running } from '../work.ts';
 
 export const check: Command = {
   name: 'check',
-  about: 'verify a leaf that is not attached',
+  about: 'verify a leaf that is not attached, or repair it',
   positionals: [{ name: 'LEAF', count: 'one', about: 'the leaf' }],
   options: {
     root: {

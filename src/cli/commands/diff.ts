@@ -17,7 +17,7 @@ const BATCH = 1000;
 
 export const diff: Command = {
   name: 'diff',
-  about: 'what was changed in a device',
+  about: 'tell what was changed in a detached device: files, or ranges of bytes',
   positionals: [
     { name: 'LEAF|NAME', count: 'one', about: 'a leaf, or the name of the device that it is of' },
   ],

@@ -8,7 +8,7 @@ import { detachedLeaf, running, standardOutput } from '../work.ts';
 
 export const exportCommand: Command = {
   name: 'export',
-  about: 'write the content of a device as a plain disk image',
+  about: 'write the content of a detached device as a plain disk image',
   positionals: [
     { name: 'LEAF|NAME', count: 'one', about: 'a leaf, or the name of the device that it is of' },
     { name: 'TARGET', count: 'one', about: 'a new file, a block device, or - for standard output' },

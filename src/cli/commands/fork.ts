@@ -9,7 +9,7 @@ import { NO_FREEZE, sayMounts } from './snapshot.ts';
 
 export const fork: Command = {
   name: 'fork',
-  about: 'make new leaves on the state that a device or a leaf has now; copies nothing',
+  about: 'make new leaves on the state of a device or a leaf; copies nothing',
   positionals: [
     { name: 'DEV|NAME|FILE', count: 'one', about: 'a device, a leaf or an intermediate image' },
   ],

@@ -7,7 +7,7 @@ import { running } from '../work.ts';
 
 export const index: Command = {
   name: 'index',
-  about: 'make, or reuse, the index of the files in an image',
+  about: 'make the index of the files in an image, or reuse the one that is there',
   positionals: [{ name: 'ROOT|LEAF|NAME', count: 'one', about: 'a root, or a leaf over one' }],
   options: {
     output: {

@@ -14,7 +14,7 @@ import { givenDirs, withDaemon } from '../session.ts';
 
 export const info: Command = {
   name: 'info',
-  about: 'what a root, a leaf or a device is',
+  about: 'tell what a root, a leaf or a device is',
   positionals: [{ name: 'PATH|DEV|NAME', count: 'one', about: 'file, device link, node or name' }],
   options: {
     'rebase-path': {

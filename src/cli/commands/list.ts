@@ -9,7 +9,7 @@ import { withDaemon } from '../session.ts';
 
 export const list: Command = {
   name: 'list',
-  about: 'the devices',
+  about: 'list the devices, or what NBD clients can use',
   positionals: [],
   options: {
     exports: { type: 'flag', about: 'what NBD clients can use, instead' },

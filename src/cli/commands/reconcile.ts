@@ -9,7 +9,7 @@ import { detachedLeaf, running } from '../work.ts';
 
 export const reconcile: Command = {
   name: 'reconcile',
-  about: 'make a new root from leaves; they stand on it then, and keep only what differs',
+  about: 'make a new root from leaves, which then stand on it and keep what differs',
   positionals: [
     { name: 'LEAF|NAME', count: 'one', about: 'a leaf, or the name of the device that it is of' },
     { name: 'LEAF|NAME', count: 'any', about: 'more leaves of the same root' },

@@ -12,7 +12,7 @@ const ACTIONS = ['add', 'remove', 'list'] as const;
 
 export const replica: Command = {
   name: 'replica',
-  about: 'further copies of a remote root, to read from and to survive the loss of one',
+  about: 'add, remove or list copies of a remote root: to read faster, to survive a loss',
   positionals: [
     { name: 'add|remove|list', count: 'one', about: 'what to do' },
     { name: 'ROOT', count: 'optional', about: 'URI of the root, or a device that stands on it' },

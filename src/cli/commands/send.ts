@@ -8,7 +8,7 @@ import { detachedLeaf, isUuid, running, standardOutput } from '../work.ts';
 
 export const send: Command = {
   name: 'send',
-  about: 'write the changes of a device as a stream',
+  about: 'write the changes of a detached device as a stream',
   positionals: [
     { name: 'LEAF|NAME', count: 'one', about: 'a leaf, or the name of the device that it is of' },
   ],

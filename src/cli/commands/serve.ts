@@ -11,7 +11,7 @@ import { givenDirs } from '../session.ts';
 
 export const serve: Command = {
   name: 'serve',
-  about: 'run the daemon in the foreground; also NBD exports for VMs and other hosts',
+  about: 'run the daemon in the foreground, also with disks for NBD clients',
   positionals: [],
   options: {
     listen: {
@@ -30,7 +30,8 @@ export const serve: Command = {
       type: 'items',
       value: 'ROOT,dir=DIR[,…]',
       about:
-        'a disk for each name that a client asks for; prefix=TEXT, ephemeral, size=SIZE, quota=SIZE, max=COUNT, allow=WHO',
+        'a disk for each name that a client asks for; prefix=TEXT, ephemeral, size=SIZE, ' +
+        'quota=SIZE, max=COUNT, allow=WHO',
     },
     'tls-dir': {
       type: 'text',
@@ -40,6 +41,10 @@ export const serve: Command = {
     'tls-psk': { type: 'text', value: 'FILE', about: 'TLS with keys: lines of USER:HEXKEY' },
     'tls-any-client': { type: 'flag', about: 'ask clients for no certificate' },
     'allow-plain-tcp': { type: 'flag', about: 'let other machines in without TLS' },
+    takeover: {
+      type: 'flag',
+      about: 'go on in place of the daemon that runs; devices in use wait for a moment',
+    },
     background: { type: 'flag', about: 'write only to the log: as other commands start it' },
   },
   examples: [
@@ -48,18 +53,27 @@ export const serve: Command = {
       line: 'ubd serve --listen nbd://[::1] --export vm=r.img',
       about: 'a disk for a virtual machine on this host',
     },
+    { line: 'ubd serve --takeover', about: 'after an upgrade: devices in use do not notice' },
   ],
   needsRoot: true,
   async run(args) {
     const paths = findPaths(givenDirs(args));
     const foreground = !args.flags.has('background');
     const serving = await servingOf(args);
-    const [{ runDaemon }, { LockedError }] = await Promise.all([
+    // All is loaded before another daemon is asked to stop.
+    const [{ runDaemon }, { LockedError }, { takeOver }] = await Promise.all([
       import('../../daemon/daemon.ts'),
       import('../../daemon/directories.ts'),
+      import('../../daemon/takeover.ts'),
     ]);
     try {
-      return await runDaemon({ paths, foreground, ...(serving === null ? {} : { serving }) });
+      const inheritance = args.flags.has('takeover') ? await takeOver(paths) : null;
+      return await runDaemon({
+        paths,
+        foreground,
+        ...(serving === null ? {} : { serving }),
+        ...(inheritance === null ? {} : { inheritance }),
+      });
     } catch (error) {
       if (error instanceof LockedError && !foreground) return EXIT_LOCKED;
       throw error;

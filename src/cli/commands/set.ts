@@ -11,7 +11,7 @@ import { withDaemon } from '../session.ts';
 
 export const set: Command = {
   name: 'set',
-  about: 'change a device in use, or a leaf: its size, its quota',
+  about: 'change the size or the quota of a device in use, or of a leaf',
   positionals: [{ name: 'DEV|NAME|LEAF', count: 'one', about: 'a device; or the path of a leaf' }],
   options: {
     size: { type: 'text', value: 'SIZE', about: 'make the device larger: 20G' },

@@ -6,7 +6,7 @@ import { withDaemon } from '../session.ts';
 
 export const status: Command = {
   name: 'status',
-  about: 'the daemon, and the transports that this kernel offers',
+  about: 'tell how the daemon is, and which transports this kernel offers',
   positionals: [],
   options: {},
   examples: [{ line: 'ubd status --json | jq .pid', about: 'the process of the daemon' }],

@@ -90,7 +90,8 @@ export function readKeys(file: string): Map<string, Buffer> {
       if (key === undefined || key.length < KEY_BYTES_MIN)
         throw new UbdError(
           'usage',
-          `${file}: line ${index + 1} is not USER:KEY, with a key of ${KEY_BYTES_MIN} bytes or more in hex`,
+          `${file}: line ${index + 1} is not USER:KEY, ` +
+            `with a key of ${KEY_BYTES_MIN} bytes or more in hex`,
           { place: { file }, next: `psktool -u USER -p ${file} makes one` },
         );
       keys.set(match![1]!, key);

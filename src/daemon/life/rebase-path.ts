@@ -19,6 +19,6 @@ async function requireRoot(leafPath: string, parent: LeafParent, path: string): 
     'root-mismatch',
     `${path} is not the root that ${leafPath} was made on: it has ${sizeBytes} bytes, ` +
       `fingerprint ${fingerprint}; expected ${parent.sizeBytes} bytes, fingerprint ${expected}`,
-    { place: { file: path }, next: 'to move a leaf to another root: ubd rebase' },
+    { place: { file: path }, next: 'a leaf only ever stands on the root that it was made on' },
   );
 }

@@ -336,9 +336,13 @@ export function ownLoops(owner: string): (LoopDevice & { name: string })[] {
  * Takes down what a daemon of this owner left when it died. The caller holds the owner's lock and
  * has no device yet: so whatever bears the owner's name is stale.
  */
-export async function clearStaleLoops(owner: string): Promise<StaleLoop[]> {
+export async function clearStaleLoops(
+  owner: string,
+  served: ReadonlySet<string> = new Set(),
+): Promise<StaleLoop[]> {
   const cleared: StaleLoop[] = [];
   for (const loop of ownLoops(owner))
-    cleared.push({ ...loop, gone: (await detachLoop(loop, { force: true })).gone });
+    if (!served.has(loop.fileName))
+      cleared.push({ ...loop, gone: (await detachLoop(loop, { force: true })).gone });
   return cleared;
 }

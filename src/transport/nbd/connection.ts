@@ -145,7 +145,7 @@ export class NbdConnection implements SlotOwner, Waiter {
     this.#contexts = channel.contexts;
     const extended = channel.replies === 'extended';
     this.#rules = {
-      sizeBytes: device.sizeSectors * SECTOR_BYTES,
+      sizeBytes: 0,
       readOnly: channel.readOnly || device.readOnly,
       chunked: channel.replies !== 'simple',
       extended,
@@ -252,6 +252,7 @@ export class NbdConnection implements SlotOwner, Waiter {
       this.#leave(`the client sent a request with ${payload} bytes`);
       return STEP.DONE;
     }
+    this.#rules.sizeBytes = this.#device.sizeSectors * SECTOR_BYTES; // it may have grown
     const error = refusal(header, this.#rules);
     const slot = this.#take(header);
     if (error !== 0) {

@@ -1,0 +1,63 @@
+/**
+ * What lies on a device that is no ext2, ext3 or ext4, for an error that says so: by the magic
+ * numbers of each format, as in its own specification (the same that `wipefs` knows).
+ */
+import { UbdError } from '../base/errors.ts';
+import { isExt4 } from './ext4/geometry.ts';
+import type { BlockSource } from './source.ts';
+
+interface Sign {
+  what: string;
+  /** In bytes of the device; each of these. */
+  at: readonly number[];
+  /** The bytes there, as Latin-1. */
+  magic: string;
+  /** How to get at a file system inside it: of what is none itself. */
+  inside?: string;
+}
+
+const PARTITIONS = 'index the partition that holds the file system, as an image of its own';
+
+/** Those that can lie over another come first. */
+const SIGNS: readonly Sign[] = [
+  { what: 'a LUKS container (encrypted)', at: [0], magic: 'LUKS\xba\xbe' },
+  { what: 'a qcow2 image', at: [0], magic: 'QFI\xfb', inside: 'make it raw: qemu-img convert' },
+  { what: 'a GPT partition table', at: [512, 4096], magic: 'EFI PART', inside: PARTITIONS },
+  { what: 'an LVM physical volume', at: [0, 512, 1024, 1536], magic: 'LABELONE' },
+  { what: 'a member of a Linux RAID', at: [0, 4096], magic: '\xfc\x4e\x2b\xa9' },
+  { what: 'xfs', at: [0], magic: 'XFSB' },
+  { what: 'btrfs', at: [65_600], magic: '_BHRfS_M' },
+  { what: 'f2fs', at: [1024], magic: '\x10\x20\xf5\xf2' },
+  { what: 'erofs', at: [1024], magic: '\xe2\xe1\xf5\xe0' },
+  { what: 'squashfs', at: [0], magic: 'hsqs' },
+  { what: 'NTFS', at: [3], magic: 'NTFS    ' },
+  { what: 'exFAT', at: [3], magic: 'EXFAT   ' },
+  { what: 'FAT', at: [54], magic: 'FAT1' },
+  { what: 'FAT', at: [82], magic: 'FAT32' },
+  { what: 'ISO 9660', at: [32_769], magic: 'CD001' },
+  { what: 'swap space', at: [4086], magic: 'SWAPSPACE2' },
+  // The last: many boot sectors end so.
+  { what: 'an MBR partition table', at: [510], magic: '\x55\xaa', inside: PARTITIONS },
+];
+
+/** Throws `unsupported`, and says what there is instead, where there is no ext2, ext3 or ext4. */
+export function requireExt4(source: BlockSource): void {
+  if (isExt4(source)) return;
+  const sign = SIGNS.find(({ at, magic }) => at.some(position => isAt(source, position, magic)));
+  const { name } = source;
+  const there = sign === undefined ? 'no file system that is known here' : sign.what;
+  throw new UbdError('unsupported', `${name} holds ${there}: its files cannot be listed`, {
+    place: { file: name },
+    next:
+      'Supported are ext2, ext3 and ext4 on the whole device. ' +
+      `${sign?.inside === undefined ? '' : `Else ${sign.inside}. `}` +
+      '`ubd diff --blocks` works with every content.',
+  });
+}
+
+function isAt(source: BlockSource, position: number, magic: string): boolean {
+  if (source.sizeBytes < position + magic.length) return false;
+  const found = Buffer.alloc(magic.length);
+  source.read(found, 0, found.length, position);
+  return found.toString('latin1') === magic;
+}

@@ -1,0 +1,75 @@
+/** A PostgreSQL of a test's own, in a directory: made, worked on by pgbench, ended, checked. */
+import { chownSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
+import { run, until } from './run.ts';
+
+/** Debian's, of the latest version that is installed. */
+function findPrograms(): string | undefined {
+  const all = '/usr/lib/postgresql';
+  const versions = existsSync(all) ? readdirSync(all).map(Number) : [];
+  const found = versions.sort((a, b) => b - a).map(version => `${all}/${version}/bin`);
+  return found.find(place => ['initdb', 'pgbench'].every(name => existsSync(`${place}/${name}`)));
+}
+
+export class Postgres {
+  readonly #programs: string;
+  readonly #uid: string;
+  readonly #data: string;
+  readonly #sockets: string;
+
+  private constructor(programs: string, uid: string, place: string) {
+    this.#programs = programs;
+    this.#uid = uid;
+    this.#data = `${place}/data`;
+    this.#sockets = `${place}/sockets`;
+  }
+
+  /** Makes a database in `place` and starts it; null where it is not installed. */
+  static async startOn(place: string): Promise<Postgres | null> {
+    const programs = findPrograms();
+    if (programs === undefined) return null;
+    const uid = (await run('id', ['-u', 'postgres'])).trim();
+    const postgres = new Postgres(programs, uid, place);
+    for (const directory of [postgres.#data, postgres.#sockets]) {
+      mkdirSync(directory, { mode: 0o700 });
+      chownSync(directory, Number(uid), 0);
+    }
+    const initdb = ['--pgdata', postgres.#data, '--data-checksums', '--auth=trust', '--no-sync'];
+    await postgres.#run('initdb', initdb);
+    const options = `-c listen_addresses='' -c unix_socket_directories=${postgres.#sockets}`;
+    await postgres.#run('pg_ctl', [
+      ...['start', '--pgdata', postgres.#data, '--wait', '--timeout=120', '--silent'],
+      ...['--log', `${postgres.#sockets}/log`, '--options', options],
+    ]);
+    await postgres.#run('pgbench', [...postgres.#client, '--initialize', '--quiet']);
+    return postgres;
+  }
+
+  get #client(): string[] {
+    return ['--host', this.#sockets, 'postgres'];
+  }
+
+  /** Transactions of four clients; throws where one fails. */
+  async bench(seconds: number): Promise<void> {
+    const said = await this.#run('pgbench', [
+      ...['--client=4', '--no-vacuum', `--time=${seconds}`],
+      ...this.#client,
+    ]);
+    const failed = /number of failed transactions: (\d+)/.exec(said)?.[1] ?? '0';
+    if (failed !== '0' || /aborted/.test(said)) throw new Error(said);
+  }
+
+  async stop(): Promise<void> {
+    await this.#run('pg_ctl', ['stop', '--pgdata', this.#data, '--mode=fast', '--wait']);
+    await until('its lock is gone', () => !existsSync(`${this.#data}/postmaster.pid`));
+  }
+
+  /** Reads every page; what it says. */
+  checksums(): Promise<string> {
+    return this.#run('pg_checksums', ['--check', '--pgdata', this.#data]);
+  }
+
+  #run(program: string, args: readonly string[]): Promise<string> {
+    const as = [`--reuid=${this.#uid}`, '--clear-groups', `${this.#programs}/${program}`];
+    return run('setpriv', [...as, ...args], { cwd: '/', timeoutMs: 300_000 });
+  }
+}
