@@ -74,7 +74,7 @@ export class NbdTransport implements Transport {
 
   async attach(device: TransportDevice): Promise<{ node: string }> {
     const driver = await NbdDriver.open();
-    const { id, name, sizeBytes, leaf } = device;
+    const { name, sizeBytes, leaf } = device;
     const readOnly = device.readOnly || leaf === null;
     const left = listOwned(this.#owner).find(shown => shown.name === name);
     const goingOn = left !== undefined;

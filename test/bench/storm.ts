@@ -4,9 +4,9 @@
  *     node dist/test/bench/storm.js [--nodes 20] [--svg FILE] [--json FILE]
  *
  * The reads are those of a real virtual machine (scripts/record-boot), replayed on one block device
- * for each node, as fast as they are answered (storm-node.ts). The root is an NBD export behind a link of
- * 76 MB/s and 5 ms (nbdkit's rate and delay filters). Nodes boot one after the other, and, with
- * everything cold again, all at once. Prints a table.
+ * for each node, as fast as they are answered (storm-node.ts). The root is an NBD export behind a
+ * link of 76 MB/s and 5 ms (nbdkit's rate and delay filters). Nodes boot one after the other, and,
+ * with everything cold again, all at once. Prints a table.
  */
 import { closeSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';

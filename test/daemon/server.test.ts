@@ -150,7 +150,7 @@ t.test('every wrong field is refused by its name, and nothing is attached', asyn
     [{ root, sizeBytes: 2 ** 53 }, /body\.sizeBytes/],
     [{ root, ephemeral: 'yes' }, /body\.ephemeral: true or false/],
     [{ root, readOnly: 1 }, /body\.readOnly/],
-    [{ root, transport: 'floppy' }, /body\.transport: one of auto, ublk, loop/],
+    [{ root, transport: 'floppy' }, /body\.transport: one of auto, ublk, nbd, loop/],
     [[{ root }, { root, name: 5 }], /body\[1\]\.name/],
     [[[]], /body\[0\]: an object/],
     [Array.from({ length: BATCH_MAX + 1 }, () => ({ root })), /at most 1000/],

@@ -1,9 +1,9 @@
 /**
  * Goal: the reader sees what the kernel sees, on every common set of features, also of a file
  * system that was not unmounted; and no image, however broken, makes it crash, run without end or
- * leave the image. Method: real images made by mke2fs, filled through a mount by work of many kinds,
- * and compared inode by inode with a walk of the mount; then the same images with bytes of their
- * metadata changed at random (seeded).
+ * leave the image. Method: real images made by mke2fs, filled through a mount by work of many
+ * kinds, and compared inode by inode with a walk of the mount; then the same images with bytes of
+ * their metadata changed at random (seeded).
  */
 import {
   closeSync,

@@ -1,7 +1,7 @@
 /**
- * Goal: `ubd index`, `find` and `diff` tell of real leaves what the mounted disks show, and cost what
- * was changed. Method: a root with a real tree, real work on attached and mounted devices, then the
- * commands, next to a walk of both mounts.
+ * Goal: `ubd index`, `find` and `diff` tell of real leaves what the mounted disks show, and cost
+ * what was changed. Method: a root with a real tree, real work on attached and mounted devices,
+ * then the commands, next to a walk of both mounts.
  */
 import { mkdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

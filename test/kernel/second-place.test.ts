@@ -1,7 +1,7 @@
 /**
  * Goal: with examples/second-place.sh the loss of a leaf's disk costs what was written after the
- * last image, and nothing else; the script may be interrupted anywhere. Method: a file system in use
- * on a device; the leaf's directory is deleted under it.
+ * last image, and nothing else; the script may be interrupted anywhere. Method: a file system in
+ * use on a device; the leaf's directory is deleted under it.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
