@@ -19,6 +19,7 @@
  *     POST   /v1/check       CheckSpec         → CheckReport
  *     POST   /v1/takeover                      → for `ubd serve --takeover`, which ends this daemon
  *     …      /v1/cache: see cache.ts
+ *     …      /v1/cache: see cache.ts
  *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are

@@ -25,7 +25,7 @@ const POLL_MS = 200;
 
 export const cache: Command = {
   name: 'cache',
-  about: 'the cache of root blocks that all devices share: look at it, fill it, empty it, size it',
+  about: 'show, fill, empty or size the cache of root blocks that all devices share',
   positionals: [
     { name: ACTIONS.join('|'), count: 'optional', about: 'what to do; stats by default' },
     {
