@@ -59,6 +59,10 @@ export class FileRoot implements RootHandle {
     this.descriptor = new Descriptor(opened.fd);
   }
 
+  get contentKey(): string {
+    return this.content.key;
+  }
+
   /** Hands it on, as a layer of a device. */
   takeLayer(): RootLayerSpec {
     const { path: name, sizeBytes, content } = this;
@@ -66,7 +70,9 @@ export class FileRoot implements RootHandle {
     return { kind: 'root', name, fd: this.descriptor.release(), sizeBytes, cache };
   }
 
-  /** Another descriptor of it, which reads past the page cache; null where there is no such thing. */
+  /**
+   * Another descriptor of it, which reads past the page cache; null where there is no such thing.
+   */
   #openDirectly(): number | null {
     try {
       return openSync(`/proc/self/fd/${this.descriptor.fd}`, DIRECT_FLAGS);

@@ -32,5 +32,5 @@ export const DEFAULTS: Readonly<RemoteOptions> = {
   refusedMs: 60_000,
   inFlightMax: 32,
   memoryBytes: 16 * 1024 * 1024,
-  readaheadBytes: 2 * 1024 * 1024,
+  readaheadBytes: 512 * 1024,
 };

@@ -58,6 +58,9 @@ export interface RemoteStats {
 /** Of chunks side by side, with one request. */
 const RUN_BYTES_MAX: number = 512 * 1024;
 
+/** Under way while all of the root is read. */
+const CONTENT_BYTES_AHEAD: number = 2 * 1024 * 1024;
+
 /** What keeps a place from becoming a replica at all. */
 const USELESS: Readonly<Partial<Record<Trouble, ErrorCode>>> = {
   differs: 'root-mismatch',
@@ -140,7 +143,7 @@ export class RemoteRoot implements PortSource {
   /** The whole content in its order, chunk by chunk, fetched ahead. Keeps nothing in memory. */
   async *content(signal?: AbortSignal): AsyncGenerator<Buffer> {
     const count = Math.ceil(this.sizeBytes / this.chunkBytes);
-    const depth = Math.max(1, Math.ceil(this.#options.readaheadBytes / this.chunkBytes));
+    const depth = Math.max(1, Math.ceil(CONTENT_BYTES_AHEAD / this.chunkBytes));
     const line: Promise<Buffer>[] = [];
     for (let index = 0; index < count || line.length > 0; ) {
       signal?.throwIfAborted();

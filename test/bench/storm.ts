@@ -3,20 +3,20 @@
  *
  *     node dist/test/bench/storm.js [--nodes 20] [--svg FILE] [--json FILE]
  *
- * The reads are those of a real virtual machine (scripts/record-boot), replayed by fio on one block
- * device for each node, as fast as they are answered. The root is an NBD export behind a link of
+ * The reads are those of a real virtual machine (scripts/record-boot), replayed on one block device
+ * for each node, as fast as they are answered (storm-node.ts). The root is an NBD export behind a link of
  * 76 MB/s and 5 ms (nbdkit's rate and delay filters). Nodes boot one after the other, and, with
  * everything cold again, all at once. Prints a table.
  */
-import { closeSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs';
+import { closeSync, openSync, writeFileSync, writeSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { gunzipSync } from 'node:zlib';
 import { Cleanup } from '../support/cleanup.ts';
 import { nbdkit } from '../support/remote-servers.ts';
 import { run } from '../support/run.ts';
 import { type Attached, Sandbox } from '../support/sandbox.ts';
 import { machineFacts } from './machine.ts';
+import { loadTrace, type TracedRead } from './storm-node.ts';
 import { plotStorm } from './storm-plot.ts';
 
 /** From dist/test/bench: what is not compiled lies in the sources. */
@@ -24,8 +24,6 @@ const TRACE = fileURLToPath(
   new URL('../../../test/bench/fixtures/boot-debian-12.gz', import.meta.url),
 );
 const LINK = { megabytes: 76, delayMs: 5 } as const;
-/** How many reads a booting system has under way, at most. */
-const DEPTH = 8;
 const MIB = 2 ** 20;
 
 export interface NodeTime {
@@ -43,24 +41,8 @@ export interface Storm {
   together: { nodes: NodeTime[]; linkBytes: number };
 }
 
-interface Read {
-  offset: number;
-  length: number;
-}
-
-function loadTrace(): Read[] {
-  return gunzipSync(readFileSync(TRACE))
-    .toString()
-    .trim()
-    .split('\n')
-    .map(line => {
-      const [offset, length] = line.split(' ').map(Number);
-      return { offset: offset!, length: length! };
-    });
-}
-
 /** Bytes that are read at least once, in blocks of 4 KiB. */
-function distinct(reads: readonly Read[]): number {
+function distinct(reads: readonly TracedRead[]): number {
   const blocks = new Set<number>();
   for (const { offset, length } of reads)
     for (let at = Math.floor(offset / 4096); at * 4096 < offset + length; at++) blocks.add(at);
@@ -68,7 +50,7 @@ function distinct(reads: readonly Read[]): number {
 }
 
 /** An image with content wherever somebody reads, and holes elsewhere. */
-function makeRoot(path: string, reads: readonly Read[]): void {
+function makeRoot(path: string, reads: readonly TracedRead[]): void {
   const end = Math.max(...reads.map(({ offset, length }) => offset + length));
   const file = openSync(path, 'w');
   const block = Buffer.alloc(MIB);
@@ -84,28 +66,10 @@ function makeRoot(path: string, reads: readonly Read[]): void {
   closeSync(file);
 }
 
-function writeLog(path: string, reads: readonly Read[]): void {
-  const lines = ['fio version 2 iolog', '/dev/node add', '/dev/node open'];
-  for (const { offset, length } of reads) lines.push(`/dev/node read ${offset} ${length}`);
-  lines.push('/dev/node close');
-  writeFileSync(path, `${lines.join('\n')}\n`);
-}
-
 /** Seconds that the reads of one boot take on this device. */
-async function boot(node: string, log: string): Promise<number> {
-  const text = await run(
-    'fio',
-    [
-      ...['--name=boot', `--read_iolog=${log}`, `--replay_redirect=${node}`, '--replay_no_stall=1'],
-      ...['--ioengine=libaio', '--direct=1', `--iodepth=${DEPTH}`, '--output-format=json'],
-    ],
-    { timeoutMs: 600_000 },
-  );
-  const report = JSON.parse(text.slice(text.indexOf('{'))) as {
-    jobs: { error: number; read: { runtime: number } }[];
-  };
-  if (report.jobs[0]!.error !== 0) throw new Error(`fio on ${node}: ${text}`);
-  return report.jobs[0]!.read.runtime / 1000;
+async function boot(node: string): Promise<number> {
+  const program = fileURLToPath(new URL('./storm-node.js', import.meta.url));
+  return Number(await run(process.execPath, [program, node, TRACE], { timeoutMs: 600_000 }));
 }
 
 async function linkBytes(sandbox: Sandbox, root: string): Promise<number> {
@@ -114,11 +78,10 @@ async function linkBytes(sandbox: Sandbox, root: string): Promise<number> {
 }
 
 async function storm(nodes: number, cleanup: Cleanup, say: (line: string) => void): Promise<Storm> {
-  const reads = loadTrace();
+  const reads = loadTrace(TRACE);
   const lab = await Sandbox.start(cleanup);
-  const [image, log] = [lab.path('root.img'), lab.path('boot.log')];
+  const image = lab.path('root.img');
   makeRoot(image, reads);
-  writeLog(log, reads);
   const server = nbdkit(image, lab.path('link.sock'), {
     filters: ['rate', 'delay'],
     parameters: [`rate=${LINK.megabytes * 8}M`, `rdelay=${LINK.delayMs}ms`],
@@ -132,7 +95,7 @@ async function storm(nodes: number, cleanup: Cleanup, say: (line: string) => voi
   for (let node = 1; node <= nodes; node++) {
     const device = await attach(lab);
     const before = await linkBytes(lab, server.uri);
-    const seconds = await boot(device.node, log);
+    const seconds = await boot(device.node);
     oneByOne.push({ seconds, linkBytes: (await linkBytes(lab, server.uri)) - before });
     say(`node ${node}: ${seconds.toFixed(2)} s`);
   }
@@ -141,7 +104,7 @@ async function storm(nodes: number, cleanup: Cleanup, say: (line: string) => voi
   const devices: Attached[] = [];
   for (let node = 1; node <= nodes; node++) devices.push(await attach(cold));
   const before = await linkBytes(cold, server.uri);
-  const times = await Promise.all(devices.map(device => boot(device.node, log)));
+  const times = await Promise.all(devices.map(device => boot(device.node)));
   const carried = (await linkBytes(cold, server.uri)) - before;
   say(`all at once: ${Math.max(...times).toFixed(2)} s`);
   return {

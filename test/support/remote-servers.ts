@@ -8,10 +8,16 @@ import { connect, createServer } from 'node:net';
 import { basename, dirname } from 'node:path';
 import { run, until } from './run.ts';
 
+/** An address of this host that no other test has: a port alone may be taken before it is used. */
+function ownAddress(): string {
+  const part = (): number => 1 + Math.floor(Math.random() * 254);
+  return `127.${part()}.${part()}.${part()}`;
+}
+
 /** A port that nobody has right now. */
-export async function freePort(): Promise<number> {
+async function freePort(host = '127.0.0.1'): Promise<number> {
   const server = createServer();
-  await new Promise<void>(resolve => server.listen(0, '127.0.0.1', resolve));
+  await new Promise<void>(resolve => server.listen(0, host, resolve));
   const { port } = server.address() as { port: number };
   await new Promise<void>(resolve => server.close(() => resolve()));
   return port;
@@ -69,7 +75,7 @@ export class ServerProcess {
   }
 }
 
-function answers(address: { path: string } | { port: number }): Promise<boolean> {
+function answers(address: { path: string } | { port: number; host?: string }): Promise<boolean> {
   return new Promise(resolve => {
     const socket = connect(address as { path: string });
     socket.on('connect', () => {
@@ -147,7 +153,8 @@ export interface WebServer extends ServerProcess {
  * @param server more lines for its `server` block
  */
 export async function nginx(work: string, folder: string, server = ''): Promise<WebServer> {
-  const port = await freePort();
+  const host = ownAddress();
+  const port = await freePort(host);
   mkdirSync(work, { recursive: true });
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi']
     .map(kind => `${kind}_temp_path ${work}/${kind};`)
@@ -157,13 +164,13 @@ export async function nginx(work: string, folder: string, server = ''): Promise<
     `daemon off; master_process off; pid ${work}/pid; error_log ${work}/error.log;
     events {}
     http { access_log off; ${temporary}
-      server { listen 127.0.0.1:${port}; root ${folder}; ${server} } }`,
+      server { listen ${host}:${port}; root ${folder}; ${server} } }`,
   );
   const process = new ServerProcess(
     () => launch('nginx', ['-c', `${work}/nginx.conf`]),
-    () => answers({ port }),
+    () => answers({ port, host }),
   );
-  return Object.assign(process, { url: (path: string) => `http://127.0.0.1:${port}/${path}` });
+  return Object.assign(process, { url: (path: string) => `http://${host}:${port}/${path}` });
 }
 
 /**
