@@ -255,6 +255,21 @@ t.test('a header that was made to do harm is refused, and leaves nothing', async
   }
 });
 
+t.test('a whole stream whose end counts other sectors is refused', async t => {
+  const world = new SimMachine();
+  world.put('/a/root', noise(new Random(3), ROOT_BYTES));
+  (await ModelLeaf.make(world, '/a/leaf', '/a/root')).zero(16, 8).end();
+  const { bytes } = await collect(world, { leaf: '/a/leaf' });
+  const lie = bytes.subarray(0, -32);
+  const end = lie.length - STREAM_RECORD.size;
+  lie.writeBigUInt64LE(9n, end + STREAM_RECORD.at.count);
+  const crc = crc32(lie.subarray(end + STREAM_RECORD.at.kind));
+  lie.writeUInt32LE(crc, end + STREAM_RECORD.at.crc);
+  const whole = Buffer.concat([lie, Buffer.from(sha256(lie), 'hex')]);
+  const receiving = receiveLeaf({ source: Readable.from([whole]), leaf: '/a/new' }, { world });
+  await t.rejects(receiving, { code: 'corrupt', message: /8 sectors, not 9/ });
+});
+
 t.test('what stands on an image beside it finds that beside it', async t => {
   const random = new Random(5);
   const world = new SimMachine();
