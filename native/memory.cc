@@ -17,6 +17,9 @@ namespace {
 // Node 20's largest external ArrayBuffer.
 constexpr double kLengthMax = 4294967296.0;
 
+// The huge page of x86-64, and of most others where the page has 4 KiB.
+constexpr size_t kHugePage = 2 << 20;
+
 // Wraps a fresh mapping in an ArrayBuffer and takes it into the registry: { address, buffer }.
 Napi::Value Register(Napi::Env env, MemoryRegistry* memory, Mapping mapping, size_t length,
                      bool anonymous) {
@@ -54,6 +57,35 @@ Napi::Value MapMemory(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   return Register(env, &Environment::Of(info).memory, Mapping(address, mapped), length, true);
+}
+
+// mapHugeMemory(lengthBytes): { address, buffer }
+Napi::Value MapHugeMemory(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "mapHugeMemory");
+  const auto length = static_cast<size_t>(args.Whole(0, "lengthBytes", 1, kLengthMax));
+  if (args.ok() && length % kHugePage != 0)
+    args.OutOfRange("lengthBytes", "a multiple of 2 MiB");
+  if (!args.ok()) return env.Undefined();
+
+  // The kernel aligns to pages; so more is mapped than is needed, and the ends go again.
+  const size_t mapped = length + kHugePage;
+  void* address =
+      mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (address == MAP_FAILED) {
+    ThrowErrno(env, errno, "mmap");
+    return env.Undefined();
+  }
+  const auto first = reinterpret_cast<uintptr_t>(address);
+  const uintptr_t start = (first + kHugePage - 1) / kHugePage * kHugePage;
+  const size_t head = start - first;
+  // SAFETY: both ranges are parts of the mapping above that nobody knows of yet.
+  if (head > 0) munmap(address, head);
+  munmap(reinterpret_cast<void*>(start + length), mapped - head - length);
+
+  Mapping mapping(reinterpret_cast<void*>(start), length);
+  madvise(mapping.data(), length, MADV_HUGEPAGE);  // a wish: small pages do as well
+  return Register(env, &Environment::Of(info).memory, std::move(mapping), length, true);
 }
 
 // mapDevice(fd, lengthBytes, position): { address, buffer } | -errno
@@ -124,9 +156,9 @@ Napi::Value CopyMemory(const Napi::CallbackInfo& info) {
   if (!args.ok()) return env.Undefined();
 
   const MemoryRegistry& memory = Environment::Of(info).memory;
-  constexpr const char* kWhere = "in memory of mapMemory";
-  if (!memory.ContainsAnonymous(target, length)) args.OutOfRange("target", kWhere);
-  if (!memory.ContainsAnonymous(source, length)) args.OutOfRange("source", kWhere);
+  const char* expected = "in memory of mapMemory, as a whole";
+  if (!memory.ContainsAnonymous(target, length)) args.OutOfRange("target", expected);
+  if (!memory.ContainsAnonymous(source, length)) args.OutOfRange("source", expected);
   if (!args.ok()) return env.Undefined();
   // SAFETY: both ranges lie in mappings of this thread, which nobody else can unmap meanwhile, and
   // which no file stands behind. They may overlap: hence memmove.
@@ -189,6 +221,8 @@ void MemoryRegistry::Clear() {
 
 void DefineMemory(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("mapMemory", Napi::Function::New<MapMemory>(env, "mapMemory", environment));
+  exports.Set("mapHugeMemory",
+              Napi::Function::New<MapHugeMemory>(env, "mapHugeMemory", environment));
   exports.Set("mapDevice", Napi::Function::New<MapDevice>(env, "mapDevice", environment));
   exports.Set("mapFile", Napi::Function::New<MapFile>(env, "mapFile", environment));
   exports.Set("unmapMemory", Napi::Function::New<UnmapMemory>(env, "unmapMemory", environment));

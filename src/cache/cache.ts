@@ -10,17 +10,25 @@
  *     bytes for ever: so no block is ever served of another root, or of another generation.
  *  2. A block is read once, whoever asks, until it is dropped.
  *  3. A fill that fails leaves nothing behind. Each reading that waited for it then reads exactly
- *     the sectors that it needs, past the cache: an error reaches those whom it concerns, and no one
- *     else.
+ *     the sectors that it needs, past the cache: an error reaches those whom it concerns, and no
+ *     one else.
  *  4. Frames in use never exceed the capacity, but while it is being lowered and pinned chunks have
  *     not gone yet. Where there is no frame, a read goes past the cache.
  */
+import { assert } from '../base/assert.ts';
 import { BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES } from '../base/units.ts';
-import type { Memory } from '../uring/io.ts';
+import type { Lender } from '../store/loan.ts';
 import type { SlabIo } from '../uring/slab-io.ts';
 import type { CachedLayer } from './cached-layer.ts';
 import { CHUNK_BLOCKS, Chunks, maskOf } from './chunks.ts';
-import { type Content, type ContentDescription, Contents } from './content.ts';
+import {
+  addCounters,
+  type Content,
+  type ContentDescription,
+  Contents,
+  type Counters,
+  newCounters,
+} from './content.ts';
 import type { Fetch } from './fetch.ts';
 import { FILL_BLOCKS_MAX, Fill } from './fill.ts';
 import { Lru } from './lru.ts';
@@ -30,8 +38,20 @@ import { Segmented } from './segmented.ts';
 import { FRAME_BYTES, Slab } from './slab.ts';
 import { Wait } from './wait.ts';
 
+const BLOCK_SHIFT = 12;
+assert(1 << BLOCK_SHIFT === BLOCK_BYTES, 'shifts are faster than divisions');
 /** Chunks that one eviction looks at before it gives up: pinned ones stay. */
 const EVICTION_TRIES = 8;
+
+/** Places of the look-aside: a power of two. */
+const RECENT = 4096;
+/**
+ * A season ends after sixteen uses for each chunk that there is, or when an eighth of all chunks
+ * are new. So the order in which chunks go is right but for those of one season.
+ */
+const SEASON_USES = 16;
+const SEASON_NEWS = 8;
+const SEASON_CHUNKS_MIN = 16;
 
 export interface CacheOptions {
   io: SlabIo;
@@ -39,14 +59,23 @@ export interface CacheOptions {
   policy: PolicyName;
 }
 
-export class Cache {
+export class Cache implements Lender {
   readonly io: SlabIo;
   readonly slab: Slab;
   readonly chunks: Chunks;
   readonly contents: Contents = new Contents();
   #policy: Policy = new Lru();
   #policyName: PolicyName = 'lru';
+  readonly #forgotten: Counters = newCounters();
   readonly counters = { bypassed: 0, evictions: 0 };
+
+  /**
+   * A look-aside for `find`: a chunk that was used in this season already is found without its
+   * policy, which takes a hundred nanoseconds, and its place in the order is as good as new.
+   */
+  readonly #recent = new Int32Array(RECENT);
+  #season = 1;
+  #usesLeft = SEASON_CHUNKS_MIN;
 
   #fills: Fill | null = null;
   #readings: Reading | null = null;
@@ -85,11 +114,18 @@ export class Cache {
 
   /** Bytes of memory that it takes from the machine, at most. */
   get memoryBytes(): number {
-    return this.slab.backed * FRAME_BYTES;
+    return this.slab.memoryBytes;
   }
 
   get chunkCount(): number {
     return this.#policy.count;
+  }
+
+  /** Of all contents, also of those that are forgotten. */
+  get totals(): Counters {
+    const totals = { ...this.#forgotten };
+    for (const { counters } of this.contents.all) addCounters(totals, counters);
+    return totals;
   }
 
   /** Takes effect at once: what does not fit any more is gone, and its memory on its way back. */
@@ -97,7 +133,35 @@ export class Cache {
     const frames = Math.floor(capacityBytes / FRAME_BYTES);
     this.#policy.setCapacity(frames * FRAME_BYTES);
     while (this.#policy.bytes > frames * FRAME_BYTES) this.#drop(this.#policy.evict());
-    this.slab.setBudget(frames);
+    if (this.slab.setBudget(frames)) this.#vacate();
+  }
+
+  /** Moves blocks out of memory that is to be given back. */
+  #vacate(): void {
+    const { chunks, slab } = this;
+    for (let chunk = 0; chunk < chunks.end; chunk++) {
+      if (chunks.contents[chunk] === null || chunks.dropped[chunk] === 1) continue;
+      if (this.#move(chunk)) continue;
+      // In use just now, or there is no room: it is let go of, and takes its frames along.
+      this.#policy.remove(chunks.keys[chunk]!);
+      this.#drop(chunk);
+    }
+    slab.trim();
+  }
+
+  /** Moves the frames of a chunk to extents that stay. False if that cannot be. */
+  #move(chunk: number): boolean {
+    const { chunks, slab } = this;
+    for (let block = 0; block < CHUNK_BLOCKS; block++) {
+      const frame = chunks.frameOf(chunk, block);
+      if (frame < 0 || !slab.isLeaving(frame)) continue;
+      const target = chunks.pins[chunk] === 0 ? slab.takeToMove() : -1;
+      if (target < 0) return false;
+      this.io.copy(slab.addressOf(frame), slab.addressOf(target), FRAME_BYTES);
+      chunks.frames[chunk * CHUNK_BLOCKS + block] = target + 1;
+      slab.put(frame);
+    }
+    return true;
   }
 
   get policyName(): PolicyName {
@@ -154,14 +218,34 @@ export class Cache {
 
   #forgetIfDone(content: Content): void {
     if (content.users > 0 || content.chunks > 0) return;
-    if (this.contents.get(content.key) === content) this.contents.forget(content);
+    if (this.contents.get(content.key) !== content) return;
+    this.contents.forget(content);
+    addCounters(this.#forgotten, content.counters);
   }
 
   // ── Finding ───────────────────────────────────────────────────────────────────────────────────
 
   /** The chunk with this key, or -1. It has been used now. */
   find(key: number): number {
-    return this.#policy.find(key);
+    const { chunks } = this;
+    const at = key & (RECENT - 1);
+    const recent = this.#recent[at]!;
+    this.#age(1);
+    if (chunks.keys[recent] === key && chunks.seasons[recent] === this.#season) return recent;
+    const chunk = this.#policy.find(key);
+    if (chunk >= 0) {
+      this.#recent[at] = chunk;
+      chunks.seasons[chunk] = this.#season;
+      chunks.again[chunk] = 0;
+    }
+    return chunk;
+  }
+
+  #age(uses: number): void {
+    this.#usesLeft -= uses;
+    if (this.#usesLeft > 0) return;
+    this.#season = (this.#season + 1) | 0;
+    this.#usesLeft = SEASON_USES * Math.max(SEASON_CHUNKS_MIN, this.#policy.count);
   }
 
   peek(key: number): number {
@@ -171,8 +255,12 @@ export class Cache {
   /** Somebody asked for these blocks of a chunk that was just found. */
   touch(chunk: number, key: number, need: number): void {
     const seen = this.chunks.seen[chunk]!;
-    if ((seen & need) === need) this.#policy.again(key);
-    else this.chunks.seen[chunk] = seen | need;
+    if ((seen & need) !== need) {
+      this.chunks.seen[chunk] = seen | need;
+    } else if (this.chunks.again[chunk] === 0) {
+      this.chunks.again[chunk] = 1;
+      this.#policy.again(key);
+    }
   }
 
   /**
@@ -180,30 +268,31 @@ export class Cache {
    */
   contiguous(chunk: number, at: number, length: number): number {
     const { chunks, slab } = this;
-    let block = Math.floor(at / BLOCK_BYTES);
+    let block = at >> BLOCK_SHIFT;
     let bytes = (block + 1) * BLOCK_BYTES - at;
     for (; bytes < length; bytes += BLOCK_BYTES, block++)
       if (!slab.adjoins(chunks.frameOf(chunk, block), chunks.frameOf(chunk, block + 1))) break;
     return Math.min(bytes, length);
   }
 
-  memoryOf(chunk: number, at: number): Memory {
-    return this.slab.memoryOf(this.chunks.frameOf(chunk, Math.floor(at / BLOCK_BYTES)));
+  /** Absolute address of a byte of a chunk; its block is there. */
+  addressOf(chunk: number, at: number): number {
+    const frame = this.chunks.frameOf(chunk, at >> BLOCK_SHIFT);
+    return this.slab.addressOf(frame) + (at & (BLOCK_BYTES - 1));
   }
 
-  startOf(chunk: number, at: number): number {
-    const frame = this.chunks.frameOf(chunk, Math.floor(at / BLOCK_BYTES));
-    return this.slab.startOf(frame) + (at % BLOCK_BYTES);
-  }
-
-  /** Copies `length` bytes of a chunk, from byte `at` of it on; they are valid. */
-  copyOut(chunk: number, at: number, length: number, memory: Memory, start: number): void {
+  /** Copies `length` bytes of a chunk, from byte `at` of it on, to an address; they are valid. */
+  copyOut(chunk: number, at: number, length: number, target: number): void {
     for (let done = 0; done < length; ) {
       const bytes = this.contiguous(chunk, at + done, length - done);
-      const from = this.memoryOf(chunk, at + done);
-      this.io.copy(from, this.startOf(chunk, at + done), memory, start + done, bytes);
+      this.io.copy(this.addressOf(chunk, at + done), target + done, bytes);
       done += bytes;
     }
+  }
+
+  /** For Loan: a piece of a chunk was sent. */
+  giveBack(chunk: number): void {
+    this.chunks.unpin(chunk);
   }
 
   // ── Filling ───────────────────────────────────────────────────────────────────────────────────
@@ -267,16 +356,13 @@ export class Cache {
       if ((mask & (1 << block)) !== 0 && chunks.frameOf(chunk, block) < 0) wanted++;
     if (wanted === 0) return true; // of a fill that failed
     while (slab.available < wanted) if (!this.#evictOne()) return false;
-    let taken = slab.take(this.#taken, wanted);
-    if (taken < wanted) {
-      while (taken > 0) slab.put(this.#taken[--taken]!);
-      return false;
-    }
-    taken = 0;
+    if (!slab.take(this.#taken, wanted)) return false;
+    let taken = 0;
     for (let block = 0; block < CHUNK_BLOCKS; block++)
       if ((mask & (1 << block)) !== 0 && chunks.frameOf(chunk, block) < 0)
         chunks.giveFrame(chunk, block, this.#taken[taken++]!);
     const bytes = chunks.bytesOf(chunk);
+    this.#age(SEASON_USES * SEASON_NEWS);
     if (isNew) this.#policy.add(chunks.keys[chunk]!, chunk, bytes);
     else this.#policy.grow(chunks.keys[chunk]!, chunk, bytes);
     return true;
@@ -307,16 +393,14 @@ export class Cache {
 
   /** Adds a block to the fill that is being put together, or begins the next one. */
   #add(layer: CachedLayer, fetch: Fetch | null, chunk: number, bit: number, block: number): void {
-    const { chunks, slab } = this;
+    const { chunks } = this;
     const frame = chunks.frameOf(chunk, bit);
-    const memory = slab.memoryOf(frame);
-    const start = slab.startOf(frame);
     let fill = this.#open;
     if (
       fill === null ||
       fill.firstBlock + fill.blocks !== block ||
       fill.blocks === FILL_BLOCKS_MAX ||
-      !fill.add(memory, start, BLOCK_BYTES)
+      !fill.add(frame)
     ) {
       this.#startOpen();
       fill = this.#fills ?? new Fill(this);
@@ -329,7 +413,7 @@ export class Cache {
       fill.blocks = 0;
       fill.chunkCount = 0;
       fill.count = 0;
-      fill.add(memory, start, BLOCK_BYTES);
+      fill.add(frame);
     }
     fill.blocks++;
     if (fill.chunkCount === 0 || fill.chunks[fill.chunkCount - 1] !== chunk) {

@@ -1,9 +1,10 @@
 /**
  * A root as its devices see it through the cache: one for each device.
  *
- * `source` is read by fills: blocks, in memory of the slab. `plain` is read where the cache does not
- * help: exactly the sectors of a request, into its memory. They show the same bytes by different
- * roads: a local root's fills go past the page cache (O_DIRECT), so that nothing is kept twice.
+ * `source` is read by fills: blocks, in memory of the slab. `plain` is read where the cache does
+ * not help: exactly the sectors of a request, into its memory. They show the same bytes by
+ * different roads: a local root's fills go past the page cache (O_DIRECT), so that nothing is kept
+ * twice.
  *
  * A reader that goes through a root in order is read ahead of:
  *
@@ -11,8 +12,9 @@
  *               and mark the chunk in which the surplus begins
  *     a mark    is used: fill the next window, twice as long, up to a limit, and mark its beginning
  */
+import { assert } from '../base/assert.ts';
 import { BLOCK_SECTORS, SECTOR_BYTES } from '../base/units.ts';
-import type { Lender, Loan } from '../store/loan.ts';
+import type { Loan } from '../store/loan.ts';
 import type { Layer } from '../store/store.ts';
 import type { IoOp, Memory } from '../uring/io.ts';
 import type { Cache } from './cache.ts';
@@ -42,6 +44,9 @@ const FILLS_MAX = 64;
 const LEVEL_MAX = 7;
 /** Chunks of a read that is looked up as one; longer ones are served in turns. */
 export const WINDOW_CHUNKS = 16;
+/** From a sector of a chunk to its block. */
+const SECTOR_SHIFT = 3;
+assert(1 << SECTOR_SHIFT === BLOCK_SECTORS, 'shifts are faster than divisions');
 const ALL: number = maskOf(0, CHUNK_BLOCKS - 1);
 
 export interface CachedLayerOptions {
@@ -51,7 +56,7 @@ export interface CachedLayerOptions {
   tuning: Tuning;
 }
 
-export class CachedLayer implements Layer, Lender {
+export class CachedLayer implements Layer {
   readonly name: string;
   readonly cache: Cache;
   readonly content: Content;
@@ -134,15 +139,10 @@ export class CachedLayer implements Layer, Lender {
     while (at < end && loan.hasRoom) {
       const bytes = cache.contiguous(chunk, at, end - at);
       cache.chunks.pin(chunk);
-      loan.lend(cache.memoryOf(chunk, at), cache.startOf(chunk, at), bytes, this, chunk);
+      loan.lend(cache.addressOf(chunk, at), bytes, cache, chunk);
       at += bytes;
     }
     return first + at / SECTOR_BYTES;
-  }
-
-  /** For Loan: a piece was sent. */
-  giveBack(chunk: number): void {
-    this.cache.chunks.unpin(chunk);
   }
 
   /**
@@ -191,8 +191,8 @@ export class CachedLayer implements Layer, Lender {
       const stop = Math.min(end, (index + 1) * CHUNK_SECTORS);
       const chunk = this.#found[i]!;
       const from = (at - index * CHUNK_SECTORS) * SECTOR_BYTES;
-      const target = start + (at - sector) * SECTOR_BYTES;
-      cache.copyOut(chunk, from, (stop - at) * SECTOR_BYTES, memory, target);
+      const target = memory.address + start + (at - sector) * SECTOR_BYTES;
+      cache.copyOut(chunk, from, (stop - at) * SECTOR_BYTES, target);
       cache.touch(chunk, this.content.firstKey + index, needOf(index, at, stop));
       if (cache.chunks.ahead[chunk]! > 0) marked = i;
       at = stop;
@@ -302,7 +302,8 @@ export class CachedLayer implements Layer, Lender {
       source.readScattered!(sector, fill, fill);
     } else {
       const count = fill.lengths[0]! / SECTOR_BYTES;
-      source.read(sector, count, fill.memories[0]!, fill.starts[0]!, fill);
+      const memory = this.cache.slab.memoryOf(fill.firstFrame);
+      source.read(sector, count, memory, fill.addresses[0]! - memory.address, fill);
     }
   }
 
@@ -316,8 +317,5 @@ export class CachedLayer implements Layer, Lender {
 /** Mask of the blocks of chunk `index` that the sectors from `at` to `stop` (exclusive) touch. */
 export function needOf(index: number, at: number, stop: number): number {
   const first = index * CHUNK_SECTORS;
-  return maskOf(
-    Math.floor((at - first) / BLOCK_SECTORS),
-    Math.floor((stop - 1 - first) / BLOCK_SECTORS),
-  );
+  return maskOf((at - first) >> SECTOR_SHIFT, (stop - 1 - first) >> SECTOR_SHIFT);
 }

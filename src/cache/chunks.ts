@@ -14,6 +14,7 @@
 import { assert } from '../base/assert.ts';
 import { BLOCK_BYTES, BLOCK_SECTORS } from '../base/units.ts';
 import type { Content } from './content.ts';
+import { doubled } from './doubled.ts';
 import { FRAME_BYTES, type Slab } from './slab.ts';
 import type { Wait } from './wait.ts';
 
@@ -39,6 +40,10 @@ export class Chunks {
   flight: Int32Array = new Int32Array(START);
   /** Blocks that somebody asked for since the chunk came. */
   seen: Int32Array = new Int32Array(START);
+  /** In which season it was last found by its policy: see Cache. 0: never, or it is gone. */
+  seasons: Int32Array = new Int32Array(START);
+  /** Not 0: in this season its policy was told that blocks of it were asked for again. */
+  again: Uint8Array = new Uint8Array(START);
   pins: Int32Array = new Int32Array(START);
   /** For each block of each chunk: number of its frame and 1; 0 for none. */
   frames: Int32Array = new Int32Array(START * CHUNK_BLOCKS);
@@ -75,6 +80,8 @@ export class Chunks {
     this.seen[chunk] = 0;
     this.ahead[chunk] = 0;
     this.dropped[chunk] = 0;
+    this.seasons[chunk] = 0;
+    this.again[chunk] = 0;
     this.frameCounts[chunk] = 0;
     content.chunks++;
     return chunk;
@@ -98,6 +105,7 @@ export class Chunks {
   /** No policy knows it any more: it goes now, or with its last pin. */
   drop(chunk: number): void {
     this.dropped[chunk] = 1;
+    this.seasons[chunk] = 0;
     const content = this.contents[chunk]!;
     content.chunks--;
     content.bytes -= this.bytesOf(chunk);
@@ -122,32 +130,26 @@ export class Chunks {
       if (frame >= 0) this.#slab.put(frame);
     }
     this.contents[chunk] = null;
-    if (this.#freeCount === this.#free.length) this.#free = grown(this.#free, Int32Array);
+    if (this.#freeCount === this.#free.length) this.#free = doubled(this.#free, Int32Array);
     this.#free[this.#freeCount++] = chunk;
   }
 
   #next(): number {
     if (this.#end === this.valid.length) {
-      this.keys = grown(this.keys, Float64Array);
-      this.valid = grown(this.valid, Int32Array);
-      this.flight = grown(this.flight, Int32Array);
-      this.seen = grown(this.seen, Int32Array);
-      this.pins = grown(this.pins, Int32Array);
-      this.frames = grown(this.frames, Int32Array);
-      this.frameCounts = grown(this.frameCounts, Uint8Array);
-      this.ahead = grown(this.ahead, Uint8Array);
-      this.dropped = grown(this.dropped, Uint8Array);
+      this.keys = doubled(this.keys, Float64Array);
+      this.valid = doubled(this.valid, Int32Array);
+      this.flight = doubled(this.flight, Int32Array);
+      this.seen = doubled(this.seen, Int32Array);
+      this.seasons = doubled(this.seasons, Int32Array);
+      this.again = doubled(this.again, Uint8Array);
+      this.pins = doubled(this.pins, Int32Array);
+      this.frames = doubled(this.frames, Int32Array);
+      this.frameCounts = doubled(this.frameCounts, Uint8Array);
+      this.ahead = doubled(this.ahead, Uint8Array);
+      this.dropped = doubled(this.dropped, Uint8Array);
     }
     this.contents.push(null);
     this.waits.push(null);
     return this.#end++;
   }
-}
-
-type Numbers = Float64Array | Int32Array | Uint8Array;
-
-function grown<T extends Numbers>(array: T, make: new (length: number) => T): T {
-  const larger = new make(2 * array.length);
-  larger.set(array);
-  return larger;
 }

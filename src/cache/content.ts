@@ -61,6 +61,13 @@ export function newCounters(): Counters {
   return { hits: 0, hitBytes: 0, misses: 0, missBytes: 0 };
 }
 
+export function addCounters(to: Counters, counters: Counters): void {
+  to.hits += counters.hits;
+  to.hitBytes += counters.hitBytes;
+  to.misses += counters.misses;
+  to.missBytes += counters.missBytes;
+}
+
 export class Contents {
   readonly #byKey = new Map<string, Content>();
   /** By their ranges of keys, ascending. */

@@ -2,8 +2,8 @@
  * Ranges of a root that are fetched into the cache for the future, in order, as one stream: what
  * `ubd cache warm` and boot packs ask for.
  *
- * A bounded number of bytes is under way at a time. It ends early when it has fetched as much as the
- * cache can hold, when there is no room at all, or when it is told to.
+ * A bounded number of bytes is under way at a time. It ends early when it has fetched as much as
+ * the cache can hold, when there is no room at all, or when it is told to.
  */
 import { BLOCK_BYTES } from '../base/units.ts';
 import type { CachedLayer } from './cached-layer.ts';

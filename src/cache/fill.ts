@@ -5,11 +5,12 @@
  * Pooled. While it is under way it pins its chunks, whose blocks are in flight; nobody reads them
  * twice.
  */
-import type { IoOp, Memory, Pieces } from '../uring/io.ts';
+import type { IoOp, Pieces } from '../uring/io.ts';
 import type { Cache } from './cache.ts';
 import type { CachedLayer } from './cached-layer.ts';
 import { CHUNK_BLOCKS } from './chunks.ts';
 import type { Fetch } from './fetch.ts';
+import { FRAME_BYTES } from './slab.ts';
 
 /** The longest fill: 1 MiB; it may begin and end within a chunk. */
 export const FILL_BLOCKS_MAX = 256;
@@ -22,9 +23,10 @@ export class Fill implements IoOp, Pieces {
   layer!: CachedLayer;
   /** Whoever wanted it for the future, and not for a request. */
   fetch: Fetch | null = null;
+  firstFrame = -1;
+  #lastFrame = -1;
   count = 0;
-  readonly memories: (Memory | null)[] = [];
-  readonly starts: Float64Array = new Float64Array(PIECES_MAX);
+  readonly addresses: Float64Array = new Float64Array(PIECES_MAX);
   readonly lengths: Float64Array = new Float64Array(PIECES_MAX);
   /** Of the root. */
   firstBlock = 0;
@@ -40,22 +42,19 @@ export class Fill implements IoOp, Pieces {
     this.#cache = cache;
   }
 
-  /** One more block in this memory; false if that is one piece too many. */
-  add(memory: Memory, start: number, length: number): boolean {
+  /** One more block, in this frame; false if that is one piece too many. */
+  add(frame: number): boolean {
+    const { slab } = this.#cache;
     const last = this.count - 1;
-    if (
-      last >= 0 &&
-      this.memories[last] === memory &&
-      this.starts[last]! + this.lengths[last]! === start
-    ) {
-      this.lengths[last]! += length;
-      return true;
+    if (last >= 0 && slab.adjoins(this.#lastFrame, frame)) {
+      this.lengths[last]! += FRAME_BYTES;
+    } else {
+      if (this.count === PIECES_MAX || (last >= 0 && !this.layer.scatters)) return false;
+      if (last < 0) this.firstFrame = frame;
+      this.addresses[this.count] = slab.addressOf(frame);
+      this.lengths[this.count++] = FRAME_BYTES;
     }
-    if (this.count === PIECES_MAX || (this.count > 0 && !this.layer.scatters)) return false;
-    this.memories[this.count] = memory;
-    this.starts[this.count] = start;
-    this.lengths[this.count] = length;
-    this.count++;
+    this.#lastFrame = frame;
     return true;
   }
 

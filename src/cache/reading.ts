@@ -135,8 +135,8 @@ export class Reading implements IoOp {
       const chunk = this.#chunks[i]!;
       if (chunk >= 0 && (chunks.valid[chunk]! & need) === need) {
         const from = (at - index * CHUNK_SECTORS) * SECTOR_BYTES;
-        const target = this.#start + (at - this.#sector) * SECTOR_BYTES;
-        cache.copyOut(chunk, from, (stop - at) * SECTOR_BYTES, this.#memory, target);
+        const target = this.#memory.address + this.#start + (at - this.#sector) * SECTOR_BYTES;
+        cache.copyOut(chunk, from, (stop - at) * SECTOR_BYTES, target);
       } else {
         if (missing < 0) missing = at;
         missingEnd = stop;

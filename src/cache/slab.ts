@@ -1,89 +1,113 @@
 /**
- * The cache's memory: frames of 4 KiB in mapped pieces, within a budget that may change at any
+ * The cache's memory: frames of 4 KiB, in extents of 2 MiB, within a budget that may change at any
  * time.
  *
- *            take              put                      put, over budget
- *     cold ────────▶ in use ────────▶ free      in use ─────────────────▶ leaving ──▶ cold
- *       └── ahead of need ──▶ coming ──▶ free   free ── budget lowered ──▶ leaving ──▶ cold
+ *     extent   (none) ──ahead of need──▶ coming ──▶ present ──budget lowered──▶ leaving ──▶ (none)
+ *     frame                                 free ◀──put── ──take──▶ in use
  *
  * Invariants:
- *  1. A frame that is not cold is `backed`: it may have pages. Never are more frames backed than the
- *     budget says, but for those that were in use when it was lowered; they leave as they are put
- *     back.
- *  2. Pages come ahead of need, in steps, without anybody waiting (`SlabIo.populate`); only if
- *     frames are taken faster than that does the first use pay. They go at once when the budget is
- *     lowered; a piece of which every frame is cold is unmapped.
- *  3. The frames of a taken list ascend, and those put back last are taken first: so the frames of
+ *  1. Never are more frames in use than the budget says, nor more extents there than it takes to
+ *     hold them, but for those that were in use when it was lowered: frames of leaving extents are
+ *     taken no more, and an extent goes when the last of them is put back.
+ *  2. Pages come ahead of need, without anybody waiting (`SlabIo.populate`); only if frames are
+ *     taken faster than that does the first use of an extent pay for it.
+ *  3. Memory comes and goes in whole huge pages: what the kernel is told to give up it gives up,
+ *     and whoever copies from a frame finds it in the page tables at once.
+ *  4. The frames of a taken list ascend, and those put back last are taken first: so the frames of
  *     one fill tend to lie side by side, and what is touched stays warm.
  *
- * A frame is a number: its piece in the upper bits, its place in the piece in the lower ones.
+ * A frame is a number: its extent in the upper bits, its place in the extent in the lower ones.
  */
-import { assert } from '../base/assert.ts';
+
 import type { IoOp, Memory } from '../uring/io.ts';
 import type { SlabIo } from '../uring/slab-io.ts';
+import { doubled } from './doubled.ts';
 
 export const FRAME_BYTES = 4096;
-/** Frames of a piece: 32 MiB of address space. */
-const PIECE_SHIFT = 13;
-const PIECE_FRAMES: number = 1 << PIECE_SHIFT;
-const PLACE_MASK: number = PIECE_FRAMES - 1;
-/** Frames that get their pages in one step: 2 MiB. */
-const STEP_FRAMES = 512;
-/** So many free frames are kept ready, as long as the budget has room. */
-const READY_FRAMES = 1024;
+const EXTENT_SHIFT = 9;
+export const EXTENT_FRAMES: number = 1 << EXTENT_SHIFT;
+export const EXTENT_BYTES: number = EXTENT_FRAMES * FRAME_BYTES;
+const PLACE_MASK: number = EXTENT_FRAMES - 1;
+/** With fewer free frames the next extent is made ready. */
+const READY_FRAMES = 256;
 
-interface Piece {
+const STATE = { COMING: 0, PRESENT: 1, LEAVING: 2 } as const;
+type State = (typeof STATE)[keyof typeof STATE];
+
+/** Gets its pages as one operation. */
+class Extent implements IoOp {
+  readonly #slab: Slab;
+  readonly number: number;
   readonly memory: Memory;
-  /** A stack of places without pages: the first `coldCount` entries. */
-  readonly cold: Uint16Array;
-  coldCount: number;
+  state: State;
+  inUse = 0;
+
+  constructor(slab: Slab, number: number, memory: Memory, state: State) {
+    this.#slab = slab;
+    this.number = number;
+    this.memory = memory;
+    this.state = state;
+  }
+
+  done(result: number): void {
+    this.#slab.came(this, result);
+  }
 }
 
 export class Slab {
   readonly #io: SlabIo;
-  #pieces: (Piece | null)[] = [];
+  readonly #extents: (Extent | null)[] = [];
+  /** Of the first byte of each. */
+  #addresses: Float64Array = new Float64Array(64);
+  #extentCount = 0;
   /** A stack of free frames: the first `#freeCount` entries. */
-  #free: Int32Array = new Int32Array(PIECE_FRAMES);
+  #free: Int32Array = new Int32Array(8 * EXTENT_FRAMES);
   #freeCount = 0;
+  #inUse = 0;
   #budget = 0;
-  #backed = 0;
-  /** Of the backed ones: those whose pages are on their way in, or out. */
-  #coming = 0;
-  #leaving = 0;
+  #isComing = false;
+  /** The machine had no more address space: it is as large as it can be. */
+  #isExhausted = false;
   /** The kernel could not get pages ahead of need: the first use gets them. */
   #populates = true;
-  readonly #steps: Step[] = [];
 
   constructor(io: SlabIo) {
     this.#io = io;
   }
 
-  /** Frames that may have pages. */
-  get backed(): number {
-    return this.#backed;
+  /** Bytes of memory that are mapped: the most that it takes from the machine. */
+  get memoryBytes(): number {
+    return this.#extentCount * EXTENT_BYTES;
   }
 
-  /** Frames that hold something, or are about to. */
   get inUse(): number {
-    return this.#backed - this.#freeCount - this.#coming - this.#leaving;
+    return this.#inUse;
   }
 
+  /** The most frames that may be in use. */
   get budget(): number {
     return this.#budget;
   }
 
   /** Frames that can be taken now. */
   get available(): number {
-    return this.#freeCount + Math.max(0, this.#budget - this.#backed);
+    const frames = this.#freeCount + this.#extentsToCome * EXTENT_FRAMES;
+    return Math.max(0, Math.min(frames, this.#budget - this.#inUse));
   }
 
+  get #extentsToCome(): number {
+    if (this.#isExhausted) return 0;
+    return Math.max(0, Math.ceil(this.#budget / EXTENT_FRAMES) - this.#extentCount);
+  }
+
+  /** Absolute address of a frame. */
+  addressOf(frame: number): number {
+    return this.#addresses[frame >> EXTENT_SHIFT]! + (frame & PLACE_MASK) * FRAME_BYTES;
+  }
+
+  /** The memory that a frame lies in. */
   memoryOf(frame: number): Memory {
-    return this.#pieces[frame >> PIECE_SHIFT]!.memory;
-  }
-
-  /** Byte offset of a frame in its memory. */
-  startOf(frame: number): number {
-    return (frame & PLACE_MASK) * FRAME_BYTES;
+    return this.#extents[frame >> EXTENT_SHIFT]!.memory;
   }
 
   /** Whether `next` follows `frame` directly in memory. */
@@ -91,176 +115,159 @@ export class Slab {
     return next === frame + 1 && (next & PLACE_MASK) !== 0;
   }
 
+  /** It is to be vacated: see `setBudget`. */
+  isLeaving(frame: number): boolean {
+    return this.#extents[frame >> EXTENT_SHIFT]!.state === STATE.LEAVING;
+  }
+
   /**
-   * Takes up to `count` frames into `target` from index 0 on, ascending; returns how many. Fewer
-   * than asked for: the budget is used up.
+   * Takes `count` frames into `target` from index 0 on, ascending; `available` has said that there
+   * are so many. False: the machine has no more memory, and none is taken.
    */
-  take(target: Int32Array, count: number): number {
-    let taken = 0;
-    while (taken < count) {
-      const frame = this.#freeCount > 0 ? this.#free[--this.#freeCount]! : this.#warm();
-      if (frame < 0) break;
+  take(target: Int32Array, count: number): boolean {
+    for (let taken = 0; taken < count; ) {
+      if (this.#freeCount === 0 && !this.#makeExtent(STATE.PRESENT)) {
+        while (taken > 0) this.put(target[--taken]!);
+        return false;
+      }
+      const frame = this.#free[--this.#freeCount]!;
+      this.#extents[frame >> EXTENT_SHIFT]!.inUse++;
+      this.#inUse++;
       // Insertion: frames come nearly sorted.
       let at = taken++;
       for (; at > 0 && target[at - 1]! > frame; at--) target[at] = target[at - 1]!;
       target[at] = frame;
     }
     this.#prepare();
-    return taken;
+    return true;
   }
 
   /** Nobody uses the frame any more, nor does the kernel. */
   put(frame: number): void {
-    if (this.#backed - this.#leaving > this.#budget) this.#leave(frame, 1);
-    else this.#push(frame);
+    const extent = this.#extents[frame >> EXTENT_SHIFT]!;
+    extent.inUse--;
+    this.#inUse--;
+    if (extent.state !== STATE.LEAVING) this.#push(frame);
+    else if (extent.inUse === 0) this.#remove(extent);
   }
 
-  /** Frames in use beyond it leave when they are put back. */
-  setBudget(frames: number): void {
+  /** A frame that stays, to move what is in a leaving one; -1 if none is free. */
+  takeToMove(): number {
+    if (this.#freeCount === 0) return -1;
+    const frame = this.#free[--this.#freeCount]!;
+    this.#extents[frame >> EXTENT_SHIFT]!.inUse++;
+    this.#inUse++;
+    return frame;
+  }
+
+  /**
+   * True if there are more extents than that takes: some are leaving now, and what is in their
+   * frames had better be moved (`takeToMove`, then `put`), or be let go of.
+   */
+  setBudget(frames: number): boolean {
     this.#budget = frames;
-    this.#letGo(this.#backed - this.#leaving - frames);
+    this.#isExhausted = false;
+    return this.#leave(this.#extentCount - Math.ceil(frames / EXTENT_FRAMES), EXTENT_FRAMES);
   }
 
-  /** Gives back the pages of all free frames; they come again when they are needed. */
+  /** Gives back extents that nobody uses; they come again when they are needed. */
   trim(): void {
-    this.#letGo(this.#freeCount);
+    this.#leave(this.#extentCount, 0);
   }
 
   /** After the ring is closed: nothing is under way. */
   close(): void {
-    for (const piece of this.#pieces) piece?.memory.free();
-    this.#pieces = [];
+    for (const extent of this.#extents) extent?.memory.free();
+    this.#extents.length = 0;
     this.#freeCount = 0;
   }
 
-  #letGo(wanted: number): void {
-    let left = Math.min(wanted, this.#freeCount);
-    if (left <= 0) return;
-    // In runs: one call for each, and pieces become empty sooner.
-    const frames = this.#free.slice(this.#freeCount - left, this.#freeCount).sort();
-    this.#freeCount -= left;
-    for (let at = 0; left > 0; ) {
-      let length = 1;
-      while (length < left && this.adjoins(frames[at + length - 1]!, frames[at + length]!))
-        length++;
-      this.#leave(frames[at]!, length);
-      at += length;
-      left -= length;
-    }
+  /** Sends so many extents away, the emptiest first, of those with at most `inUseMax` in use. */
+  #leave(count: number, inUseMax: number): boolean {
+    const isStaying = (extent: Extent | null): extent is Extent =>
+      extent?.state === STATE.PRESENT && extent.inUse <= inUseMax;
+    const leaving = this.#extents
+      .filter(isStaying)
+      .sort((a, b) => a.inUse - b.inUse)
+      .slice(0, Math.max(0, count - this.#countLeaving()));
+    for (const extent of leaving) extent.state = STATE.LEAVING;
+    if (leaving.length > 0) this.#dropFree();
+    for (const extent of leaving) if (extent.inUse === 0) this.#remove(extent);
+    return leaving.some(({ inUse }) => inUse > 0);
   }
 
-  /** A frame without pages yet, if the budget allows; -1 if not. */
-  #warm(): number {
-    if (this.#backed >= this.#budget) return -1;
-    const number = this.#pieceWithCold();
-    if (number < 0) return -1;
-    const piece = this.#pieces[number]!;
-    this.#backed++;
-    return (number << PIECE_SHIFT) + piece.cold[--piece.coldCount]!;
+  #countLeaving(): number {
+    return this.#extents.filter(extent => extent?.state === STATE.LEAVING).length;
   }
 
-  /** A piece with a cold frame, mapped if need be; -1 if there is no more address space. */
-  #pieceWithCold(): number {
-    let vacant = this.#pieces.length;
-    for (let i = 0; i < this.#pieces.length; i++) {
-      const piece = this.#pieces[i]!;
-      if (piece === null) vacant = Math.min(vacant, i);
-      else if (piece.coldCount > 0) return i;
+  /** Free frames of leaving extents are free no more. */
+  #dropFree(): void {
+    let kept = 0;
+    for (let i = 0; i < this.#freeCount; i++) {
+      const frame = this.#free[i]!;
+      if (!this.isLeaving(frame)) this.#free[kept++] = frame;
     }
+    this.#freeCount = kept;
+  }
+
+  #remove(extent: Extent): void {
+    this.#extents[extent.number] = null;
+    this.#extentCount--;
+    extent.memory.free();
+  }
+
+  /** Makes the next extent ready, if few frames are free and the budget has room. */
+  #prepare(): void {
+    if (!this.#populates || this.#isComing) return;
+    if (this.#freeCount < READY_FRAMES && this.#extentsToCome > 0) this.#makeExtent(STATE.COMING);
+  }
+
+  /** False: the machine has no more memory. */
+  #makeExtent(state: State): boolean {
     let memory: Memory;
     try {
-      memory = this.#io.allocate(PIECE_FRAMES * FRAME_BYTES);
+      memory = this.#io.allocate(EXTENT_BYTES);
     } catch {
-      return -1; // the cache is as large as it can be here
+      this.#isExhausted = true;
+      return false;
     }
-    const cold = new Uint16Array(PIECE_FRAMES);
-    for (let i = 0; i < PIECE_FRAMES; i++) cold[i] = PLACE_MASK - i;
-    this.#pieces[vacant] = { memory, cold, coldCount: PIECE_FRAMES };
-    return vacant;
+    let number = this.#extents.indexOf(null);
+    if (number < 0) number = this.#extents.length;
+    const extent = new Extent(this, number, memory, state);
+    this.#extents[number] = extent;
+    if (number === this.#addresses.length) this.#addresses = doubled(this.#addresses, Float64Array);
+    this.#addresses[number] = memory.address;
+    this.#extentCount++;
+    if (state === STATE.COMING) {
+      this.#isComing = true;
+      this.#io.populate(memory, extent);
+    } else {
+      this.#pushAll(extent);
+    }
+    return true;
   }
 
-  /** Gets pages for the next frames, if few are ready. */
-  #prepare(): void {
-    if (!this.#populates || this.#coming > 0 || this.#freeCount >= READY_FRAMES) return;
-    const room = Math.min(STEP_FRAMES, this.#budget - this.#backed);
-    if (room <= 0) return;
-    const number = this.#pieceWithCold();
-    if (number < 0) return;
-    const piece = this.#pieces[number]!;
-    // A run of places at the top of its stack.
-    const first = piece.cold[piece.coldCount - 1]!;
-    let count = 1;
-    while (count < room && piece.cold[piece.coldCount - 1 - count] === first + count) count++;
-    piece.coldCount -= count;
-    this.#backed += count;
-    this.#coming += count;
-    const step = this.#steps.pop() ?? new Step(this, this.#steps);
-    step.start(false, (number << PIECE_SHIFT) + first, count);
-    this.#io.populate(piece.memory, first * FRAME_BYTES, count * FRAME_BYTES, step);
-  }
-
-  #leave(frame: number, count: number): void {
-    this.#leaving += count;
-    const step = this.#steps.pop() ?? new Step(this, this.#steps);
-    step.start(true, frame, count);
-    this.#io.release(this.memoryOf(frame), this.startOf(frame), count * FRAME_BYTES, step);
-  }
-
-  /** For Step. */
-  came(first: number, count: number, result: number): void {
-    // Without it the frames work all the same.
+  /** For Extent: its pages are there, or the kernel could not get them; it works all the same. */
+  came(extent: Extent, result: number): void {
     if (result < 0) this.#populates = false;
-    this.#coming -= count;
-    for (let frame = first + count - 1; frame >= first; frame--) this.put(frame);
+    this.#isComing = false;
+    if (this.#extentCount > Math.ceil(this.#budget / EXTENT_FRAMES)) {
+      this.#remove(extent); // the budget was lowered meanwhile
+      return;
+    }
+    extent.state = STATE.PRESENT;
+    this.#pushAll(extent);
     this.#prepare();
   }
 
-  /** For Step. */
-  left(first: number, count: number): void {
-    const number = first >> PIECE_SHIFT;
-    const piece = this.#pieces[number]!;
-    this.#backed -= count;
-    this.#leaving -= count;
-    for (let i = count - 1; i >= 0; i--) piece.cold[piece.coldCount++] = (first & PLACE_MASK) + i;
-    assert(piece.coldCount <= PIECE_FRAMES, 'a frame leaves once');
-    if (piece.coldCount < PIECE_FRAMES) return;
-    this.#pieces[number] = null;
-    piece.memory.free();
+  #pushAll({ number }: Extent): void {
+    const first = number << EXTENT_SHIFT;
+    // Downwards: the last one pushed is taken first.
+    for (let place = EXTENT_FRAMES - 1; place >= 0; place--) this.#push(first + place);
   }
 
   #push(frame: number): void {
-    if (this.#freeCount === this.#free.length) {
-      const larger = new Int32Array(2 * this.#free.length);
-      larger.set(this.#free);
-      this.#free = larger;
-    }
+    if (this.#freeCount === this.#free.length) this.#free = doubled(this.#free, Int32Array);
     this.#free[this.#freeCount++] = frame;
-  }
-}
-
-/** Pages of neighbouring frames, on their way in or out. */
-class Step implements IoOp {
-  readonly #slab: Slab;
-  readonly #pool: Step[];
-  #out = false;
-  #first = 0;
-  #count = 0;
-
-  constructor(slab: Slab, pool: Step[]) {
-    this.#slab = slab;
-    this.#pool = pool;
-  }
-
-  start(out: boolean, first: number, count: number): void {
-    this.#out = out;
-    this.#first = first;
-    this.#count = count;
-  }
-
-  done(result: number): void {
-    this.#pool.push(this);
-    // A release fails for no range of ours; if it did, the pages would go with their piece.
-    if (this.#out) this.#slab.left(this.#first, this.#count);
-    else this.#slab.came(this.#first, this.#count, result);
   }
 }

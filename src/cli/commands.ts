@@ -21,6 +21,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   receive: async () => (await import('./commands/receive.ts')).receive,
   reconcile: async () => (await import('./commands/reconcile.ts')).reconcile,
   check: async () => (await import('./commands/check.ts')).check,
+  cache: async () => (await import('./commands/cache.ts')).cache,
   replica: async () => (await import('./commands/replica.ts')).replica,
   serve: async () => (await import('./commands/serve.ts')).serve,
 };

@@ -49,6 +49,13 @@ export function facts(pairs: readonly (readonly [name: string, value: string])[]
   return pairs.map(([name, value]) => `${`${name}:`.padEnd(longest + 2)}${value}`).join('\n');
 }
 
+/** How much of what was asked for came from memory: `98 %`; `-` if nothing was asked for. */
+export function hitShare(counters: { hitBytes: number; missBytes: number }): string {
+  const { hitBytes, missBytes } = counters;
+  const all = hitBytes + missBytes;
+  return all === 0 ? '-' : `${Math.floor((hitBytes / all) * 100)} %`;
+}
+
 /** Code points; enough for paths and numbers. */
 function width(text: string): number {
   return [...text].length;
@@ -65,6 +72,10 @@ export class Progress {
   }
 
   /** @param what the part of the work that is being done, where there are several */
+  get isShown(): boolean {
+    return this.#shown;
+  }
+
   update(done: number, all: number, what: string = this.#what): void {
     const percent = all === 0 ? 100 : Math.floor((done / all) * 100);
     if (!this.#shown || (percent === this.#last && what === this.#what)) return;

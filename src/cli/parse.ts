@@ -24,12 +24,14 @@ export function parse(command: Command, argv: readonly string[]): Arguments {
         ]),
       ),
       allowPositionals: true,
+      tokens: true,
     });
   } catch (cause) {
     // The message's first sentence; the rest is advice to programmers.
     const message = (cause as Error).message.split(/\. To specify|\. '/)[0]!;
     throw new UbdError('usage', message, { next: helpHint(command), cause });
   }
+  refuseTwice(command, specs, parsed.tokens ?? []);
   const flags = new Set<string>();
   const texts = new Map<string, string>();
   const lists = new Map<string, string[]>();
@@ -44,6 +46,21 @@ export function parse(command: Command, argv: readonly string[]): Arguments {
   }
   checkCount(command, parsed.positionals);
   return { positionals: parsed.positionals, flags, texts, lists };
+}
+
+/** Of two values the last one would count, and nobody would be told of the other. */
+function refuseTwice(
+  command: Command,
+  specs: Readonly<Record<string, OptionSpec>>,
+  tokens: readonly { kind: string; name?: string }[],
+): void {
+  const seen = new Set<string>();
+  for (const { kind, name = '' } of tokens) {
+    if (kind !== 'option' || specs[name]?.type !== 'text') continue;
+    if (seen.has(name))
+      throw new UbdError('usage', `--${name} is given twice`, { next: helpHint(command) });
+    seen.add(name);
+  }
 }
 
 function checkChoice(command: Command, name: string, spec: OptionSpec, value: string): string {

@@ -71,6 +71,16 @@ export function subjectOf(args: Arguments, text: string): Subject {
   return { leaf, device: records.find(one => one.leaf === leaf)?.name ?? null };
 }
 
+/** The file that is meant where a leaf may be named instead of a device; null: a device is. */
+export function leafFileOf(args: Arguments, text: string): string | null {
+  if (text.includes('/')) return text.startsWith('/dev/') ? null : resolve(text);
+  const paths = findPaths(givenDirs(args));
+  if (readRecords(paths).some(({ name }) => name === text)) return null;
+  const named = `${paths.leaves}/${text}.leaf`;
+  if (existsSync(named)) return named;
+  return existsSync(text) ? resolve(text) : null;
+}
+
 /** An image may be named by its path or its UUID. */
 export function isUuid(text: string): boolean {
   return /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(text);

@@ -5,23 +5,27 @@
  *     GET    /v1/devices                       → Device[]
  *     POST   /v1/devices     AttachSpec        → 201 Device
  *     POST   /v1/devices     AttachSpec[]      → 200 AttachResult[], in the order asked
+ *     GET    /v1/devices/NAME                  → Info
  *     PATCH  /v1/devices/NAME ChangeSpec       → Device
- *     POST   /v1/leaf        LeafChange        → LeafInfo: of a leaf that nobody uses
  *     DELETE /v1/devices/NAME[?force=true]     → Detached
  *     DELETE /v1/devices[?force=true]          → DetachResult[]: every device
  *     GET    /v1/info?target=PATH|DEV|NAME     → Info
- *     POST   /v1/check       CheckSpec         → CheckReport
  *     GET    /v1/replicas[?root=ROOT]          → RootReplicas[]
  *     POST   /v1/replicas    ReplicaSpec       → 201 Replica
  *     DELETE /v1/replicas?root=ROOT&uri=URI    → ReplicaSpec
  *     POST   /v1/snapshot    SnapshotSpec      → Snapshot
  *     POST   /v1/fork        ForkSpec          → Fork
+ *     POST   /v1/leaf        LeafChange        → LeafInfo: of a leaf that nobody uses
+ *     POST   /v1/check       CheckSpec         → CheckReport
+ *     POST   /v1/takeover                      → for `ubd serve --takeover`, which ends this daemon
+ *     …      /v1/cache: see cache.ts
  *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
  * absolute. Fields may be added within /v1; none changes its meaning. Unknown fields are refused.
  */
 import type { ErrorCode, ErrorRecord } from '../base/errors.ts';
+import type { CacheCounters, CacheStatus } from './cache.ts';
 
 export const API_PREFIX = '/v1';
 /** The largest request body. A batch of a thousand devices is well below. */
@@ -75,6 +79,8 @@ export interface Device {
   changed: number | null;
   /** How much the leaf may hold, and where it stands; null: as much as it likes, or not known. */
   quota: (Quota & { state: QuotaState }) | null;
+  /** Its reads of the root, by the cache; null where they are not known. */
+  cache: CacheCounters | null;
   state: DeviceState;
   /** Why the device is failed. */
   error?: ErrorRecord;
@@ -116,6 +122,8 @@ export interface Status {
   /** Where NBD clients connect, and how many are served. */
   exports: { listeners: string[]; connections: number };
   transports: TransportStatus[];
+  /** The cache of root blocks; null if the data plane did not answer soon. */
+  cache: Pick<CacheStatus, 'size' | 'policy' | 'used' | 'hitBytes' | 'missBytes'> | null;
   kernel: string;
   node: string;
 }

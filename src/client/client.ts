@@ -32,6 +32,7 @@ import type {
   Status,
 } from './api.ts';
 import { API_PREFIX } from './api.ts';
+import type { CacheSpec, CacheStatus, DropReport, WarmReport, WarmSpec } from './cache.ts';
 import type {
   Export,
   ExportSpec,
@@ -209,6 +210,28 @@ export class Client {
     return (await this.#call({ method: 'DELETE', path })) as Listener;
   }
 
+  /** The cache of root blocks: what it holds, and what it was good for. */
+  async cache(): Promise<CacheStatus> {
+    return (await this.#call({ method: 'GET', path: CACHE })) as CacheStatus;
+  }
+
+  /** Sets size and policy of the cache, while devices run; remembered by the daemon. */
+  async setCache(body: CacheSpec): Promise<CacheStatus> {
+    return (await this.#call({ method: 'PATCH', path: CACHE, body })) as CacheStatus;
+  }
+
+  /** Forgets the blocks of a root (or of a device's), or all. */
+  async dropCache(target?: string): Promise<DropReport> {
+    const query = target === undefined ? '' : `?target=${encodeURIComponent(placeOf(target))}`;
+    return (await this.#call({ method: 'DELETE', path: CACHE + query })) as DropReport;
+  }
+
+  /** Reads a root, or a part of it, into the cache. */
+  async warmCache(spec: WarmSpec): Promise<WarmReport> {
+    const body: WarmSpec = { ...spec, target: placeOf(spec.target) };
+    return (await this.#call({ method: 'POST', path: `${CACHE}/warm`, body })) as WarmReport;
+  }
+
   async status(): Promise<Status> {
     return (await this.#call({ method: 'GET', path: `${API_PREFIX}/status` })) as Status;
   }
@@ -227,6 +250,7 @@ export class Client {
 }
 
 const DEVICES = `${API_PREFIX}/devices`;
+const CACHE = `${API_PREFIX}/cache`;
 const REPLICAS = `${API_PREFIX}/replicas`;
 const EXPORTS = `${API_PREFIX}/exports`;
 const TEMPLATES = `${API_PREFIX}/templates`;
@@ -234,6 +258,11 @@ const LISTENERS = `${API_PREFIX}/listeners`;
 
 function forceQuery(options: { force?: boolean }): string {
   return options.force ? '?force=true' : '';
+}
+
+/** A path is made absolute; a name, which has no slash, stays. */
+function placeOf(target: string): string {
+  return isUri(target) || !target.includes('/') ? target : resolve(target);
 }
 
 function absolute(spec: AttachSpec): AttachSpec {

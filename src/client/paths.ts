@@ -6,6 +6,7 @@
  *       leaves/NAME.leaf     leaves of devices that named no file
  *       ephemeral/NAME.leaf  leaves that go away at detach
  *       roots/KEY.json       replicas of remote roots; beside it manifests
+ *       cache.json           size and policy of the cache in memory, if they were set
  *       cache/               chunks of remote roots: the disk cache
  *       indexes/             indexes of files whose place is not beside their root
  *       daemon.lock          flock: the only judge of who is the daemon of this state
@@ -29,6 +30,7 @@ export interface Paths extends Dirs {
   ephemeral: string;
   roots: string;
   diskCache: string;
+  cacheSettings: string;
   indexes: string;
   stateLock: string;
   log: string;
@@ -58,6 +60,7 @@ export function findPaths(given: Partial<Dirs> = {}): Paths {
     ephemeral: `${stateDir}/ephemeral`,
     roots: `${stateDir}/roots`,
     diskCache: `${stateDir}/cache`,
+    cacheSettings: `${stateDir}/cache.json`,
     indexes: `${stateDir}/indexes`,
     stateLock: `${stateDir}/daemon.lock`,
     log: `${stateDir}/ubd.log`,

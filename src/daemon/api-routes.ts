@@ -19,6 +19,8 @@ import {
   type Status,
   TRANSPORTS,
 } from '../client/api.ts';
+import type { CacheControl } from './cache/control.ts';
+import { cacheRoutes } from './cache/routes.ts';
 import { checkImage, describe } from './describe.ts';
 import type { Exports } from './exports/exports.ts';
 import { exportRoutes } from './exports/routes.ts';
@@ -103,6 +105,7 @@ export interface RouteOptions {
   registry: Registry;
   life: Life;
   exports: Exports;
+  cache: CacheControl;
   images: Images;
   replicas: Replicas;
   status: () => Promise<Status>;
@@ -117,7 +120,7 @@ export interface RouteOptions {
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
 export function makeRoutes(options: RouteOptions): ApiHandler {
-  const { registry, life, exports, images, replicas, status, ready } = options;
+  const { registry, life, exports, cache, images, replicas, status, ready } = options;
   const { handOver, onHandedOver } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
@@ -194,6 +197,7 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
     },
     fork: { POST: async ({ body }) => ok(await life.fork(isForkSpec(body, 'body'))) },
     ...exportRoutes(exports, force),
+    ...cacheRoutes(cache),
     check: {
       POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),
     },

@@ -10,8 +10,10 @@ import { PlaneLiveLeaves } from './life/live-leaves.ts';
 import { LoopTransport } from './loop-transport.ts';
 import type { Machine, MachineEvents } from './machine.ts';
 import { NbdTransport } from './nbd-transport.ts';
+import type { FileRoot } from './opened-files.ts';
 import { DataPlane } from './plane-client.ts';
-import { RemoteRoots } from './remote/remote-roots.ts';
+import type { CacheSettings } from './plane-protocol.ts';
+import { RemoteRoots, type UpstreamRoot } from './remote/remote-roots.ts';
 import { RootBook } from './remote/root-book.ts';
 import { remoteSettings } from './remote/settings.ts';
 import { Upstream } from './remote/upstream.ts';
@@ -22,9 +24,10 @@ import { UblkTransport } from './ublk-transport.ts';
 export async function assemble(
   owner: string,
   paths: Pick<Paths, 'shadows' | 'roots' | 'diskCache'>,
+  cache: CacheSettings,
   events: MachineEvents,
 ): Promise<Machine> {
-  const plane = await DataPlane.start();
+  const plane = await DataPlane.start(cache);
   const upstream = new Upstream(remoteSettings(paths.diskCache), events.onReport);
   const remote = new RemoteRoots(upstream, new RootBook(paths.roots));
   const { onGone } = events;
@@ -47,6 +50,13 @@ export async function assemble(
     images: new FileImages(chains, remote),
     replicas: remote,
     live: new PlaneLiveLeaves(plane, chains, shadows),
+    cache: {
+      stats: () => plane.cacheStats(),
+      set: settings => plane.setCache(settings),
+      drop: key => plane.dropCache(key),
+      warm: (root, offset, length) =>
+        plane.warmCache((root as FileRoot | UpstreamRoot).takeLayer(), offset, length),
+    },
     exporter: new PlaneExporter(plane, events.onDisconnected),
     // ublk is the better one, and young: until its tests are as many, it must be asked for.
     transports: [loop, ublk, nbd],

@@ -142,11 +142,10 @@ async function publish(
   undo.add('write the record', () =>
     comeback ? records.write(comeback) : records.remove(entry.name),
   );
-  const wanted = comeback?.link ?? undefined;
-  if (wanted !== undefined) links.release(wanted); // it was held for us
-  for (let link = links.reserve(wanted); ; link = links.reserve()) {
+  for (let link = links.reserve(comeback?.link ?? undefined); ; link = links.reserve()) {
     try {
       await records.write(toRecord(entry, transport, node, link));
+      links.name(link, entry.name);
       if (links.make(link, node)) {
         undo.add('make the link', () => links.remove(link, node));
         entry.link = link;

@@ -13,9 +13,12 @@ import { release } from 'node:os';
 import { errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import type { Status } from '../client/api.ts';
+import type { CacheSpec } from '../client/cache.ts';
 import type { Paths } from '../client/paths.ts';
 import { makeRoutes } from './api-routes.ts';
 import { assemble } from './assemble.ts';
+import { CacheControl } from './cache/control.ts';
+import { readSettings } from './cache/settings.ts';
 import { Lock, makeDirectories, ownerOf } from './directories.ts';
 import { checkServing, Exports, type Serving } from './exports/exports.ts';
 import { Life } from './life/life.ts';
@@ -32,11 +35,13 @@ export interface DaemonOptions {
   serving?: Serving;
   /** From the daemon that was here before. */
   inheritance?: Inheritance;
+  /** Size and policy of the cache, as the command line says. */
+  cache?: CacheSpec;
 }
 
 /** Runs a daemon until it is told to stop. Returns the exit status. */
 export async function runDaemon(options: DaemonOptions): Promise<number> {
-  const { paths, foreground, serving, inheritance } = options;
+  const { paths, foreground, serving, inheritance, cache = {} } = options;
   if (serving) checkServing(serving);
   process.umask(0o077);
   process.title = 'ubd serve';
@@ -55,7 +60,9 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   let state: Status['state'] = 'starting';
 
   const owner = ownerOf(paths);
-  const machine = await assemble(owner, paths, {
+  const { settings, problem } = readSettings(paths.cacheSettings, cache);
+  if (problem !== null) log.warning(problem);
+  const machine = await assemble(owner, paths, settings, {
     onFault: ({ device, op, layer, offset, length, errno, suppressed }) =>
       log.error(
         `${device}: ${op} of ${length} bytes at ${offset} failed: ${errnoName(errno)} (${layer})` +
@@ -82,6 +89,14 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   registry.watchPartitions('/dev');
   const exports = new Exports({ paths, machine, registry, log });
 
+  const cacheControl = new CacheControl({
+    cache: machine.cache,
+    images: machine.images,
+    registry,
+    log,
+    file: paths.cacheSettings,
+  });
+
   const status = async (): Promise<Status> => {
     const { entries } = registry;
     return {
@@ -100,6 +115,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
         listeners: exports.listeners.map(({ uri }) => uri),
         connections: exports.connections,
       },
+      cache: await cacheControl.summary(),
       transports: await registry.transports(),
       kernel: release(),
       node: process.version,
@@ -137,6 +153,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
       registry,
       life,
       exports,
+      cache: cacheControl,
       images: machine.images,
       replicas: machine.replicas,
       status,

@@ -99,8 +99,8 @@ export function toRecord(
   };
 }
 
-/** What the data plane knows of a device's leaf. */
-export type LeafStats = Pick<DeviceStats, 'changedBytes' | 'quota' | 'refused'>;
+/** What the data plane knows of a device's leaf, and of its reads of the root. */
+export type LeafStats = Pick<DeviceStats, 'changedBytes' | 'quota' | 'refused' | 'cache'>;
 
 function quotaOf({ changedBytes, quota, refused }: LeafStats): Device['quota'] {
   if (quota === null) return null;
@@ -128,6 +128,7 @@ export function toDevice(
     size: entry.sizeBytes,
     changed: stats?.changedBytes ?? null,
     quota: stats === null ? null : quotaOf(stats),
+    cache: stats?.cache ?? null,
     state: entry.state,
   };
   if (entry.error) device.error = entry.error.toJSON();

@@ -1,12 +1,12 @@
 /**
- * The links /dev/ubdN, and /dev/ubdNpM for partitions. They stand for a node only while it is
- * usable.
+ * The links /dev/ubdN, and /dev/ubdNpM for partitions; and beside them the names of devices, see
+ * name-links.ts. They stand for a node only while it is usable.
  *
  * N is taken with symlink(2), which fails where the name exists: so several daemons share /dev
  * without knowing of each other. A link is removed only while it points to the node that we made it
  * for. While a device is away for a moment its link is parked: it keeps the name and points
- * nowhere; that of a device which lives on without its daemon stays. All calls are synchronous, so that nothing happens between the look at a link and its
- * change.
+ * nowhere; that of a device which lives on without its daemon stays. All calls are synchronous, so
+ * that nothing happens between the look at a link and its change.
  */
 import {
   lstatSync,
@@ -18,6 +18,7 @@ import {
   unlinkSync,
 } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
+import { NameLinks } from './name-links.ts';
 
 /** More than any host has; ends the search where every name seems to be taken. */
 const LINKS_MAX = 65_536;
@@ -28,6 +29,11 @@ export class Links {
   readonly #taken = new Set<number>();
   /** Links of devices that live on: where they lead. */
   readonly #kept = new Map<number, string>();
+  /** Of those taken: for devices that are to come back. */
+  readonly #held = new Set<number>();
+  /** How devices are called. */
+  readonly #names = new Map<number, string>();
+  readonly #nameLinks: NameLinks;
 
   /** What parked links point to: a name of this daemon alone, which never exists. */
   readonly #nowhere: string;
@@ -36,6 +42,7 @@ export class Links {
   constructor(owner: string, directory = '/dev') {
     this.#directory = directory;
     this.#nowhere = `ubd-away-${owner}`;
+    this.#nameLinks = new NameLinks(directory);
     // Left by a daemon of this owner that was killed in the midst of `#replace`.
     rmSync(this.#beside, { force: true });
   }
@@ -56,30 +63,54 @@ export class Links {
     return match ? Number(match[1]) : undefined;
   }
 
-  /** Reserves a number that is free now: the wanted one, else the lowest. */
+  /** Reserves a number that is free now, or held: the wanted one, else the lowest. */
   reserve(wanted?: number): number {
-    if (wanted !== undefined && this.#isFree(wanted)) return this.#take(wanted);
+    if (wanted !== undefined) {
+      if (this.#held.delete(wanted)) this.#taken.delete(wanted);
+      if (this.#isFree(wanted)) return this.#take(wanted);
+      this.#removeName(wanted); // it goes with another number
+    }
     for (let number = 0; number < LINKS_MAX; number++)
       if (this.#isFree(number)) return this.#take(number);
     throw new UbdError('exists', `no link is free in ${this.#directory}`);
   }
 
-  /** Keeps a number from being given out, whether or not there is a link. */
-  hold(number: number): void {
+  /**
+   * Keeps a number for whoever reserves just this one, whether or not there is a link.
+   * @param name of the device
+   */
+  hold(number: number, name: string): void {
     this.#taken.add(number);
+    this.#held.add(number);
+    this.#names.set(number, name);
   }
 
   /** Gives back a number that has no link of ours. */
   release(number: number): void {
+    this.#removeName(number);
+    this.#held.delete(number);
     this.#taken.delete(number);
+  }
+
+  /** How the device of a number is called: its link gets this name as well. */
+  name(number: number, name: string): void {
+    this.#names.set(number, name);
+  }
+
+  #removeName(number: number): void {
+    const name = this.#names.get(number);
+    if (name !== undefined) this.#nameLinks.remove(name, `ubd${number}`);
+    this.#names.delete(number);
   }
 
   /** Makes the link of a reserved, kept or parked number; false if somebody else was faster. */
   make(number: number, node: string): boolean {
     try {
-      if (this.#isKept(number) && this.#kept.get(number) === node) return true;
       if (this.#isParked(number)) this.#replace(number, node);
-      else symlinkSync(node, this.path(number));
+      else if (!this.#isKept(number) || this.#kept.get(number) !== node)
+        symlinkSync(node, this.path(number));
+      const name = this.#names.get(number);
+      if (name !== undefined) this.#nameLinks.make(name, `ubd${number}`);
       return true;
     } catch (cause) {
       if ((cause as NodeJS.ErrnoException).code === 'EEXIST') return false;
@@ -99,6 +130,7 @@ export class Links {
 
   /** Removes a parked or kept link; the number stays ours until `release`. */
   unpark(number: number): void {
+    this.#removeName(number);
     unlinkIf(this.path(number), this.#nowhere);
     const node = this.#kept.get(number);
     if (node === undefined) return;
@@ -138,11 +170,14 @@ export class Links {
     const links: string[] = [];
     for (const partition of shown) {
       const link = `${this.path(number)}p${partition}`;
-      if (symlinkIfFree(`${node}p${partition}`, link)) links.push(link);
+      if (!symlinkIfFree(`${node}p${partition}`, link)) continue;
+      links.push(link);
+      const name = this.#names.get(number);
+      if (name !== undefined)
+        this.#nameLinks.make(`${name}-part${partition}`, `ubd${number}p${partition}`);
     }
     for (const partition of partitionNumbers(this.#directory, `ubd${number}p`))
-      if (!shown.includes(partition))
-        unlinkIf(`${this.path(number)}p${partition}`, `${node}p${partition}`);
+      if (!shown.includes(partition)) this.#removePartition(number, node, partition);
     return links;
   }
 
@@ -152,6 +187,7 @@ export class Links {
    */
   remove(number: number, node: string): void {
     this.#removePartitions(number, node);
+    this.#removeName(number);
     unlinkIf(this.path(number), node);
     unlinkIf(this.path(number), this.#nowhere);
     this.#kept.delete(number);
@@ -160,7 +196,14 @@ export class Links {
 
   #removePartitions(number: number, node: string): void {
     for (const partition of partitionNumbers(this.#directory, `ubd${number}p`))
-      unlinkIf(`${this.path(number)}p${partition}`, `${node}p${partition}`);
+      this.#removePartition(number, node, partition);
+  }
+
+  #removePartition(number: number, node: string, partition: number): void {
+    const link = `ubd${number}p${partition}`;
+    const name = this.#names.get(number);
+    if (name !== undefined) this.#nameLinks.remove(`${name}-part${partition}`, link);
+    unlinkIf(`${this.#directory}/${link}`, `${node}p${partition}`);
   }
 
   #isFree(number: number): boolean {

@@ -17,7 +17,13 @@ import type {
   TransportName,
 } from '../client/api.ts';
 import type { LogLevel } from './log.ts';
-import type { DeviceStats, FaultEvent } from './plane-protocol.ts';
+import type {
+  CacheSettings,
+  CacheStats,
+  DeviceStats,
+  FaultEvent,
+  WarmResult,
+} from './plane-protocol.ts';
 
 /** A root that is open for reading. */
 export interface RootHandle {
@@ -27,6 +33,8 @@ export interface RootHandle {
   readonly identity: RootIdentity;
   /** Of the manifest that it is verified with; null if there is none. */
   readonly treeDigest?: string | null;
+  /** What its blocks are kept by in the cache; left out where that is not known. */
+  readonly contentKey?: string;
   /** Idempotent; does nothing after a transport has taken it over. */
   close(): void;
 }
@@ -250,7 +258,18 @@ export interface MachineEvents {
   onDeath(error: Error): void;
 }
 
+/** The cache of root blocks. */
+export interface MachineCache {
+  stats(): Promise<CacheStats>;
+  set(settings: CacheSettings): Promise<void>;
+  /** Forgets the blocks of one content (`contentKey`), or all; returns how many bytes. */
+  drop(key: string | null): Promise<number>;
+  /** Reads a part of a root into it. The root is taken over. */
+  warm(root: RootHandle, offset: number, length: number): Promise<WarmResult>;
+}
+
 export interface Machine {
+  readonly cache: MachineCache;
   readonly images: Images;
   readonly replicas: Replicas;
   readonly live: LiveLeaves;

@@ -59,6 +59,10 @@ export class FileRoot implements RootHandle {
     this.descriptor = new Descriptor(opened.fd);
   }
 
+  get contentKey(): string {
+    return this.content.key;
+  }
+
   /** Hands it on, as a layer of a device. */
   takeLayer(): RootLayerSpec {
     const { path: name, sizeBytes, content } = this;

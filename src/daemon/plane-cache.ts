@@ -24,7 +24,6 @@ import type {
   CacheCounters,
   CacheSettings,
   CacheStats,
-  CacheTarget,
   PlaneResults,
   RootLayerSpec,
   UpstreamLayerSpec,
@@ -50,9 +49,9 @@ export class PlaneCache {
   readonly #cache: Cache;
   /** How fills of these layers reach their root. */
   readonly #sources = new Map<CachedLayer, RootSource>();
-  readonly #warming = new Set<Fetch>();
+  readonly #warming = new Map<Fetch, { root: string; length: number }>();
   /** By the number of the device. */
-  readonly #devices = new Map<number, CachedLayer>();
+  readonly #devices = new Map<number, { name: string; layer: CachedLayer }>();
 
   constructor(ring: Ring, io: ScatterIo, { sizeBytes, policy }: CacheSettings) {
     this.#ring = ring;
@@ -79,16 +78,17 @@ export class PlaneCache {
   }
 
   /** The device with this number reads through these layers. */
-  attach(id: number, layers: readonly Layer[]): void {
-    for (const layer of layers) if (layer instanceof CachedLayer) this.#devices.set(id, layer);
+  attach({ id, name }: { id: number; name: string }, layers: readonly Layer[]): void {
+    for (const layer of layers)
+      if (layer instanceof CachedLayer) this.#devices.set(id, { name, layer });
   }
 
   /** No request of the device is under way. `done`: nothing of ours is, either. */
   detach(id: number, done: () => void): void {
-    const layer = this.#devices.get(id);
+    const device = this.#devices.get(id);
     this.#devices.delete(id);
-    if (layer === undefined) done();
-    else this.#close(layer, done);
+    if (device === undefined) done();
+    else this.#close(device.layer, done);
   }
 
   #close(layer: CachedLayer, done: () => void): void {
@@ -107,13 +107,13 @@ export class PlaneCache {
   }
 
   countersOf(id: number): CacheCounters | null {
-    const layer = this.#devices.get(id);
-    return layer === undefined ? null : { ...layer.counters };
+    const device = this.#devices.get(id);
+    return device === undefined ? null : { ...device.layer.counters };
   }
 
   /** What is being fetched for nobody in particular ends. */
   stop(): void {
-    for (const fetch of this.#warming) fetch.cancel();
+    for (const fetch of this.#warming.keys()) fetch.cancel();
   }
 
   /** After the ring is closed. */
@@ -132,19 +132,16 @@ export class PlaneCache {
         answer(null, null);
         return;
       case 'cacheDrop':
-        answer(this.#drop(call.target), null);
+        answer(this.#drop(call.key), null);
         return;
       case 'cacheWarm':
         this.#warm(call.root, call.offset, call.length, answer);
     }
   }
 
-  #drop(target: CacheTarget): number {
-    if (target === null) return this.#cache.drop(null);
-    const content: Content | undefined =
-      'key' in target
-        ? this.#cache.contents.get(target.key)
-        : this.#devices.get(target.device)?.content;
+  #drop(key: string | null): number {
+    if (key === null) return this.#cache.drop(null);
+    const content = this.#cache.contents.get(key);
     return content === undefined ? 0 : this.#cache.drop(content);
   }
 
@@ -162,7 +159,7 @@ export class PlaneCache {
         answer(failure === null ? result : null, failure);
       });
     });
-    this.#warming.add(fetch);
+    this.#warming.set(fetch, { root: spec.name, length });
     fetch.start();
   }
 
@@ -173,14 +170,22 @@ export class PlaneCache {
       policy: cache.policyName,
       usedBytes: cache.usedBytes,
       memoryBytes: cache.memoryBytes,
+      ...cache.totals,
       evictions: cache.counters.evictions,
       bypassed: cache.counters.bypassed,
+      warming: [...this.#warming].map(([fetch, { root, length }]) => ({
+        root,
+        length,
+        doneBytes: fetch.result.doneBytes,
+      })),
       roots: cache.contents.all.map(content => ({
         key: content.key,
         name: content.name,
         sizeBytes: content.sizeSectors * SECTOR_BYTES,
         cachedBytes: content.bytes,
-        users: content.users,
+        devices: [...this.#devices.values()]
+          .filter(({ layer }) => layer.content === content)
+          .map(({ name }) => name),
         ...content.counters,
         fills: content.fills.count,
         fillBytes: content.fills.bytes,

@@ -21,7 +21,6 @@ import type { DeviceOrder, Lent } from './hand-over.ts';
 import {
   type CacheSettings,
   type CacheStats,
-  type CacheTarget,
   type DataPlaneStart,
   type DeviceStats,
   type DisconnectedEvent,
@@ -190,8 +189,8 @@ export class DataPlane extends EventEmitter<Events> {
   }
 
   /** Lets go of blocks; returns how many bytes of them there were. */
-  dropCache(target: CacheTarget): Promise<number> {
-    return this.#call({ call: 'cacheDrop', target });
+  dropCache(key: string | null): Promise<number> {
+    return this.#call({ call: 'cacheDrop', key });
   }
 
   /** Takes over the descriptors of the root, whatever the outcome. */

@@ -112,7 +112,7 @@ export class PlaneDevice {
     this.#events = events;
     this.#faults = new FaultLimiter(spec.name, events.onFault);
     const below = spec.layers.map(layer => makeLayer(plant, layer));
-    plant.cache.attach(spec.id, below);
+    plant.cache.attach(spec, below);
     this.#upstream = below
       .map(layer => (layer instanceof CachedLayer ? layer.plain : layer))
       .filter(layer => layer instanceof UpstreamLayer);

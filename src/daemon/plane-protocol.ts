@@ -8,6 +8,7 @@
  */
 import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
+import type { Counters as CacheCounters } from '../cache/content.ts';
 import type { PolicyName } from '../cache/policy.ts';
 import type { ContentKey } from '../image/identity.ts';
 import type { FrozenFile } from '../leaf/frozen-layer.ts';
@@ -150,24 +151,17 @@ export type PlaneCall =
   /** Answered when every device is closed; the worker ends after it. */
   | { call: 'stop' };
 
-/** Which blocks are meant: of one content, of the root of a device, or all. */
-export type CacheTarget = { key: string } | { device: number } | null;
-
 export type CacheCall =
   | { call: 'cacheStats' }
   | { call: 'cacheSet'; settings: CacheSettings }
-  /** Answered with the bytes that were let go of. */
-  | { call: 'cacheDrop'; target: CacheTarget }
-  /** Fetches a part of a root, which is the data plane's from here on. Answered when it is there. */
+  /** Forgets one content, or all: answered with the bytes of it. */
+  | { call: 'cacheDrop'; key: string | null }
+  /**
+   * Fetches a part of a root, which is the data plane's from here on. Answered when it is there.
+   */
   | { call: 'cacheWarm'; root: RootLayerSpec | UpstreamLayerSpec; offset: number; length: number };
 
-/** Of a root or a device. Bytes are those that were asked for. */
-export interface CacheCounters {
-  hits: number;
-  hitBytes: number;
-  misses: number;
-  missBytes: number;
-}
+export type { CacheCounters };
 
 export interface CachedRootStats extends CacheCounters {
   key: string;
@@ -175,8 +169,8 @@ export interface CachedRootStats extends CacheCounters {
   sizeBytes: number;
   /** Bytes of memory that its blocks take. */
   cachedBytes: number;
-  /** Layers of devices that read it through the cache. */
-  users: number;
+  /** Names of the devices that read it. */
+  devices: string[];
   fills: number;
   fillBytes: number;
   fillErrors: number;
@@ -184,13 +178,15 @@ export interface CachedRootStats extends CacheCounters {
   direct: boolean | null;
 }
 
-export interface CacheStats extends CacheSettings {
+export interface CacheStats extends CacheSettings, CacheCounters {
   /** Bytes that hold blocks, and bytes of memory that are set aside for that. */
   usedBytes: number;
   memoryBytes: number;
   evictions: number;
   /** Reads that found no room, or whose fill failed. */
   bypassed: number;
+  /** In bytes. */
+  warming: { root: string; length: number; doneBytes: number }[];
   roots: CachedRootStats[];
 }
 

@@ -100,7 +100,12 @@ export class Registry {
     }
     log.info(`${entry.name}: attached as ${this.#linkPath(entry)} (${entry.node})`);
     const stats = (await this.stats()).find(({ id }) => id === entry.id);
-    return this.show(entry, { quota: stats?.quota ?? null, refused: 0, changedBytes });
+    return this.show(entry, {
+      quota: stats?.quota ?? null,
+      refused: 0,
+      changedBytes,
+      cache: stats?.cache ?? null,
+    });
   }
 
   async #chooseTransport(choice: TransportChoice): Promise<Transport> {

@@ -50,7 +50,7 @@ export async function restore(options: RestoreOptions): Promise<void> {
   const comebacks = found.map(record => {
     const entry = entries.add(record.name, record.attachedAt);
     fillFrom(entry, record);
-    if (record.link !== null) links.hold(record.link);
+    if (record.link !== null) links.hold(record.link, record.name);
     return { entry, record };
   });
   await concurrently(comebacks, ({ entry, record }) =>

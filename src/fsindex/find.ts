@@ -8,6 +8,7 @@
  * Patterns are globs: `*`, `?`, `[…]`. Names are found by their trigrams, so that a search reads
  * little of a large index; without three plain characters in a row, all names are read.
  */
+import { UbdError } from '../base/errors.ts';
 import { type FileType, fileType } from './diff.ts';
 import type { EntryRow, InodeRow, MergedIndex } from './merged.ts';
 
@@ -54,10 +55,11 @@ function factsOf({ mode, uid, gid, size, mtime }: InodeRow): Omit<FoundFile, 'pa
 /** Names that may match: a path matches only if its last name matches the pattern's. */
 function candidates(index: MergedIndex, pattern: string, isGlob: boolean): Iterable<EntryRow> {
   const { database, onRoot } = index;
-  const last = pattern.slice(pattern.lastIndexOf('/') + 1);
-  // `*` matches slashes too: then the last part says nothing of the last name, but for its end.
-  const end = isGlob ? last.slice(last.lastIndexOf('*') + 1) : last;
-  const glob = isGlob && !pattern.includes('/') ? pattern : `*${escapeGlob(end, isGlob)}*`;
+  const glob = pattern.includes('/')
+    ? `*${plainEnd(pattern, isGlob).replace(/[[*?]/g, '[$&]')}*`
+    : isGlob
+      ? coarse(pattern)
+      : `*${pattern}*`;
   const select = (schema: string): string =>
     `SELECT parent, name, raw, inode FROM ${schema}.entry
      WHERE id IN (SELECT rowid FROM ${schema}.name_search WHERE name GLOB @glob)`;
@@ -68,9 +70,27 @@ function candidates(index: MergedIndex, pattern: string, isGlob: boolean): Itera
   return database.prepare<[{ glob: string }], EntryRow>(sql).all({ glob });
 }
 
-/** Of a plain text all is literal; the end of a glob may hold sets and question marks. */
-function escapeGlob(text: string, isGlob: boolean): string {
-  return isGlob ? text : text.replace(/[[*?]/g, character => `[${character}]`);
+/** The end of a path's pattern, which is in the last name as it is: all else may match a slash. */
+function plainEnd(pattern: string, isGlob: boolean): string {
+  return (isGlob ? /[^/*?[\]]*$/ : /[^/]*$/).exec(pattern)![0];
+}
+
+/** A glob of SQLite that lets through all that `pattern` matches; it writes sets otherwise. */
+function coarse(pattern: string): string {
+  let glob = '';
+  for (let i = 0; i < pattern.length; i++) {
+    const close = setEnd(pattern, i);
+    glob += close > 0 ? '?' : pattern[i] === '[' ? '[[]' : pattern[i];
+    if (close > 0) i = close;
+  }
+  return glob;
+}
+
+/** Where the set ends that begins at `i`; -1 if none does. Right after its start, `]` is plain. */
+function setEnd(pattern: string, i: number): number {
+  if (pattern[i] !== '[') return -1;
+  const first = /[!^]/.test(pattern[i + 1] ?? '') ? i + 2 : i + 1;
+  return pattern.indexOf(']', first + 1);
 }
 
 /** A glob as find(1) has it. An unfinished set is a plain bracket. */
@@ -78,7 +98,7 @@ function globMatcher(pattern: string): (text: string) => boolean {
   let source = '';
   for (let i = 0; i < pattern.length; i++) {
     const character = pattern[i]!;
-    const close = character === '[' ? pattern.indexOf(']', i + 2) : -1;
+    const close = setEnd(pattern, i);
     if (character === '*') source += '.*';
     else if (character === '?') source += '.';
     else if (close > 0) {
@@ -88,6 +108,14 @@ function globMatcher(pattern: string): (text: string) => boolean {
       i = close;
     } else source += character.replace(/[\\^$.|+(){}[\]]/g, '\\$&');
   }
-  const expression = new RegExp(`^${source}$`, 'su');
+  let expression: RegExp;
+  try {
+    expression = new RegExp(`^${source}$`, 'su');
+  } catch (cause) {
+    throw new UbdError('usage', `${pattern}: a set in it makes no sense`, {
+      next: 'a range goes upwards: [a-z]',
+      cause,
+    });
+  }
   return text => expression.test(text);
 }

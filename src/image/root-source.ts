@@ -3,8 +3,8 @@
  * kept twice.
  *
  * What the kernel would refuse goes through the page cache, as any other read: the last block of a
- * root whose size is no multiple of 4 KiB, and all of it where the file system has no such thing, or
- * turns out to want another alignment.
+ * root whose size is no multiple of 4 KiB, and all of it where the file system has no such thing,
+ * or turns out to want another alignment.
  */
 import { constants } from 'node:fs';
 import { EINVAL, EOPNOTSUPP } from '../base/errno.ts';
@@ -70,10 +70,10 @@ export class RootSource implements Layer {
   }
 }
 
-function isAligned(sector: number, { count, starts, lengths }: Pieces): boolean {
+function isAligned(sector: number, { count, addresses, lengths }: Pieces): boolean {
   if (sector % BLOCK_SECTORS !== 0) return false;
   for (let i = 0; i < count; i++)
-    if (starts[i]! % BLOCK_BYTES !== 0 || lengths[i]! % BLOCK_BYTES !== 0) return false;
+    if (addresses[i]! % BLOCK_BYTES !== 0 || lengths[i]! % BLOCK_BYTES !== 0) return false;
   return true;
 }
 

@@ -1,6 +1,7 @@
 /** Images of QEMU's format, made by QEMU's own tool. */
 import { spawn } from 'node:child_process';
 import { access, constants } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import type { Work } from './work.ts';
 
@@ -29,7 +30,9 @@ export async function convertToQcow2(
   work: Work,
 ): Promise<void> {
   work.goOn();
-  const args = ['convert', '-q', '-f', 'raw', '-O', 'qcow2', source, target];
+  // Absolute: it takes `a:b` for a protocol.
+  const files = [resolve(source), resolve(target)];
+  const args = ['convert', '-q', '-f', 'raw', '-O', 'qcow2', ...files];
   const child = spawn(tool, args, { stdio: ['ignore', 'ignore', 'pipe'] });
   let said = '';
   child.stderr.on('data', (chunk: Buffer) => {

@@ -9,7 +9,7 @@ import type { Readable } from 'node:stream';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import { NO_PARENT, planLeaf } from '../leaf/blank.ts';
-import { parentOf, storedPath } from '../leaf/lineage.ts';
+import { parentOf, resolveParentPath, storedPath } from '../leaf/lineage.ts';
 import { loadImage } from '../leaf/load.ts';
 import type { LeafParent, Superblock } from '../leaf/superblock.ts';
 import { LeafBuilder } from './leaf-builder.ts';
@@ -81,8 +81,8 @@ async function receive(
   hash.update(raw);
   const header = decodeHeader(raw, name);
   const parent = await findBase(header.base, spec, work);
-  const temporary = Temporary.make(work.world, spec.leaf);
-  const builder = LeafBuilder.make(work, temporary, superblockOf(header, parent));
+  const superblock = superblockOf(header, parent); // may refuse: nothing is begun yet
+  const builder = LeafBuilder.make(work, Temporary.make(work.world, spec.leaf), superblock);
   try {
     work.begin(`receiving ${spec.leaf}`, header.sizeSectors * SECTOR_BYTES);
     const sha256 = await takeRecords(stream, name, header, builder, hash, work);
@@ -112,7 +112,8 @@ function superblockOf(header: StreamHeader, parent: LeafParent): Superblock {
 /** The base, as the new leaf is to keep it; throws where it is not the one that is meant. */
 async function findBase(base: StreamBase, spec: ReceiveSpec, work: Work): Promise<LeafParent> {
   if (base.kind === 'none') return NO_PARENT;
-  const given = spec.base ?? base.path;
+  // A relative path begins at the leaf's place, there as here.
+  const given = spec.base ?? resolveParentPath(work.world.canonical(spec.leaf), base.path);
   if (!work.world.exists(given))
     throw new UbdError('not-found', `the changes are to ${given}, and there is none here`, {
       place: { file: given },

@@ -29,6 +29,8 @@ export interface StackLayer {
   readonly file: OpenFile;
   /** Where sector 0 lies in the file. */
   readonly dataOffset: number;
+  /** How many sectors there are: fewer than the device has, perhaps. */
+  readonly sectors: number;
   /** As `Layer.run`: +n if it has the next n sectors, -n if it has none of them. */
   run(sector: number, end: number): number;
 }
@@ -102,13 +104,11 @@ export class Stack {
 
   /** Cuts a layer's run where its file goes from data to hole, or back. */
   #sparsePiece(sector: number, end: number, layer: number): Piece {
-    const { file, dataOffset } = this.layers[layer]!;
+    const { file, dataOffset, sectors } = this.layers[layer]!;
     const known = this.#sparse[layer]!;
     const position = dataOffset + sector * SECTOR_BYTES;
     if (position < known.from || position >= known.end) {
-      const limit = file.blockDevice
-        ? file.sizeBytes
-        : dataOffset + this.sizeSectors * SECTOR_BYTES;
+      const limit = file.blockDevice ? file.sizeBytes : dataOffset + sectors * SECTOR_BYTES;
       // Whole sectors: what is data in part is data. A file that became shorter has no hole at its
       // end: the read there says what is wrong.
       const found = file.nextData(position, limit);
@@ -158,6 +158,7 @@ function rootLayer({ file, identity }: OpenedRoot): StackLayer {
     name: file.name,
     file,
     dataOffset: 0,
+    sectors,
     run: (sector, end) => (sector >= sectors ? sector - end : Math.min(end, sectors) - sector),
   };
 }
@@ -262,7 +263,8 @@ function layerOf(name: string, file: OpenFile, superblock: Superblock, map: Sect
   const run = (sector: number, end: number): number =>
     sector >= map.sectors ? sector - end : map.run(sector, Math.min(end, map.sectors));
   const kind = superblock.freeze?.done === true ? 'frozen' : 'leaf';
-  return { kind, name, file, dataOffset, run, superblock, mappedSectors: map.mapped };
+  const { sectors, mapped } = map;
+  return { kind, name, file, dataOffset, sectors, run, superblock, mappedSectors: mapped };
 }
 
 /** The root under the lowest leaf; throws where it is not the one that is meant. */

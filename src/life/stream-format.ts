@@ -9,7 +9,13 @@ import { assert } from '../base/assert.ts';
 import { UbdError } from '../base/errors.ts';
 import { bytes, type Field, type Layout, layout, text, u32, u64, zero } from '../base/layout.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
-import { bytesToUuid, LABEL_BYTES_MAX, PATH_BYTES_MAX, uuidToBytes } from '../leaf/format.ts';
+import {
+  bytesToUuid,
+  LABEL_BYTES_MAX,
+  LEAF_BYTES_MAX,
+  PATH_BYTES_MAX,
+  uuidToBytes,
+} from '../leaf/format.ts';
 
 const MAGIC = 'UBDSEND';
 const VERSION = 1;
@@ -130,9 +136,15 @@ export function decodeHeader(raw: Uint8Array, name: string): StreamHeader {
       `${name}: version ${version}, features 0x${incompatible.toString(16)} of the stream`,
       { place: { file: name, offset: 0 }, next: 'Use the version of ubd that sent it.' },
     );
-  const fields = STREAM_HEADER.read(view, 0);
+  let fields: ReturnType<typeof STREAM_HEADER.read>;
+  try {
+    fields = STREAM_HEADER.read(view, 0);
+  } catch {
+    throw damagedStream(name, 0, 'the header makes no sense');
+  }
   const kind = BASE_KINDS[fields.baseKind];
-  if (kind === undefined || fields.sizeSectors === 0)
+  const { sizeSectors } = fields;
+  if (kind === undefined || sizeSectors === 0 || sizeSectors * SECTOR_BYTES > LEAF_BYTES_MAX)
     throw damagedStream(name, 0, 'the header makes no sense');
   return {
     uuid: bytesToUuid(fields.uuid),

@@ -43,9 +43,13 @@ export class Temporary {
   /** Gives the whole file its name: durable when it returns. Throws `exists` unless `replace`. */
   publish(place: string, options: { replace?: boolean } = {}): void {
     this.file.sync();
-    if (options.replace) this.#world.rename(this.path, place);
-    else this.#world.giveName(this.path, place);
-    this.discard();
+    if (options.replace) {
+      this.#world.rename(this.path, place);
+      this.release(); // its name may be another command's by now
+    } else {
+      this.#world.giveName(this.path, place);
+      this.discard();
+    }
     this.#world.syncDirectory(dirname(place));
   }
 

@@ -45,6 +45,11 @@ export interface Native {
   /** Anonymous memory, zeroed, page-aligned. Throws ENOMEM as an Error with code. */
   mapMemory(lengthBytes: number): MappedMemory;
   /**
+   * The same, at a multiple of 2 MiB and as long as some of them, and with huge pages if the kernel
+   * likes: cheaper to look up for whoever copies from it.
+   */
+  mapHugeMemory(lengthBytes: number): MappedMemory;
+  /**
    * What a character device offers to be mapped, shared with it and for reading only, or -errno: a
    * store into `buffer` ends the process. Keeps the device open until it is unmapped.
    */
@@ -58,8 +63,8 @@ export interface Native {
   /** Unmaps it and detaches its ArrayBuffer: later use in TypeScript throws, it does not crash. */
   unmapMemory(address: number): void;
   /**
-   * Copies within memory of `mapMemory`; the ranges may overlap. Throws where one does not lie in
-   * one mapping as a whole.
+   * Copies within memory of `mapMemory` and `mapHugeMemory`; the ranges may overlap. Throws where
+   * one does not lie in one mapping as a whole.
    */
   copyMemory(target: number, source: number, length: number): void;
 

@@ -3,15 +3,15 @@
  *
  * A transport that can send from anywhere gives its requests a `Loan`. A layer that has data in
  * memory of its own (the cache) adds pieces to it, and leaves them as they are until they are given
- * back; what lies between them the engine has put into the request's own memory, and that is a piece
- * as well. After a read that went well:
+ * back; what lies between them the engine has put into the request's own memory, and that is a
+ * piece as well. After a read that went well:
  *
  *     count = 0    all data are in the request's own memory, as ever
  *     else         the data are the pieces, from 0 to count - 1; after the reply: `giveBack`
  *
  * A read that failed has no pieces.
  */
-import type { Memory, Pieces } from '../uring/io.ts';
+import type { Pieces } from '../uring/io.ts';
 
 /** Who lends. */
 export interface Lender {
@@ -22,19 +22,20 @@ export interface Lender {
 /** Beyond it data are copied: a transport has room for the addresses of so many pieces. */
 export const PIECES_MAX = 32;
 
+/** Token of a piece that is the request's own. */
+const OWN = -1;
+
 export class Loan implements Pieces {
   count = 0;
-  readonly memories: (Memory | null)[] = new Array<Memory | null>(PIECES_MAX).fill(null);
-  readonly starts: Float64Array = new Float64Array(PIECES_MAX);
-  /** In bytes. */
+  readonly addresses: Float64Array = new Float64Array(PIECES_MAX);
   readonly lengths: Float64Array = new Float64Array(PIECES_MAX);
-  readonly #lenders: (Lender | null)[] = new Array<Lender | null>(PIECES_MAX).fill(null);
   readonly #tokens: Int32Array = new Int32Array(PIECES_MAX);
-  #lent = 0;
+  /** Of all pieces: a device has one layer that lends. */
+  #lender: Lender | null = null;
 
   /** Whether anything is lent: else all pieces are the request's own. */
   get lends(): boolean {
-    return this.#lent > 0;
+    return this.#lender !== null;
   }
 
   /** Whether one more piece may be lent: one place stays free for what is not. */
@@ -42,41 +43,36 @@ export class Loan implements Pieces {
     return this.count < PIECES_MAX - 1;
   }
 
-  lend(memory: Memory, start: number, length: number, lender: Lender, token: number): void {
-    this.#add(memory, start, length);
-    this.#lenders[this.count] = lender;
-    this.#tokens[this.count] = token;
-    this.count++;
-    this.#lent++;
+  /** @param token what the lender knows the piece by: 0 or more */
+  lend(address: number, length: number, lender: Lender, token: number): void {
+    this.#lender = lender;
+    this.#add(address, length, token);
   }
 
   /** The next bytes are in the request's own memory. */
-  own(memory: Memory, start: number, length: number): void {
+  own(address: number, length: number): void {
     const last = this.count - 1;
-    if (last >= 0 && this.#lenders[last] === null) {
-      this.lengths[last]! += length; // nothing was lent in between: they follow each other
-      return;
-    }
-    this.#add(memory, start, length);
-    this.count++;
+    // Where nothing was lent in between, they follow each other.
+    if (last >= 0 && this.#tokens[last] === OWN) this.lengths[last]! += length;
+    else this.#add(address, length, OWN);
   }
 
-  /** Everything was sent, or need not be: the lenders have their memory again. */
+  /** Everything was sent, or need not be: the lender has its memory again. */
   giveBack(): void {
     const { count } = this;
+    const lender = this.#lender;
     this.count = 0;
-    this.#lent = 0;
+    this.#lender = null;
+    if (lender === null) return;
     for (let i = 0; i < count; i++) {
-      const lender = this.#lenders[i]!;
-      this.#lenders[i] = null;
-      this.memories[i] = null;
-      if (lender !== null) lender.giveBack(this.#tokens[i]!);
+      const token = this.#tokens[i]!;
+      if (token !== OWN) lender.giveBack(token);
     }
   }
 
-  #add(memory: Memory, start: number, length: number): void {
-    this.memories[this.count] = memory;
-    this.starts[this.count] = start;
+  #add(address: number, length: number, token: number): void {
+    this.addresses[this.count] = address;
     this.lengths[this.count] = length;
+    this.#tokens[this.count++] = token;
   }
 }

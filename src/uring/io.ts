@@ -20,7 +20,7 @@
 
 /** Page-aligned memory that the kernel may read and write; outside of the JavaScript heap. */
 export interface Memory {
-  /** Absolute address of its first byte: a whole number below 2^53. Zero in simulations. */
+  /** Absolute address of its first byte: a whole number below 2^53. */
   readonly address: number;
   readonly bytes: Uint8Array;
   readonly view: DataView;
@@ -28,11 +28,11 @@ export interface Memory {
   free(): void;
 }
 
-/** Pieces of memory, in order: the first `count` entries of each list. */
+/** Pieces of memory, in order: the first `count` entries of both lists. */
 export interface Pieces {
   count: number;
-  readonly memories: readonly (Memory | null)[];
-  readonly starts: Float64Array;
+  /** Absolute. */
+  readonly addresses: Float64Array;
   /** In bytes. */
   readonly lengths: Float64Array;
 }

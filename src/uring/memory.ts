@@ -2,14 +2,15 @@
 import { native } from '../native/binding.ts';
 import type { Memory } from './io.ts';
 
+type MappedRange = ReturnType<typeof native.mapMemory>;
+
 class MappedMemory implements Memory {
   readonly address: number;
   readonly bytes: Uint8Array;
   readonly view: DataView;
   #mapped = true;
 
-  constructor(lengthBytes: number) {
-    const { address, buffer } = native.mapMemory(lengthBytes);
+  constructor({ address, buffer }: MappedRange) {
     this.address = address;
     this.bytes = new Uint8Array(buffer);
     this.view = new DataView(buffer);
@@ -27,5 +28,12 @@ class MappedMemory implements Memory {
  * At most 4 GiB in one piece: a larger ArrayBuffer over foreign memory is beyond Node 20.
  */
 export function allocateMemory(lengthBytes: number): Memory {
-  return new MappedMemory(lengthBytes);
+  return new MappedMemory(native.mapMemory(lengthBytes));
 }
+
+/** The same in huge pages, where the kernel has some: a multiple of HUGE_PAGE_BYTES. */
+export function allocateHugeMemory(lengthBytes: number): Memory {
+  return new MappedMemory(native.mapHugeMemory(lengthBytes));
+}
+
+export const HUGE_PAGE_BYTES: number = 2 ** 21;

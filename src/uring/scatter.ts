@@ -84,12 +84,12 @@ export class ScatterRead implements IoOp {
   }
 
   start(fd: number, pieces: Pieces, position: number, op: IoOp): void {
-    const { count, memories, starts, lengths } = pieces;
+    const { count, addresses, lengths } = pieces;
     assert(count <= SCATTER_MAX, 'a scattered read has so many pieces at most');
     let word = this.#firstWord;
     let whole = 0;
     for (let i = 0; i < count; i++, word += VECTOR_WORDS) {
-      this.#setVector(word, memories[i]!.address + starts[i]!, lengths[i]!);
+      this.#setVector(word, addresses[i]!, lengths[i]!);
       whole += lengths[i]!;
     }
     this.#fd = fd;

@@ -4,8 +4,8 @@
  *
  *     node dist/test/bench/loop-driver.js ROOT [LEAF [SIZE]]
  *
- * UBD_CACHE: the size of the cache of root blocks. A LEAF that does not exist is made. Statistics go
- * to standard error at the end.
+ * UBD_CACHE: the size of the cache of root blocks. A LEAF that does not exist is made. Statistics
+ * go to standard error at the end.
  */
 import { existsSync } from 'node:fs';
 import { parseSize } from '../../src/base/units.ts';

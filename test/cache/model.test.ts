@@ -1,8 +1,9 @@
 /**
- * Goal: whatever is asked of the cache in whatever order, a read gives the bytes of its own root and
- * no others, fails if and only if sectors that it needs cannot be read, and the books stay right.
- * Method: random worlds (cache-world.ts), by seed: capacities from nothing to more than all roots,
- * both policies, contents that come and go, media with faults, loans, fetches, drops, resizes.
+ * Goal: whatever is asked of the cache in whatever order, a read gives the bytes of its own root
+ * and no others, fails if and only if sectors that it needs cannot be read, and the books stay
+ * right. Method: random worlds (cache-world.ts), by seed: capacities from nothing to more than all
+ * roots, both policies, contents that come and go, media with faults, loans, fetches, drops,
+ * resizes.
  */
 import t from 'tap';
 import { POLICIES } from '../../src/cache/policy.ts';

@@ -15,13 +15,14 @@ import type {
   LeafHandle,
   LiveLeaves,
   Machine,
+  MachineCache,
   NewLeaf,
   Replicas,
   RootHandle,
   Transport,
   TransportDevice,
 } from '../../src/daemon/machine.ts';
-import type { DeviceStats } from '../../src/daemon/plane-protocol.ts';
+import type { CacheSettings, DeviceStats } from '../../src/daemon/plane-protocol.ts';
 import { Registry } from '../../src/daemon/registry.ts';
 
 export type Step =
@@ -131,6 +132,31 @@ export class FakeMachine implements Machine {
       },
     };
   }
+
+  cacheSettings: CacheSettings = { sizeBytes: 2 ** 20, policy: 'lru' };
+  readonly cache: MachineCache = {
+    stats: async () => ({
+      ...this.cacheSettings,
+      usedBytes: 4096,
+      memoryBytes: 2 ** 21,
+      hits: 3,
+      hitBytes: 12288,
+      misses: 1,
+      missBytes: 4096,
+      evictions: 0,
+      bypassed: 0,
+      warming: [],
+      roots: [],
+    }),
+    set: async settings => {
+      this.cacheSettings = settings;
+    },
+    drop: async () => 4096,
+    warm: async (root, _, length) => {
+      root.close();
+      return { readBytes: length, doneBytes: length };
+    },
+  };
 
   async stats(): Promise<DeviceStats[]> {
     return [...this.#attached.keys()].map(id => ({

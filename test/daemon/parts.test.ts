@@ -4,11 +4,13 @@
  */
 import {
   existsSync,
+  lstatSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   readlinkSync,
+  realpathSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -140,6 +142,69 @@ t.test('a link that was being replaced when the daemon was killed does no harm',
   next.park(0, '/dev/x');
   t.ok(next.make(0, '/dev/z'));
   t.equal(readlinkSync(`${dev}/ubd0`), '/dev/z');
+});
+
+t.test('a name leads to its device, and to its partitions, while they are there', async t => {
+  const dev = directory(t.teardown);
+  const links = new Links('me', dev);
+  const names = `${dev}/ubd/by-name`;
+  links.name(links.reserve(), 'web');
+  writeFileSync(`${dev}/x`, '');
+  writeFileSync(`${dev}/xp2`, '');
+  t.ok(links.make(0, `${dev}/x`));
+  links.updatePartitions(0, `${dev}/x`);
+  t.same(readdirSync(names), ['web', 'web-part2']);
+  t.equal(statSync(`${dev}/ubd`).mode & 0o777, 0o755);
+  t.equal(realpathSync(`${names}/web`), `${dev}/x`);
+  t.equal(realpathSync(`${names}/web-part2`), `${dev}/xp2`);
+  links.park(0, `${dev}/x`);
+  t.notOk(existsSync(`${names}/web`), 'it leads nowhere');
+  t.same(readdirSync(names), ['web']);
+  links.make(0, `${dev}/x`);
+  t.ok(existsSync(`${names}/web`));
+  links.remove(0, `${dev}/x`);
+  t.notOk(existsSync(`${dev}/ubd`), 'nothing is left');
+});
+
+t.test('a name belongs to the daemon that had it first, until nobody has it', async t => {
+  const dev = directory(t.teardown);
+  const [mine, others] = [new Links('me', dev), new Links('other', dev)];
+  mine.name(mine.reserve(), 'web');
+  mine.make(0, '/dev/x');
+  others.name(others.reserve(), 'web');
+  t.ok(others.make(1, '/dev/y'), 'the device itself has its link');
+  t.equal(readlinkSync(`${dev}/ubd/by-name/web`), '../../ubd0');
+  others.remove(1, '/dev/y');
+  t.equal(readlinkSync(`${dev}/ubd/by-name/web`), '../../ubd0', 'it was not the other one’s');
+  rmSync(`${dev}/ubd0`); // killed, and its number was given to nobody
+  others.name(others.reserve(1), 'web');
+  t.ok(others.make(1, '/dev/y'));
+  t.equal(readlinkSync(`${dev}/ubd/by-name/web`), '../../ubd1');
+});
+
+t.test('the link of a device that lives on stays as it is', async t => {
+  const dev = directory(t.teardown);
+  const first = new Links('me', dev);
+  first.name(first.reserve(), 'web');
+  first.make(0, '/dev/x');
+  const before = lstatSync(`${dev}/ubd0`).ino;
+  const next = new Links('me', dev);
+  next.keep(0, '/dev/x');
+  next.hold(0, 'web');
+  t.equal(next.reserve(), 1, 'nobody else gets its number');
+  t.equal(next.reserve(0), 0);
+  t.ok(next.make(0, '/dev/x'));
+  t.equal(lstatSync(`${dev}/ubd0`).ino, before);
+  t.equal(readlinkSync(`${dev}/ubd/by-name/web`), '../../ubd0');
+
+  const last = new Links('me', dev);
+  last.keep(0, '/dev/x');
+  last.hold(0, 'web');
+  last.unpark(0);
+  t.same(readdirSync(dev), [], 'it goes when the device does not come back');
+  symlinkSync('/dev/z', `${dev}/ubd0`);
+  last.unpark(0);
+  t.equal(readlinkSync(`${dev}/ubd0`), '/dev/z', 'by now another’s');
 });
 
 t.test('the log keeps two files, and one line for each event', async t => {

@@ -322,6 +322,54 @@ t.test('a daemon that died left its links: they go, and the devices get them bac
   t.equal(readlinkSync(`${dev}/ubd1`), '/dev/of-another-daemon');
 });
 
+t.test(
+  'what is handed over keeps link and record, and the next daemon goes on with it',
+  async t => {
+    const { registry, root, dev, paths, machine, again } = bench(t.teardown);
+    const handed: number[] = [];
+    machine.transports[0]!.handOver = async id => {
+      handed.push(id);
+      if (handed.length === 2) throw new UbdError('io', 'this one fails');
+      return { transport: 'loop', name: `of ${id}`, fd: 7 };
+    };
+    for (const name of ['web', 'worse', 'leaving']) await registry.attach({ root, name });
+    machine.users.set(`${dev}/loop2`, ['mounted on /mnt']);
+    await registry.detach('leaving', { force: true });
+    t.match(await registry.handOver(), [{ name: 'of 1' }, { name: 'of 3' }], 'one fails alone');
+    t.equal(readlinkSync(`${dev}/ubd0`), `${dev}/loop0`);
+    t.same(readdirSync(paths.devices).length, 3);
+    await t.rejects(registry.attach({ root, name: 'more' }), { code: 'daemon' });
+
+    const next = again();
+    const [transport] = next.machine.transports;
+    transport!.livesOn = name => name !== 'worse';
+    transport!.attach = async ({ name }) => ({ node: `${dev}/loop${name === 'web' ? 0 : 2}` });
+    const links: string[] = [];
+    next.machine.onStep = () => void links.push(readlinkSync(`${dev}/ubd0`));
+    transport!.detach = async () => 'later';
+    await next.registry.restore();
+    t.ok(links.length > 0 && links.every(link => link === `${dev}/loop0`), 'it was never away');
+    t.match(await next.registry.list(), [
+      { name: 'web', device: `${dev}/ubd0`, state: 'attached' },
+      { name: 'worse' },
+      { name: 'leaving', device: null, state: 'detaching' },
+    ]);
+    await next.registry.gone(next.registry.entries[2]!.id, 'released');
+    t.notOk(existsSync(`${paths.devices}/leaving.json`));
+  },
+);
+
+t.test('a device on its way out that did not live on is no more', async t => {
+  const { registry, root, dev, paths, machine, again } = bench(t.teardown);
+  await registry.attach({ root, name: 'leaving', ephemeral: true });
+  machine.users.set(`${dev}/loop0`, ['mounted on /mnt']);
+  await registry.detach('leaving', { force: true });
+  const next = again();
+  await next.registry.restore();
+  t.same(await next.registry.list(), []);
+  t.same([...readdirSync(paths.devices), ...readdirSync(paths.ephemeral)], []);
+});
+
 t.test('after an orderly end the links of others are left alone', async t => {
   const { registry, root, dev, again } = bench(t.teardown);
   await registry.attach({ root, name: 'web' });

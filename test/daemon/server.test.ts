@@ -9,6 +9,7 @@ import t from 'tap';
 import { BATCH_MAX, BODY_BYTES_MAX, type Status } from '../../src/client/api.ts';
 import { SocketCaller } from '../../src/client/http.ts';
 import { makeRoutes } from '../../src/daemon/api-routes.ts';
+import { CacheControl } from '../../src/daemon/cache/control.ts';
 import { Exports } from '../../src/daemon/exports/exports.ts';
 import { Life } from '../../src/daemon/life/life.ts';
 import { Log } from '../../src/daemon/log.ts';
@@ -39,6 +40,13 @@ async function serve(teardown: (fn: () => unknown) => void): Promise<Served> {
       registry,
       life: new Life(registry, machine.live),
       exports: new Exports({ paths, machine, registry, log }),
+      cache: new CacheControl({
+        cache: machine.cache,
+        images: machine.images,
+        registry,
+        log,
+        file: paths.cacheSettings,
+      }),
       images: machine.images,
       replicas: machine.replicas,
       status: async () => ({ pid: process.pid }) as Status,

@@ -19,6 +19,7 @@ import { Writable } from 'node:stream';
 import t, { type Test } from 'tap';
 import type { UbdError } from '../../src/base/errors.ts';
 import { type ExportSpec, exportLeaf } from '../../src/life/export.ts';
+import { openStack } from '../../src/life/stack.ts';
 import { diskWorld } from '../../src/life/world.ts';
 import { ModelLeaf, noise, sha256 } from '../support/life-fixture.ts';
 import { Random } from '../support/random.ts';
@@ -72,6 +73,26 @@ t.test('a raw file has the content of the device, and is as sparse as that allow
   const extra = statSync(`${dir}/out.img`).blocks * 512 - blocks * 4096;
   t.ok(extra >= 0 && extra <= 64 * 1024, `${extra} bytes beyond its blocks that are not zero`);
   noLeftovers(t, dir);
+});
+
+t.test('what lies behind the end of a smaller layer costs nothing', async t => {
+  const { dir } = await place(t);
+  writeFileSync(`${dir}/root`, noise(new Random(3), 4096));
+  truncateSync(`${dir}/root`, 2 ** 20);
+  const leaf = await ModelLeaf.make(diskWorld, `${dir}/leaf`, `${dir}/root`, 4 * 2 ** 20);
+  leaf.zero(4096, 8).fork(`${dir}/top`, 8 * 2 ** 20);
+  const stack = await openStack(diskWorld, `${dir}/top`);
+  const pieces = [...stack.pieces(0, stack.sizeSectors)];
+  stack.close();
+  t.match(pieces, [
+    { sector: 0, count: 8, layer: 2, data: true },
+    { sector: 8, count: 2040, layer: 2, data: false },
+    { sector: 2048, count: 2048, layer: -1 },
+    { sector: 4096, count: 8, layer: 1, data: false },
+    { sector: 4104, count: 4088, layer: -1 },
+    { sector: 8192, count: 8192, layer: -1 },
+  ]);
+  t.equal(pieces.length, 6);
 });
 
 t.test('a leaf that was not closed in order exports what was flushed', async t => {
@@ -143,7 +164,12 @@ t.test('what exists is not overwritten, unless by force, and then at once', asyn
       await refused({ leaf: leaf.path, target, force: true }, 'usage', t, new RegExp(kind));
     t.equal(sha256(readFileSync(own)), before, `the ${kind} is as it was`);
   }
-  await refused({ leaf: leaf.path, target: `${dir}/no/out` }, 'not-found', t, /cannot/);
+  await refused(
+    { leaf: leaf.path, target: `${dir}/no/out` },
+    'not-found',
+    t,
+    /there is no .*\/no$/,
+  );
   noLeftovers(t, dir);
 });
 
@@ -152,7 +178,7 @@ t.test('a wrong or lost root is refused, and one that moved is found where it is
   const target = `${dir}/out.img`;
   writeFileSync(`${dir}/other.img`, noise(new Random(99), 5 * 2 ** 20));
   execFileSync('mv', [root, `${dir}/moved.img`]);
-  await refused({ leaf: leaf.path, target }, 'not-found', t, /no such root/);
+  await refused({ leaf: leaf.path, target }, 'not-found', t, /is missing: the root of/);
   const spec = { leaf: leaf.path, target, root: `${dir}/other.img` };
   await refused(spec, 'root-mismatch', t, /is not the root that .*a\.leaf was made on/);
   await exportLeaf({ leaf: leaf.path, target, root: `${dir}/moved.img` });

@@ -7,6 +7,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { PassThrough, Readable, Writable } from 'node:stream';
+import { crc32 } from 'node:zlib';
 import t from 'tap';
 import type { UbdError } from '../../src/base/errors.ts';
 import { checkMedia } from '../../src/leaf/check.ts';
@@ -221,6 +222,48 @@ t.test('a stream that is damaged, cut or continued anywhere makes nothing', asyn
   t.equal(world.openFiles, 0);
   await receive(bytes);
   t.equal(Buffer.compare(await content(world, '/a/new'), leaf.model), 0);
+});
+
+t.test('a header that was made to do harm is refused, and leaves nothing', async t => {
+  const world = new SimMachine();
+  world.put('/a/root', noise(new Random(3), ROOT_BYTES));
+  const leaf = await ModelLeaf.make(world, '/a/leaf', '/a/root');
+  leaf.zero(16, 8).end();
+  const { bytes } = await collect(world, { leaf: '/a/leaf' });
+  const before = world.paths;
+  const { at } = STREAM_HEADER;
+  const lies: [what: string, offset: number, value: bigint][] = [
+    ['no size', at.sizeSectors, 0n],
+    ['a size that is no number here', at.sizeSectors, 2n ** 63n],
+    ['a size beyond all leaves', at.sizeSectors, 2n ** 52n],
+    ['a root of another size', at.baseBytes, 512n],
+    ['a root of no size', at.baseBytes, 2n ** 64n - 1n],
+    ['another fingerprint', at.baseFingerprint, 0n],
+    ['an unknown kind of base', at.flags, 2n ** 34n],
+    ['padding that is none', at.padding, 1n],
+    ['a time beyond all time', at.createdSeconds, 2n ** 60n],
+    ['a path that is none', at.basePath, 0x2f01n],
+  ];
+  for (const [what, offset, value] of lies) {
+    const lie = Buffer.from(bytes);
+    lie.writeBigUInt64LE(value, offset);
+    lie.writeUInt32LE(crc32(lie.subarray(0, at.crc)), at.crc);
+    const receiving = receiveLeaf({ source: Readable.from([lie]), leaf: '/a/new' }, { world });
+    await t.rejects(receiving, { name: 'UbdError' }, what);
+    t.strictSame(world.paths, before, `${what}: nothing is left`);
+    t.equal(world.openFiles, 0);
+  }
+});
+
+t.test('what stands on an image beside it finds that beside it', async t => {
+  const random = new Random(5);
+  const world = new SimMachine();
+  world.put('/a/root', noise(random, ROOT_BYTES));
+  const image = (await ModelLeaf.make(world, '/a/1', '/a/root')).scribble(random, 20);
+  const leaf = image.fork('/a/2').scribble(random, 20).end();
+  const { bytes } = await collect(world, { leaf: '/a/2', since: '/a/1' });
+  await receiveLeaf({ source: Readable.from([bytes]), leaf: '/a/3' }, { world });
+  t.equal(Buffer.compare(await content(world, '/a/3'), leaf.model), 0);
 });
 
 t.test('a machine that dies while it receives has the whole leaf, or none', async t => {

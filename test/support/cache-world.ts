@@ -12,7 +12,7 @@ import { CachedLayer, type Tuning } from '../../src/cache/cached-layer.ts';
 import { CHUNK_BLOCKS } from '../../src/cache/chunks.ts';
 import { Fetch } from '../../src/cache/fetch.ts';
 import type { PolicyName } from '../../src/cache/policy.ts';
-import { FRAME_BYTES } from '../../src/cache/slab.ts';
+import { EXTENT_BYTES, EXTENT_FRAMES, FRAME_BYTES } from '../../src/cache/slab.ts';
 import { OP, Request } from '../../src/engine/request.ts';
 import { PartPool, UnionDevice } from '../../src/engine/union.ts';
 import { Loan } from '../../src/store/loan.ts';
@@ -20,6 +20,7 @@ import { Random } from './random.ts';
 import { fillSectors, versionIn } from './sector-model.ts';
 import { SimDisk } from './sim-disk.ts';
 import { SimIo } from './sim-io.ts';
+import { SimMemories } from './sim-memory.ts';
 import { ScatteringSimRoot, SimRoot } from './sim-root.ts';
 import { SimSlabIo } from './sim-slab.ts';
 
@@ -77,8 +78,9 @@ export class CacheWorld {
 
   constructor({ seed, policy, capacityBytes, faults }: CacheWorldOptions) {
     this.random = new Random(seed);
-    this.io = new SimIo(this.disk, this.random);
-    this.slabIo = new SimSlabIo(this.random);
+    const memories = new SimMemories();
+    this.io = new SimIo(this.disk, this.random, memories);
+    this.slabIo = new SimSlabIo(this.random, memories);
     if (this.random.chance(0.1)) this.slabIo.errno = EIO;
     this.#faults = faults;
     this.cache = new Cache({ io: this.slabIo, capacityBytes, policy });
@@ -172,10 +174,10 @@ export class CacheWorld {
     }
     if (this.cache.slab.inUse * FRAME_BYTES !== this.cache.usedBytes)
       throw new Error('frames are lost');
-    if (this.cache.slab.backed > this.cache.slab.budget)
+    const { slab } = this.cache;
+    if (slab.memoryBytes > Math.ceil(slab.budget / EXTENT_FRAMES) * EXTENT_BYTES)
       throw new Error('memory is not given back');
-    if (this.slabIo.populatedBytes > this.cache.slab.backed * FRAME_BYTES)
-      throw new Error('pages are not given back');
+    if (this.slabIo.mappedBytes !== slab.memoryBytes) throw new Error('memory is counted wrongly');
   }
 
   // ── Acts ──────────────────────────────────────────────────────────────────────────────────────
@@ -225,9 +227,7 @@ export class CacheWorld {
     const whole = new Uint8Array(length);
     let at = 0;
     for (let i = 0; i < loan.count; i++) {
-      const start = loan.starts[i]!;
-      const piece = loan.memories[i]!.bytes.subarray(start, start + loan.lengths[i]!);
-      whole.set(piece, at);
+      whole.set(this.io.memories.at(loan.addresses[i]!, loan.lengths[i]!), at);
       at += loan.lengths[i]!;
     }
     if (at !== length) throw new Error(`pieces have ${at} bytes of ${length}`);

@@ -6,6 +6,7 @@ import { EIO, ENODATA, ENOSPC } from '../../src/base/errno.ts';
 import type { IoOp, Memory, Pieces, ScatterIo } from '../../src/uring/io.ts';
 import type { Random } from './random.ts';
 import type { Change, SimDisk } from './sim-disk.ts';
+import { SimMemories, SimMemory } from './sim-memory.ts';
 
 export type SimKind = 'read' | 'write' | 'writeDurable' | 'sync' | 'punch' | 'zero';
 
@@ -21,25 +22,10 @@ export interface SimOp {
   mark: number;
 }
 
-class SimMemory implements Memory {
-  readonly address = 0;
-  readonly bytes: Uint8Array;
-  readonly view: DataView;
-  freed = false;
-
-  constructor(lengthBytes: number) {
-    this.bytes = new Uint8Array(lengthBytes);
-    this.view = new DataView(this.bytes.buffer);
-  }
-
-  free(): void {
-    this.freed = true;
-  }
-}
-
 export class SimIo implements ScatterIo {
   readonly disk: SimDisk;
   readonly random: Random;
+  readonly memories: SimMemories;
   underWay: SimOp[] = [];
   /** Decides an operation's fate before it is carried out: 0 for well, or a negative errno. */
   fault: ((op: SimOp) => number) | null = null;
@@ -53,13 +39,14 @@ export class SimIo implements ScatterIo {
   };
   #starting = false;
 
-  constructor(disk: SimDisk, random: Random) {
+  constructor(disk: SimDisk, random: Random, memories: SimMemories = new SimMemories()) {
     this.disk = disk;
+    this.memories = memories;
     this.random = random;
   }
 
   allocate(lengthBytes: number): Memory {
-    return new SimMemory(lengthBytes);
+    return this.memories.allocate(lengthBytes);
   }
 
   read(
@@ -76,12 +63,12 @@ export class SimIo implements ScatterIo {
   readScattered(fd: number, pieces: Pieces, position: number, op: IoOp): void {
     let length = 0;
     for (let i = 0; i < pieces.count; i++) length += pieces.lengths[i]!;
-    const whole = new SimMemory(length);
+    const whole = new SimMemory(0, length);
     const scatter: IoOp = {
-      done(result, flags) {
+      done: (result, flags) => {
         for (let i = 0, at = 0; result > 0 && i < pieces.count; at += pieces.lengths[i++]!) {
-          const piece = whole.bytes.subarray(at, at + pieces.lengths[i]!);
-          pieces.memories[i]!.bytes.set(piece, pieces.starts[i]!);
+          const piece = this.memories.at(pieces.addresses[i]!, pieces.lengths[i]!);
+          piece.set(whole.bytes.subarray(at, at + piece.length));
         }
         op.done(result, flags);
       },

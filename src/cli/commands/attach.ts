@@ -9,6 +9,7 @@ import {
   TRANSPORTS,
   type TransportChoice,
 } from '../../client/api.ts';
+import { parseCacheSize } from '../cache-options.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
 import { print, printError, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
@@ -48,11 +49,16 @@ export const attach: Command = {
     size: { type: 'text', value: 'SIZE', about: 'size of a new disk, at least that of ROOT: 10G' },
     ...QUOTA_OPTIONS,
     'read-only': { type: 'flag', about: 'refuse writes' },
+    cache: {
+      type: 'text',
+      value: 'SIZE',
+      about: 'size of the cache that all devices share, from now on; as `ubd cache resize SIZE`',
+    },
     transport: {
       type: 'text',
       value: 'WHICH',
       choices: TRANSPORTS,
-      about: 'how the kernel reaches the device; auto takes the first that works: loop, ublk',
+      about: 'how the kernel reaches the device; auto takes the first that works: loop, ublk, nbd',
     },
   },
   examples: [
@@ -66,8 +72,11 @@ export const attach: Command = {
   needsRoot: true,
   async run(args) {
     const specs = toSpecs(args);
+    const size = args.texts.get('cache');
+    const sizeBytes = size === undefined ? undefined : parseCacheSize(size, helpHint(attach));
     const many = args.lists.get('name') !== undefined && specs.length > 1;
     return withDaemon(args, 'always', async client => {
+      if (sizeBytes !== undefined) await client.setCache({ sizeBytes });
       const json = args.flags.has('json');
       if (!many && !args.texts.has('count')) {
         const device = await client.attach(specs[0]!);

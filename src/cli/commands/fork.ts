@@ -5,6 +5,7 @@ import { type Arguments, type Command, EXIT } from '../command.ts';
 import { print, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { withDaemon } from '../session.ts';
+import { leafFileOf } from '../work.ts';
 import { NO_FREEZE, sayMounts } from './snapshot.ts';
 
 export const fork: Command = {
@@ -36,9 +37,10 @@ export const fork: Command = {
   async run(args) {
     const freeze = !args.flags.has('no-freeze');
     const image = args.texts.get('image');
+    const source = args.positionals[0]!;
     const made = await withDaemon(args, 'always', client =>
       client.fork({
-        source: args.positionals[0]!,
+        source: leafFileOf(args, source) ?? source,
         leaves: leavesOf(args),
         freeze,
         ...(image !== undefined && { image }),

@@ -4,7 +4,7 @@ import type { Device } from '../../client/api.ts';
 import type { Export } from '../../client/exports.ts';
 import { isNotRunning } from '../../client/http.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
-import { print, printError, printJson, table } from '../output.ts';
+import { hitShare, print, printError, printJson, table } from '../output.ts';
 import { withDaemon } from '../session.ts';
 
 export const list: Command = {
@@ -67,6 +67,7 @@ const HEAD = [
   'NODE',
   'SIZE',
   'CHANGED',
+  'CACHE HITS',
   'TRANSPORT',
   'STATE',
   'ROOT',
@@ -80,12 +81,13 @@ function render(devices: readonly Device[]): string {
     device.node ?? '-',
     formatSize(device.size),
     changedOf(device),
+    device.cache === null ? '-' : hitShare(device.cache),
     device.transport,
     stateOf(device),
     device.root || '-',
     device.leaf ?? '-',
   ]);
-  return table(HEAD, rows, new Set(['SIZE', 'CHANGED']));
+  return table(HEAD, rows, new Set(['SIZE', 'CHANGED', 'CACHE HITS']));
 }
 
 /** With a quota: how much of it, and whether it is near its end. */

@@ -1,12 +1,15 @@
 /** `ubd serve`: the daemon, in the foreground; and what it offers to other machines. */
 import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
+import { CACHE_POLICIES, type CachePolicy, type CacheSpec } from '../../client/cache.ts';
 import type { ListenerSpec } from '../../client/exports.ts';
 import { EXIT_LOCKED } from '../../client/launch.ts';
 import { findPaths } from '../../client/paths.ts';
 import type { Serving } from '../../daemon/exports/exports.ts';
+import { parseCacheSize } from '../cache-options.ts';
 import type { Arguments, Command } from '../command.ts';
 import { parseExport, parseTemplate } from '../export-options.ts';
+import { helpHint } from '../parse.ts';
 import { givenDirs } from '../session.ts';
 
 export const serve: Command = {
@@ -45,6 +48,13 @@ export const serve: Command = {
       type: 'flag',
       about: 'go on in place of the daemon that runs; devices in use wait for a moment',
     },
+    cache: { type: 'text', value: 'SIZE', about: 'size of the cache of root blocks; 0 for none' },
+    'cache-policy': {
+      type: 'text',
+      value: 'WHICH',
+      choices: CACHE_POLICIES,
+      about: 'what goes when the cache is full: segmented keeps what is used often, lru what last',
+    },
     background: { type: 'flag', about: 'write only to the log: as other commands start it' },
   },
   examples: [
@@ -60,6 +70,7 @@ export const serve: Command = {
     const paths = findPaths(givenDirs(args));
     const foreground = !args.flags.has('background');
     const serving = await servingOf(args);
+    const cache = cacheOf(args);
     // All is loaded before another daemon is asked to stop.
     const [{ runDaemon }, { LockedError }, { takeOver }] = await Promise.all([
       import('../../daemon/daemon.ts'),
@@ -71,6 +82,7 @@ export const serve: Command = {
       return await runDaemon({
         paths,
         foreground,
+        cache,
         ...(serving === null ? {} : { serving }),
         ...(inheritance === null ? {} : { inheritance }),
       });
@@ -80,6 +92,15 @@ export const serve: Command = {
     }
   },
 };
+
+function cacheOf(args: Arguments): CacheSpec {
+  const size = args.texts.get('cache');
+  const policy = args.texts.get('cache-policy');
+  const spec: CacheSpec = {};
+  if (size !== undefined) spec.sizeBytes = parseCacheSize(size, helpHint(serve));
+  if (policy !== undefined) spec.policy = policy as CachePolicy;
+  return spec;
+}
 
 /** What the line offers, checked; null: nothing. */
 async function servingOf(args: Arguments): Promise<Serving | null> {

@@ -1,5 +1,4 @@
 /** `ubd set`: changes a device that is in use, or a leaf that is not. */
-import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { parseSize } from '../../base/units.ts';
 import type { ChangeSpec } from '../../client/api.ts';
@@ -8,6 +7,7 @@ import { printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { QUOTA_OPTIONS, quotaOf } from '../quota.ts';
 import { withDaemon } from '../session.ts';
+import { leafFileOf } from '../work.ts';
 
 export const set: Command = {
   name: 'set',
@@ -26,11 +26,9 @@ export const set: Command = {
   async run(args) {
     const change = changeOf(args);
     const target = args.positionals[0]!;
-    const isLeaf = target.includes('/') && !target.startsWith('/dev/');
+    const leaf = leafFileOf(args, target);
     const changed = await withDaemon(args, 'always', async client =>
-      isLeaf
-        ? client.changeLeaf({ ...change, leaf: resolve(target) })
-        : client.change(target, change),
+      leaf === null ? client.change(target, change) : client.changeLeaf({ ...change, leaf }),
     );
     if (args.flags.has('json')) printJson(changed);
     return EXIT.OK;

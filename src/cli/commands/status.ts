@@ -1,7 +1,8 @@
 /** `ubd status`: the daemon, and the transports that this kernel offers. Never starts a daemon. */
+import { formatSize } from '../../base/units.ts';
 import type { Status } from '../../client/api.ts';
 import { type Command, EXIT } from '../command.ts';
-import { facts, print, printJson } from '../output.ts';
+import { facts, hitShare, print, printJson } from '../output.ts';
 import { withDaemon } from '../session.ts';
 
 export const status: Command = {
@@ -30,6 +31,7 @@ function render(found: Status): string {
       `transport ${name}`,
       reason === null ? 'offered' : `not offered: ${reason}`,
     ]),
+    ['cache', cacheOf(found.cache)],
     ['state directory', found.stateDir],
     ['runtime directory', found.runtimeDir],
     ['log', found.log],
@@ -41,6 +43,13 @@ function exportsLine({ connections, listeners }: Status['exports']): [string, st
     'exports',
     `${connections} client${connections === 1 ? '' : 's'}, at ${listeners.join(', ')}`,
   ];
+}
+
+function cacheOf(cache: Status['cache']): string {
+  if (cache === null) return 'not known: the data plane is busy';
+  if (cache.size === 0) return 'off';
+  const { used, size, policy } = cache;
+  return `${formatSize(used)} of ${formatSize(size)}, ${policy}, hits ${hitShare(cache)}`;
 }
 
 function duration(seconds: number): string {

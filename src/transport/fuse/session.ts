@@ -451,7 +451,7 @@ export class FuseSession {
     this.#writeHeader(slot, replyWord, 0, bytes);
     let at = writeVector(words, vectorWord, memory.address + replyWord * 4, OUT_HEADER_BYTES);
     for (let i = 0; i < loan.count; i++)
-      at = writeVector(words, at, loan.memories[i]!.address + loan.starts[i]!, loan.lengths[i]!);
+      at = writeVector(words, at, loan.addresses[i]!, loan.lengths[i]!);
     const word = ring.prepare(OPCODE.WRITEV, this.#fd, slot);
     setAddress(ring.words, word, memory.address + vectorWord * 4);
     setLength(ring.words, word, loan.count + 1);

@@ -438,6 +438,7 @@ export class NbdConnection implements SlotOwner, Waiter {
 
   /** The request is over. */
   #release(slot: Slot): void {
+    slot.loan.giveBack();
     this.#held--;
     const { place, blockStart, blockBytes: bytes } = slot;
     this.#slots.put(slot);
@@ -468,6 +469,7 @@ export class NbdConnection implements SlotOwner, Waiter {
     if (slot.type === CMD.WRITE && !whole) {
       if (this.#state !== STATE.SERVING) this.#release(slot); // the rest will not come
     } else if (slot.type === CMD.CACHE && !whole && this.#state === STATE.SERVING) {
+      slot.loan.giveBack();
       this.#nextPiece(slot, slot.blockBytes);
     } else {
       if (this.#writer === slot) {
@@ -524,16 +526,23 @@ export class NbdConnection implements SlotOwner, Waiter {
       outbox.addHeader(writeHole(view, headerAt, slot, extended, flags));
     } else if (isData && chunked) {
       outbox.addHeader(writeData(view, headerAt, slot, extended, flags));
-      outbox.addData(request.memory, request.start, slot.pieceBytes);
+      this.#putData(slot);
     } else if (isData) {
       if (slot !== this.#streaming) outbox.addHeader(writeSimple(view, headerAt, slot));
-      outbox.addData(request.memory, request.start, slot.pieceBytes);
+      this.#putData(slot);
       this.#streaming = slot.leftBytes > 0 ? slot : null;
     } else if (extended || (chunked && slot.type === CMD.READ)) {
       outbox.addHeader(writeChunk(view, headerAt, slot, extended, flags, CHUNK.NONE, 0));
     } else {
       outbox.addHeader(writeSimple(view, headerAt, slot));
     }
+  }
+
+  /** Adds what a piece has read, from where it lies. */
+  #putData({ loan, request, pieceBytes }: Slot): void {
+    const outbox = this.#outbox;
+    if (loan.count === 0) outbox.addData(request.memory, request.start, pieceBytes);
+    else outbox.addPieces(loan);
   }
 
   /** A message is sent, or could not be: 0 or -errno. */
@@ -544,6 +553,7 @@ export class NbdConnection implements SlotOwner, Waiter {
     if (error < 0 && this.#state !== STATE.BROKEN)
       this.#break(`sending failed: ${errnoName(error)}`);
     for (let slot = sent.shift(); slot !== null; slot = sent.shift()) {
+      slot.loan.giveBack();
       const more = slot.type === CMD.READ && slot.leftBytes > 0 && slot.error === 0;
       if (more && this.#state !== STATE.BROKEN) this.#nextPiece(slot, slot.blockBytes);
       else this.#release(slot);

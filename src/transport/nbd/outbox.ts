@@ -11,7 +11,8 @@
 import { assert } from '../../base/assert.ts';
 import { EAGAIN, ECANCELED, EINTR } from '../../base/errno.ts';
 import { layout, u32, u64 } from '../../base/layout.ts';
-import type { IoOp, Memory } from '../../uring/io.ts';
+import { PIECES_MAX } from '../../store/loan.ts';
+import type { IoOp, Memory, Pieces } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { OPCODE, setAddress, setLength, setOpFlags } from '../../uring/sqe.ts';
 import { TRIES_MAX } from '../../uring/transfer.ts';
@@ -70,6 +71,8 @@ export class Outbox implements IoOp {
   #headersEnd: number;
   /** Where the last vector ends: what begins there is added to it. */
   #lastEnd = 0;
+  /** Of what is added next. */
+  readonly #address = new Float64Array(1);
   #leftBytes = 0;
   #tries = 0;
   #cancelled = false;
@@ -129,7 +132,7 @@ export class Outbox implements IoOp {
   get hasRoom(): boolean {
     return (
       this.#headersEnd + REPLY_HEADER_BYTES_MAX <= this.#start + OUTBOX_BYTES &&
-      this.#vectors + 2 <= VECTORS_MAX &&
+      this.#vectors + 1 + PIECES_MAX <= VECTORS_MAX &&
       this.#leftBytes < MESSAGE_BYTES
     );
   }
@@ -147,8 +150,21 @@ export class Outbox implements IoOp {
 
   /** Adds what lies at byte `start` of `memory`. It must stay there until `onSent`. */
   addData(memory: Memory, start: number, bytes: number): void {
+    this.#address[0] = memory.address + start;
+    this.#append(bytes);
+  }
+
+  /** The same of several pieces of memory. */
+  addPieces({ count, addresses, lengths }: Pieces): void {
+    for (let i = 0; i < count; i++) {
+      this.#address[0] = addresses[i]!;
+      this.#append(lengths[i]!);
+    }
+  }
+
+  #append(bytes: number): void {
     const words = this.#words;
-    const address = memory.address + start; // not an argument: numbers of its size may be boxed
+    const address = this.#address[0]!; // not an argument: numbers of its size may be boxed
     this.#leftBytes += bytes;
     if (address === this.#lastEnd) {
       const word = (VECTORS_AT + (this.#vectors - 1) * VECTOR_BYTES) / 4;

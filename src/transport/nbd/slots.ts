@@ -8,6 +8,7 @@
  * read at a time.
  */
 import { type Completer, Request } from '../../engine/request.ts';
+import { Loan } from '../../store/loan.ts';
 import type { Memory } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { PagePool } from './pages.ts';
@@ -34,6 +35,8 @@ export interface SlotOwner {
 /** One request of a client, from its header until its last reply is sent. Pooled. */
 export class Slot implements Completer {
   readonly request: Request;
+  /** Where the data of the piece are that is read, as far as they were lent. */
+  readonly loan: Loan = new Loan();
   owner!: SlotOwner;
   /** CMD */
   type = 0;
@@ -63,6 +66,7 @@ export class Slot implements Completer {
 
   constructor(memory: Memory) {
     this.request = new Request(this, memory);
+    this.request.loan = this.loan;
   }
 
   /** The engine is done. */

@@ -52,6 +52,9 @@ export class Tag implements Completer, IoOp {
   readonly #queue: UblkQueue;
   readonly index: number;
   readonly request: Request;
+  /** Pieces that are being copied to the kernel; bytes that were, or -errno. */
+  copying = 0;
+  copied = 0;
   /** Where the data of its requests are in /dev/ublkcN. */
   readonly position: number;
   step: Step = STEP.FETCHING;
@@ -171,7 +174,7 @@ export class UblkQueue {
         else this.#commit(tag, result < 0 ? result : -EIO);
         return;
       case STEP.COPY_OUT:
-        this.#commit(tag, result);
+        this.#copied(tag, result);
         return;
       default: // the queue is closed: a fetch is taken back, or a request is the next server's
         return;
@@ -237,6 +240,7 @@ export class UblkQueue {
     request.memory = slot.memory;
     request.start = slot.start;
     if (request.op === OP.READ) {
+      request.loan = slot.loan;
       this.#serve(tag);
       return;
     }
@@ -259,15 +263,37 @@ export class UblkQueue {
     if (request.result < 0) {
       this.#commit(tag, request.result);
     } else if (request.op === OP.READ && this.#userCopy) {
-      tag.step = STEP.COPY_OUT;
-      const address = request.memory.address + request.start;
-      const bytes = request.count * SECTOR_BYTES;
-      this.#ring.calls.pwrite(this.#fd, address, bytes, tag.position, tag);
+      this.#copyOut(tag);
     } else if (request.op === OP.READ || request.op === OP.WRITE) {
       this.#commit(tag, request.count * SECTOR_BYTES);
     } else {
       this.#commit(tag, 0);
     }
+  }
+
+  /** Gives the kernel the data of a read, from where they lie. */
+  #copyOut(tag: Tag): void {
+    const { request, position } = tag;
+    const { loan } = tag.slot!;
+    const { calls } = this.#ring;
+    tag.step = STEP.COPY_OUT;
+    tag.copying = Math.max(1, loan.count);
+    tag.copied = 0;
+    if (loan.count === 0) {
+      const address = request.memory.address + request.start;
+      calls.pwrite(this.#fd, address, request.count * SECTOR_BYTES, position, tag);
+    }
+    for (let i = 0, at = position; i < loan.count; at += loan.lengths[i++]!)
+      calls.pwrite(this.#fd, loan.addresses[i]!, loan.lengths[i]!, at, tag);
+  }
+
+  /** One piece is copied, or could not be. */
+  #copied(tag: Tag, result: number): void {
+    if (result < 0) tag.copied = result;
+    else if (tag.copied >= 0) tag.copied += result;
+    if (--tag.copying > 0) return;
+    tag.slot!.loan.giveBack();
+    this.#commit(tag, tag.copied);
   }
 
   /** Answers, and fetches the next request. `result`: bytes moved by a read or write, or -errno. */
@@ -276,6 +302,7 @@ export class UblkQueue {
     const { slot } = tag;
     if (slot !== null) {
       tag.slot = null;
+      tag.request.loan = null; // it goes with the slot
       this.#slots.release(slot);
     }
     this.#events.answered();

@@ -2,6 +2,7 @@
  * The memory of ublk requests: slots of a pool that all devices of a data-plane thread share. A
  * request that finds none waits in its device's line; devices are served by the pool's rules.
  */
+import { Loan } from '../../store/loan.ts';
 import type { Memory } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { Share, SlotPool } from '../../uring/slot-pool.ts';
@@ -15,6 +16,12 @@ export interface Slot {
   readonly memory: Memory;
   /** Its first byte in the memory. */
   readonly start: number;
+  /** Where the data of a read are that were lent. */
+  readonly loan: Loan;
+}
+
+function make(memory: Memory, start: number): Slot {
+  return { memory, start, loan: new Loan() };
 }
 
 export class UblkSlots extends SlotPool<Slot> {
@@ -22,7 +29,7 @@ export class UblkSlots extends SlotPool<Slot> {
 
   /** @param count how many reads and writes are served at a time, over all devices */
   constructor(ring: Ring, count: number) {
-    super({ count, slotBytes: DATA_BYTES, make: (memory, start) => ({ memory, start }) });
+    super({ count, slotBytes: DATA_BYTES, make });
     this.ring = ring;
   }
 }

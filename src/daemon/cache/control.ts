@@ -1,0 +1,146 @@
+/** The cache, as the control plane sees it: asks the data plane, and remembers what is set. */
+import { realpath } from 'node:fs/promises';
+import { UbdError } from '../../base/errors.ts';
+import { isUri } from '../../base/uri.ts';
+import type { Status } from '../../client/api.ts';
+import type {
+  CacheCounters,
+  CacheSpec,
+  CacheStatus,
+  DropReport,
+  WarmReport,
+  WarmSpec,
+} from '../../client/cache.ts';
+import type { Log } from '../log.ts';
+import type { Images, MachineCache } from '../machine.ts';
+import type { CachedRootStats, CacheSettings, CacheStats } from '../plane-protocol.ts';
+import type { Registry } from '../registry.ts';
+import { writeSettings } from './settings.ts';
+
+const SUMMARY_MS_MAX = 1000;
+
+export interface CacheControlOptions {
+  cache: MachineCache;
+  images: Images;
+  registry: Pick<Registry, 'tryFind'>;
+  log: Log;
+  /** Where settings are kept. */
+  file: string;
+}
+
+export class CacheControl {
+  readonly #cache: MachineCache;
+  readonly #images: Images;
+  readonly #registry: Pick<Registry, 'tryFind'>;
+  readonly #log: Log;
+  readonly #file: string;
+
+  constructor({ cache, images, registry, log, file }: CacheControlOptions) {
+    this.#cache = cache;
+    this.#images = images;
+    this.#registry = registry;
+    this.#log = log;
+    this.#file = file;
+  }
+
+  async status(): Promise<CacheStatus> {
+    return toStatus(await this.#cache.stats());
+  }
+
+  /** What `status` tells; null if the data plane is too busy to say it soon. */
+  async summary(): Promise<Status['cache']> {
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<null>(resolve => {
+      timer = setTimeout(resolve, SUMMARY_MS_MAX, null);
+    });
+    try {
+      const status = await Promise.race([this.status(), late]);
+      if (status === null) return null;
+      const { size, policy, used, hitBytes, missBytes } = status;
+      return { size, policy, used, hitBytes, missBytes };
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  async change(spec: CacheSpec): Promise<CacheStatus> {
+    const { sizeBytes, policy } = await this.#cache.stats();
+    const settings: CacheSettings = { sizeBytes, policy, ...spec };
+    await this.#cache.set(settings);
+    const status = await this.status();
+    await writeSettings(this.#file, settings);
+    this.#log.info(`cache: ${status.size} bytes, policy ${status.policy}`);
+    return status;
+  }
+
+  async drop(target: string | undefined): Promise<DropReport> {
+    if (target === undefined) return { droppedBytes: await this.#cache.drop(null) };
+    let droppedBytes = 0;
+    for (const key of await this.#keysOf(target)) droppedBytes += await this.#cache.drop(key);
+    return { droppedBytes };
+  }
+
+  async warm({ target, offset = 0, length }: WarmSpec): Promise<WarmReport> {
+    const root = await this.#images.openRoot(this.#registry.tryFind(target)?.root ?? target);
+    try {
+      if (offset >= root.sizeBytes)
+        throw new UbdError('usage', `${root.path} ends at ${root.sizeBytes}, before ${offset}`, {
+          place: { file: root.path },
+        });
+      const bytes = Math.min(length ?? Number.POSITIVE_INFINITY, root.sizeBytes - offset);
+      return { root: root.path, ...(await this.#cache.warm(root, offset, bytes)) };
+    } finally {
+      root.close();
+    }
+  }
+
+  /** Contents that a device reads; or that were opened by a path, or are what is there now. */
+  async #keysOf(target: string): Promise<string[]> {
+    const { roots } = await this.#cache.stats();
+    const entry = this.#registry.tryFind(target);
+    if (entry !== undefined)
+      return keys(roots.filter(({ devices }) => devices.includes(entry.name)));
+    if (isUri(target)) return keys(roots.filter(({ name }) => name === target));
+    const path = await realpath(target).catch(() => target);
+    const named = roots.filter(({ name }) => name === target || name === path);
+    const root = await this.#images.openRoot(path).catch((error: unknown) => {
+      if (named.length > 0) return null; // it is gone, its blocks are not
+      throw error;
+    });
+    const key = root?.contentKey;
+    root?.close();
+    return [...new Set([...keys(named), ...(key === undefined ? [] : [key])])];
+  }
+}
+
+function keys(roots: readonly CachedRootStats[]): string[] {
+  return roots.map(({ key }) => key);
+}
+
+function toStatus(stats: CacheStats): CacheStatus {
+  return {
+    size: stats.sizeBytes,
+    policy: stats.policy,
+    used: stats.usedBytes,
+    memory: stats.memoryBytes,
+    ...counters(stats),
+    evictions: stats.evictions,
+    bypassed: stats.bypassed,
+    warming: stats.warming,
+    roots: stats.roots.map(root => ({
+      root: root.name,
+      size: root.sizeBytes,
+      cached: root.cachedBytes,
+      devices: root.devices,
+      ...counters(root),
+      fills: root.fills,
+      fillBytes: root.fillBytes,
+      fillErrors: root.fillErrors,
+      direct: root.direct,
+    })),
+  };
+}
+
+function counters({ hits, hitBytes, misses, missBytes }: CacheCounters): CacheCounters {
+  return { hits, hitBytes, misses, missBytes };
+}
