@@ -9,9 +9,9 @@
  * the data plane says 'lost'. For a device that was detached in use this is the moment when it is
  * gone.
  *
- * The connection lives as long as /dev/fuse is open in any process. So another daemon that gets hold
- * of it goes on where this one has stopped: no more is known of a connection than requests that were
- * read and not answered, and before it is handed over there are none.
+ * The connection lives as long as /dev/fuse is open in any process. So another daemon that gets
+ * hold of it goes on where this one has stopped: no more is known of a connection than requests
+ * that were read and not answered, and before it is handed over there are none.
  */
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';

@@ -144,8 +144,9 @@ export interface Transport {
    */
   leave?(id: number): Promise<void>;
   /**
-   * Lets go of a device for another daemon that is there already; as `leave` otherwise. Returns what
-   * that one must have to go on; null where the kernel keeps it. It stays open in this process.
+   * Lets go of a device for another daemon that is there already; as `leave` otherwise. Returns
+   * what that one must have to go on; null where the kernel keeps it. It stays open in this
+   * process.
    */
   handOver?(id: number): Promise<Channel | null>;
   /** What another daemon handed over, in descriptors of ours; before `clearStale`. */

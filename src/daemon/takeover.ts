@@ -1,10 +1,10 @@
 /**
  * A daemon takes over from another one, of another version say, whose devices are in use.
  *
- *     new: asks ────────────▶ old: takes no more requests; lets go of its devices: what is asked of
- *                                  them waits in the kernel; makes their leaves durable, closes them
- *     new: takes by number ◀─ old: says which descriptors it keeps open: its locks, and the server's
- *                                  side of devices that would end without
+ *     new: asks ────────────▶ old: takes no more requests; lets go of its devices: what is asked
+ *                                  of them waits in the kernel; makes their leaves durable
+ *     new: takes by number ◀─ old: says which descriptors it keeps open: its locks, and the
+ *                                  server's side of devices that would end without
  *     new: hangs up ────────▶ old: ends
  *     new: brings the devices back
  *

@@ -3,8 +3,13 @@ import { basename } from 'node:path';
 import { IN_GUEST } from './guest.ts';
 import { run } from './run.ts';
 
-const COMPLAINTS =
-  /I\/O error|EXT4-fs error|XFS .*(error|shutdown)|Aborting journal|BUG:|WARNING:|blocked for more/i;
+const COMPLAINTS = new RegExp(
+  [
+    ...['I/O error', 'EXT4-fs error', 'XFS .*(error|shutdown)', 'Aborting journal'],
+    ...['BUG:', 'WARNING:', 'blocked for more'],
+  ].join('|'),
+  'i',
+);
 
 /** In a guest all of it; on a machine that others use, what names one of these nodes. */
 export async function errorsInLog(nodes: readonly string[]): Promise<string[]> {
