@@ -12,10 +12,11 @@
  * A device that lives on is recognised by the marks of this state directory and of its name.
  */
 import { closeSync, existsSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
-import { holders } from '../transport/fuse/loop-users.ts';
+import { describeUsers, holders, openProcesses } from '../transport/fuse/loop-users.ts';
 import { removeDevice, UblkDevice } from '../transport/ublk/device.ts';
 import { listOwned, makeMarks } from '../transport/ublk/marks.ts';
 import { openUblk, type Ublk } from '../transport/ublk/probe.ts';
@@ -27,6 +28,9 @@ import type { ShadowFiles } from './shadows.ts';
 
 /** How often a device that goes with its last user is looked at. */
 const LAST_USER_MS = 500;
+/** How long a detach waits for those who have the device open for a moment, as udev does. */
+const CLOSE_MS = 5000;
+const LOOK_MS = 100;
 
 interface Attached {
   device: UblkDevice;
@@ -37,6 +41,31 @@ interface Attached {
 
 function isBusy(error: unknown): boolean {
   return error instanceof UbdError && error.code === 'busy';
+}
+
+/** `/dev/ublkb0` to `ublkb0` */
+function nameOf(node: string): string {
+  return node.slice('/dev/'.length);
+}
+
+function inUse(node: string): UbdError {
+  return new UbdError('busy', `${node} is in use: ${describeUsers(openProcesses(nameOf(node)))}`, {
+    place: { device: node },
+    next: 'end what uses it, or detach with --force: it goes away with its last user',
+  });
+}
+
+/**
+ * Stops a device that nobody uses; throws `busy` if somebody still does after the patience. Some
+ * kernels stop one that is open: there we look, as far as we can see.
+ */
+async function stopUnused(device: UblkDevice, patienceMs: number): Promise<void> {
+  const end = performance.now() + patienceMs;
+  while (!device.stopsSafely && openProcesses(nameOf(device.node)).length > 0) {
+    if (performance.now() >= end) throw inUse(device.node);
+    await sleep(LOOK_MS);
+  }
+  await device.stop({ force: false, patienceMs });
 }
 
 export interface UblkTransportOptions {
@@ -122,11 +151,11 @@ export class UblkTransport implements Transport {
     attached.ending = true;
     try {
       // By force no user loses anything: it goes with the last of them.
-      await device.stop(force ? { force: false, patienceMs: 0 } : { force: false });
+      await stopUnused(device, force ? 0 : CLOSE_MS);
     } catch (error) {
       if (!force || !isBusy(error)) {
         attached.ending = false;
-        throw error;
+        throw isBusy(error) ? inUse(device.node) : error;
       }
       await this.#plane.flush(id);
       this.#awaitLastUser(id, attached);
@@ -151,7 +180,7 @@ export class UblkTransport implements Transport {
     const look = async (): Promise<void> => {
       if (!this.#attached.has(id)) return; // left meanwhile
       try {
-        await attached.device.stop({ force: false, patienceMs: 0 });
+        await stopUnused(attached.device, 0);
       } catch (error) {
         if (isBusy(error)) return this.#awaitLastUser(id, attached);
         throw error;
@@ -203,7 +232,7 @@ export class UblkTransport implements Transport {
   }
 
   async users(node: string): Promise<string[]> {
-    return holders(node.slice('/dev/'.length)).map(({ kind, what }) => `${kind} ${what}`.trim());
+    return holders(nameOf(node)).map(({ kind, what }) => `${kind} ${what}`.trim());
   }
 
   isForeign(node: string): boolean {

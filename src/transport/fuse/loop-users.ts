@@ -1,5 +1,5 @@
 /**
- * Who uses a loop device or one of its partitions: mounts (of every mount namespace that we may
+ * Who uses a block device or one of its partitions: mounts (of every mount namespace that we may
  * read), swap, drivers stacked on it, and processes that have it open. For messages: what decides
  * is the kernel's answer to an exclusive open.
  */
@@ -128,7 +128,7 @@ export function mounts(whole: string): MountOf[] {
 /** Those who hold it for themselves (mounts, swap, other drivers), else who has it open. */
 export function loopUsers(number: number): LoopUser[] {
   const users = loopHolders(number);
-  return users.length > 0 ? users : openProcesses(number);
+  return users.length > 0 ? users : openProcesses(`loop${number}`);
 }
 
 /** Those who hold it for themselves: mounts, swap, other drivers. */
@@ -155,8 +155,8 @@ export function holders(whole: string): LoopUser[] {
 }
 
 /** Processes that have it open. Looks at every descriptor of every process that we may see. */
-export function openProcesses(number: number): LoopUser[] {
-  const paths = new Set(nodes(`loop${number}`).map(({ name }) => `/dev/${name}`));
+export function openProcesses(whole: string): LoopUser[] {
+  const paths = new Set(nodes(whole).map(({ name }) => `/dev/${name}`));
   const users: LoopUser[] = [];
   for (const pid of list('/proc')) {
     if (!/^\d+$/.test(pid) || Number(pid) === process.pid) continue;

@@ -266,7 +266,7 @@ export async function detachLoop(
     if (performance.now() >= deadline) {
       if (force) return { gone: false };
       await keep(loop);
-      throw inUse(loop, describeUsers(openProcesses(loop.number)));
+      throw inUse(loop, describeUsers(openProcesses(`loop${loop.number}`)));
     }
     await sleep(pauseMs);
   }

@@ -137,6 +137,14 @@ export class UblkDevice {
   }
 
   /**
+   * Whether a stop that is not forced leaves a device alone that is merely open, and not held for
+   * itself (mounted, swapped on).
+   */
+  get stopsSafely(): boolean {
+    return hasFeature(this.#features, 'SAFE_STOP_DEV');
+  }
+
+  /**
    * Makes a device. It is nobody's until a channel is opened, and has no node until it is started.
    */
   static async create(ublk: Ublk, options: UblkDeviceOptions): Promise<UblkDevice> {
@@ -217,7 +225,7 @@ export class UblkDevice {
   async stop({ force, patienceMs = CLOSE_MS }: StopOptions): Promise<void> {
     if (this.#state === 'stopped' || this.#state === 'gone') return;
     if (this.#state === 'live') {
-      if (!force && hasFeature(this.#features, 'SAFE_STOP_DEV')) {
+      if (!force && this.stopsSafely) {
         await this.#tryStop(patienceMs);
         this.#state = 'stopped';
         return;

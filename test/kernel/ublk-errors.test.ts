@@ -1,0 +1,238 @@
+/**
+ * Goal: what goes wrong with ublk devices is said clearly, leaves nothing behind, and no process
+ * that cannot be killed. Method: the daemon, and its parts, where the kernel refuses, where others
+ * meddle, and where it is killed between two steps.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
+import t, { type Test } from 'tap';
+import { listOwned } from '../../src/transport/ublk/marks.ts';
+import { openUblk, type Ublk } from '../../src/transport/ublk/probe.ts';
+import { MIB, makeRoot } from '../support/disk.ts';
+import { here } from '../support/guest.ts';
+import { errorsInLog } from '../support/kernel-log.ts';
+import { run, sleep, tryRun, until } from '../support/run.ts';
+import { type Attached, CLI, Sandbox } from '../support/sandbox.ts';
+
+const HALF_WAY = fileURLToPath(new URL('../support/ublk-half-way.js', import.meta.url));
+
+async function start(t: Test): Promise<Sandbox> {
+  const sandbox = await Sandbox.start();
+  t.teardown(() => sandbox.cleanup.run());
+  await makeRoot(sandbox.path('root.img'), 64 * MIB, MIB);
+  return sandbox;
+}
+
+function attach(sandbox: Sandbox, name: string): Promise<Attached> {
+  return sandbox.attach({ root: sandbox.path('root.img'), name, transport: 'ublk' });
+}
+
+/** fio that writes for a while and verifies. */
+function fio(sandbox: Sandbox, node: string, seconds: number): Promise<string> {
+  return run('fio', [
+    ...['--name=v', `--filename=${node}`, '--rw=randwrite', '--direct=1', '--bs=4k'],
+    ...['--size=32m', '--ioengine=libaio', '--iodepth=8', '--time_based', '--rate=8m'],
+    ...[`--runtime=${seconds}`, '--verify=crc32c', '--verify_fatal=1', '--verify_backlog=32'],
+    ...['--verify_state_save=0', `--aux-path=${sandbox.dir}`],
+  ]);
+}
+
+/** Whether SIGKILL ends it, soon. */
+async function endsBySigkill(child: ChildProcess): Promise<boolean> {
+  if (child.exitCode !== null || child.signalCode !== null) return true;
+  const ended = new Promise<true>(resolve => child.once('exit', () => resolve(true)));
+  child.kill('SIGKILL');
+  return Promise.race([ended, sleep(10_000).then((): false => false)]);
+}
+
+const UBLK = { device: '/dev/ublk-control', modules: ['ublk_drv', 'ext4', 'loop', 'fuse'] };
+if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
+  t.test('without the right to it, ublk is not offered, and auto takes another', async t => {
+    const sandbox = await start(t);
+    await sandbox.stopDaemon();
+    const root = sandbox.path('root.img');
+    // Root in name only: as in a container.
+    const poor = (...words: string[]): string[] => [
+      ...['--bounding-set=-sys_admin', '--inh-caps=-sys_admin', '--'],
+      ...[process.execPath, CLI, ...words],
+    ];
+    const refused = await tryRun('setpriv', poor('attach', root, '--transport', 'ublk'), {
+      env: sandbox.env,
+    });
+    t.match(refused, { status: 1, stderr: /EPERM[\s\S]*SYS_ADMIN/ });
+    const { stdout } = await tryRun('setpriv', poor('status', '--json'), { env: sandbox.env });
+    process.kill((JSON.parse(stdout) as { pid: number }).pid, 'SIGTERM');
+    await until('it has ended', () => !existsSync(sandbox.path('run/ubd.sock')));
+
+    rmSync('/dev/ublk-control');
+    await sandbox.startDaemon();
+    const { transports } = await sandbox.client.status();
+    t.match(
+      transports.find(({ name }) => name === 'ublk'),
+      { offered: false, reason: /\/dev\/ublk-control is not there.*(ublk_drv|container)/ },
+    );
+    await t.rejects(attach(sandbox, 'web'), { code: 'unsupported', message: /ublk-control/ });
+    const other = await sandbox.attach({ root, name: 'web' });
+    t.not(other.transport, 'ublk');
+    await sandbox.detach('web');
+    const device = '/sys/class/misc/ublk-control/dev';
+    const [major, minor] = (await run('cat', [device])).trim().split(':');
+    await run('mknod', ['-m', '600', '/dev/ublk-control', 'c', major!, minor!]);
+    const again = await attach(sandbox, 'web');
+    t.equal(again.transport, 'ublk', 'as soon as it is there, without a new daemon');
+    await sandbox.detach('web');
+  });
+
+  t.test('a device that is open is not detached under I/O; by force it goes later', async t => {
+    const sandbox = await start(t);
+    const { node } = await attach(sandbox, 'web');
+    const work = fio(sandbox, node, 12);
+    await sleep(1500);
+    await t.rejects(sandbox.client.detach('web'), {
+      code: 'busy',
+      message: /is in use: open in fio \(pid \d+\)/,
+      next: /--force/,
+    });
+    t.match(await sandbox.client.list(), [{ name: 'web', state: 'attached' }]);
+    await sandbox.client.detach('web', { force: true });
+    t.match(await sandbox.client.list(), [{ name: 'web', state: 'detaching' }]);
+    await work;
+    await until('it is gone', async () => (await sandbox.client.list()).length === 0);
+    t.notOk(existsSync(node));
+    t.same(await errorsInLog([node]), []);
+  });
+
+  t.test('a device whose node somebody removed can be detached', async t => {
+    const sandbox = await start(t);
+    const { node, device } = await attach(sandbox, 'web');
+    rmSync(node);
+    t.match(await sandbox.client.info('web'), { kind: 'device', node });
+    await sandbox.client.detach('web');
+    t.notOk(existsSync(`/sys/block/${node.slice('/dev/'.length)}`));
+    t.notOk(existsSync(device));
+    t.match(await attach(sandbox, 'web'), { name: 'web' });
+    await sandbox.detach('web');
+  });
+
+  t.test('a device that somebody else deletes is lost, and says so', async t => {
+    const sandbox = await start(t);
+    const { node } = await attach(sandbox, 'web');
+    const { control } = await openUblk();
+    const { removeDevice } = await import('../../src/transport/ublk/device.ts');
+    await removeDevice(control, Number(/\d+$/.exec(node)![0]));
+    control.close();
+    await until('it is seen', async () => (await sandbox.client.list())[0]?.state === 'failed');
+    t.match(await sandbox.client.list(), [{ error: { message: /the device was stopped/ } }]);
+    await sandbox.client.detach('web');
+    t.match(await attach(sandbox, 'web'), { name: 'web' });
+    await sandbox.detach('web');
+  });
+
+  t.test('a daemon can be killed while its device is mounted and nobody serves it', async t => {
+    const sandbox = await start(t);
+    const { device } = await attach(sandbox, 'web');
+    await run('mkfs.ext4', ['-q', '-F', device]);
+    const place = sandbox.path('mnt');
+    mkdirSync(place);
+    await run('mount', [device, place]);
+    await sandbox.kill(); // throws if it does not end
+    // Whoever waits for the device can be killed, too, once the device is given up.
+    const waiting = spawn('dd', ['if=/dev/zero', `of=${place}/x`, 'bs=1M', 'count=40'], {
+      stdio: 'ignore',
+    });
+    const syncing = spawn('sync', ['-f', place], { stdio: 'ignore' });
+    await sleep(500);
+    await sandbox.startDaemon();
+    await until('it is back', async () => (await sandbox.client.list())[0]?.state === 'attached');
+    for (const child of [waiting, syncing]) t.ok(await endsBySigkill(child));
+    await run('umount', [place]);
+    await sandbox.detach('web');
+  });
+
+  t.test('a device that does not come back is given up by a forced detach', async t => {
+    const sandbox = await start(t);
+    const { device, node } = await attach(sandbox, 'web');
+    await run('mkfs.ext4', ['-q', '-F', device]);
+    const place = sandbox.path('mnt');
+    mkdirSync(place);
+    await run('mount', [device, place]);
+    await sandbox.kill();
+    rmSync(sandbox.path('state/leaves/web.leaf')); // its leaf is lost
+    await sandbox.startDaemon();
+    await until('it says so', async () => (await sandbox.client.list())[0]?.state === 'failed');
+    const syncing = spawn('sh', ['-c', `echo x > '${place}/x'; sync -f '${place}'`], {
+      stdio: 'ignore',
+    });
+    await sleep(300);
+    t.ok(existsSync(node), 'who uses it waits');
+    await sandbox.client.detach('web', { force: true });
+    await until('they get errors', () => syncing.exitCode !== null);
+    await run('umount', [place]);
+    await until('the device is gone', () => !existsSync(node));
+    t.same(await sandbox.client.list(), []);
+  });
+
+  for (const stage of ['made', 'opened', 'starting', 'live', 'stopping', 'removing'])
+    t.test(`a daemon killed with a device that is ${stage} leaves nothing for long`, async t => {
+      const owner = `half-way-${stage}`;
+      const child = spawn(process.execPath, [HALF_WAY, owner, stage], {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      });
+      for await (const _ of createInterface({ input: child.stdout! })) break;
+      t.ok(await endsBySigkill(child), 'it can be killed');
+      const ublk = await openUblk();
+      await clear(ublk, owner);
+      t.same(await listOwned(ublk.control, owner), []);
+      ublk.control.close();
+    });
+
+  t.test('many devices: as many as are asked for, each with its node', async t => {
+    const sandbox = await start(t);
+    const count = 100;
+    const specs = Array.from({ length: count }, (_, i) => ({
+      ...{ root: sandbox.path('root.img'), name: `d${i}`, ephemeral: true },
+      transport: 'ublk' as const,
+    }));
+    const results = await sandbox.client.attachAll(specs);
+    t.same(
+      results.filter(({ error }) => error !== undefined),
+      [],
+    );
+    t.equal(new Set(results.map(({ device }) => device!.node)).size, count);
+    await sandbox.kill();
+    await sandbox.startDaemon();
+    await until('all are back', async () => {
+      const list = await sandbox.client.list();
+      return list.length === count && list.every(({ state }) => state === 'attached');
+    });
+    await sandbox.client.detachAll();
+    t.same(await sandbox.client.list(), []);
+  });
+
+  t.test('nothing is left behind', async t => {
+    const left = readdirSync('/dev').filter(name => /^(ublk[bc]|ubd)/.test(name));
+    t.same(left, []);
+  });
+}
+
+/** What the next daemon of this owner does. */
+async function clear(ublk: Ublk, owner: string): Promise<void> {
+  const { UblkTransport } = await import('../../src/daemon/ublk-transport.ts');
+  const { ShadowFiles } = await import('../../src/daemon/shadows.ts');
+  const unused = async (): Promise<never> => {
+    throw new Error('not in this test');
+  };
+  const transport = new UblkTransport({
+    plane: { open: unused, close: unused, flush: unused },
+    owner,
+    shadows: new ShadowFiles('/nowhere'),
+    onGone: () => {},
+  });
+  await transport.clearStale(new Set());
+  await transport.close();
+  await until('the kernel has removed them', async () => {
+    return (await listOwned(ublk.control, owner)).length === 0;
+  });
+}
