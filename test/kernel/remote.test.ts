@@ -44,6 +44,8 @@ interface Lab {
 async function setUp(t: Test, env: Record<string, string> = {}): Promise<Lab> {
   Object.assign(process.env, env);
   const sandbox = await Sandbox.start();
+  // Blocks that the daemon keeps would be read from no replica.
+  await sandbox.ubd(['cache', 'resize', '0']);
   for (const name of Object.keys(env)) delete process.env[name];
   t.teardown(() => sandbox.cleanup.run());
   const file = sandbox.path('root.img');
