@@ -1,9 +1,10 @@
-// ubd-apart: opens and ioctls, made by a process of its own. A program apart from the addon; the
-// other side, and why there is one, is src/native/apart.ts.
+// ubd-apart: opens, ioctls and the like, made by a process of its own. A program apart from the
+// addon; the other side, and why there is one, is src/native/apart.ts.
 //
 //     ubd-apart STEP...
 //         open PATH FLAGS
 //         ioctl ON REQUEST PUT ARGUMENT     ARGUMENT: a number, or x and bytes in hexadecimal
+//         write ON xBYTES                   once: what is written is the result
 //         wait MS                           for the end of standard input, at most so long: 0, or 1
 //                                           if it did not come; it never fails
 //
@@ -118,13 +119,19 @@ int main(int argc, char** argv) {
         printf("%ld\n", result);
       }
       at += 5;
+    } else if (what == "write" && left >= 3 && argv[at + 2][0] == 'x') {
+      const int fd = static_cast<int>(results[StepNumber(argv[at + 1], 0, results.size())]);
+      const std::vector<uint8_t> bytes = Bytes(argv[at + 2] + 1);
+      result = OrErrno(write(fd, bytes.data(), strlen(argv[at + 2]) / 2));
+      printf("%ld\n", result);
+      at += 3;
     } else if (what == "wait" && left >= 2) {
       fflush(stdout);  // who ends our input wants to know how far we are
       result = WaitForEnd(Number(argv[at + 1]));
       printf("%ld\n", result);
       at += 2;
     } else {
-      Misused("open PATH FLAGS, ioctl ON REQUEST PUT ARGUMENT, or wait MS");
+      Misused("open PATH FLAGS, ioctl ON REQUEST PUT ARGUMENT, write ON BYTES, or wait MS");
     }
     if (result < 0) break;
     results.push_back(result);

@@ -9,7 +9,7 @@ import { FileImages } from './images.ts';
 import { PlaneLiveLeaves } from './life/live-leaves.ts';
 import { LoopTransport } from './loop-transport.ts';
 import type { Machine, MachineEvents } from './machine.ts';
-import { NbdTransport } from './nbd-transport.ts';
+import { connectionsWanted, NbdTransport } from './nbd-transport.ts';
 import type { FileRoot } from './opened-files.ts';
 import { DataPlane } from './plane-client.ts';
 import type { CacheSettings } from './plane-protocol.ts';
@@ -34,7 +34,8 @@ export async function assemble(
   const shadows = new ShadowFiles(paths.shadows);
   const chains = new Chains(shadows);
   const ublk = new UblkTransport({ plane, owner, shadows, onGone });
-  const nbd = new NbdTransport({ plane, owner, shadows, onGone });
+  const connections = connectionsWanted();
+  const nbd = new NbdTransport({ plane, owner, shadows, connections, onGone });
   const loop = new LoopTransport(plane, owner, onGone);
   plane.on('fault', events.onFault);
   plane.on('quota', ({ id, mark }) => events.onQuota(id, mark));

@@ -25,6 +25,13 @@ import type { FileLeaf } from './opened-files.ts';
 import type { DisconnectedEvent } from './plane-protocol.ts';
 import type { ShadowFiles } from './shadows.ts';
 
+/** How many connections a new device gets: UBD_NBD_CONNECTIONS, else one. */
+export function connectionsWanted(): number {
+  const text = process.env.UBD_NBD_CONNECTIONS ?? '1';
+  if (/^([1-9]|1[0-6])$/.test(text)) return Number(text);
+  throw new UbdError('usage', `UBD_NBD_CONNECTIONS is ${text}, and must be 1 to 16`);
+}
+
 interface Attached {
   device: NbdDevice;
   name: string;
@@ -42,6 +49,8 @@ export interface NbdTransportOptions {
   /** Names the state directory in devices. */
   owner: string;
   shadows: ShadowFiles;
+  /** Of each new device. */
+  connections: number;
   onGone: (id: number, reason: string) => void;
 }
 
@@ -51,14 +60,16 @@ export class NbdTransport implements Transport {
   readonly #plane: NbdTransportOptions['plane'];
   readonly #owner: string;
   readonly #shadows: ShadowFiles;
+  readonly #connections: number;
   readonly #onGone: NbdTransportOptions['onGone'];
   readonly #attached = new Map<number, Attached>();
   #nextConnection = 1;
 
-  constructor({ plane, owner, shadows, onGone }: NbdTransportOptions) {
+  constructor({ plane, owner, shadows, connections, onGone }: NbdTransportOptions) {
     this.#plane = plane;
     this.#owner = owner;
     this.#shadows = shadows;
+    this.#connections = connections;
     this.#onGone = onGone;
   }
 
@@ -85,10 +96,15 @@ export class NbdTransport implements Transport {
       });
     const made = goingOn
       ? await NbdDevice.adopt(driver, left)
-      : await NbdDevice.create(driver, { owner: this.#owner, name, sizeBytes, readOnly });
+      : await NbdDevice.create(driver, {
+          owner: this.#owner,
+          name,
+          sizeBytes,
+          readOnly,
+          connections: this.#connections,
+        });
     await this.#serve(device, made, { goingOn, readOnly });
-    // Its users have their partitions; and nobody waits here for a device that is served no more.
-    if (!goingOn) await made.device.scan();
+    if (!goingOn) await made.device.settle();
     return { node: made.device.node };
   }
 
@@ -194,10 +210,6 @@ export class NbdTransport implements Transport {
     await this.#plane.flush(id);
   }
 
-  async resize(id: number, sizeBytes: number): Promise<void> {
-    await this.#attached.get(id)?.device.resize(sizeBytes);
-  }
-
   async users(node: string): Promise<string[]> {
     return holders(node.slice('/dev/'.length)).map(({ kind, what }) => `${kind} ${what}`.trim());
   }
@@ -209,6 +221,7 @@ export class NbdTransport implements Transport {
   }
 
   async clearStale(kept: ReadonlySet<string>): Promise<string[]> {
+    this.#shadows.keepOnly(kept);
     const stale = listOwned(this.#owner).filter(({ name }) => !kept.has(name));
     if (stale.length === 0) return [];
     const driver = await NbdDriver.open();

@@ -41,6 +41,13 @@ export class ShadowFiles {
     removeShadow(this.path(device, uuid));
   }
 
+  /** Drops those of devices that nobody knows: their attach was never answered. */
+  keepOnly(devices: ReadonlySet<string>): void {
+    if (!existsSync(this.#directory)) return;
+    for (const device of readdirSync(this.#directory))
+      if (!devices.has(device)) this.removeAll(device);
+  }
+
   /** The leaf is to be used without a shadow, or the device is no more. */
   removeAll(device: string): void {
     rmSync(`${this.#directory}/${device}`, { recursive: true, force: true });

@@ -1,6 +1,6 @@
 /**
- * Opens and ioctls made by a process of its own (`ubd-apart`, native/apart): for everything that
- * waits for a device which this process serves itself.
+ * Opens, ioctls and the like, made by a process of its own (`ubd-apart`, native/apart): for
+ * everything that waits for a device which this process serves itself.
  *
  * A thread of ours that waited there could not be killed: the answer is to come from the very
  * process that is being killed, and its end waits for all of its threads. Nor may the waiting
@@ -27,15 +27,21 @@ export type ApartStep =
    * result of step `put`, if there is one, goes into the argument's first four bytes.
    */
   | { ioctl: number; on: number; argument: Uint8Array | number; put?: number }
+  /** write(2), once, to the descriptor of step `on`. */
+  | { write: Uint8Array; on: number }
   /** Waits for `Held.end`, at most so many milliseconds: 0, or 1 if that did not come. */
   | { wait: number };
+
+function hexadecimal(bytes: Uint8Array): string {
+  return `x${Buffer.from(bytes).toString('hex')}`;
+}
 
 function words(step: ApartStep): string[] {
   if ('open' in step) return ['open', step.open, String(step.flags)];
   if ('wait' in step) return ['wait', String(step.wait)];
+  if ('write' in step) return ['write', String(step.on), hexadecimal(step.write)];
   const { argument } = step;
-  const text =
-    typeof argument === 'number' ? String(argument) : `x${Buffer.from(argument).toString('hex')}`;
+  const text = typeof argument === 'number' ? String(argument) : hexadecimal(argument);
   return ['ioctl', String(step.on), String(step.ioctl), String(step.put ?? -1), text];
 }
 

@@ -30,6 +30,16 @@ t.test('each step has its result, and buffers come back', async t => {
   t.ok(new DataView(block.buffer).getUint32(0, true) >= 512);
 });
 
+t.test('it writes', async t => {
+  const path = join(t.testdir({ file: 'before' }), 'file');
+  const results = await apart(null, [
+    { open: path, flags: O_RDWR },
+    { write: Buffer.from('abc'), on: 0 },
+  ]);
+  t.equal(results[1], 3);
+  t.equal(readFileSync(path, 'utf8'), 'abcore');
+});
+
 t.test('it stops at the first failure, and says where that was', async t => {
   const path = join(t.testdir({ file: '' }), 'file');
   t.same(

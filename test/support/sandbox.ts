@@ -33,11 +33,12 @@ export class Sandbox {
   #daemon: ChildProcess | undefined;
   #client: Client | undefined;
 
-  private constructor(dir: string, cleanup: Cleanup) {
+  private constructor(dir: string, cleanup: Cleanup, env: NodeJS.ProcessEnv) {
     this.dir = dir;
     this.cleanup = cleanup;
     this.env = {
       ...process.env,
+      ...env,
       UBD_STATE_DIR: join(dir, 'state'),
       UBD_RUNTIME_DIR: join(dir, 'run'),
     };
@@ -47,9 +48,13 @@ export class Sandbox {
    * Makes the directories and starts the daemon. `under`: where images go, by default the temporary
    * files.
    */
-  static async start(cleanup: Cleanup = new Cleanup(), under: string = tmpdir()): Promise<Sandbox> {
+  static async start(
+    cleanup: Cleanup = new Cleanup(),
+    under: string = tmpdir(),
+    env: NodeJS.ProcessEnv = {},
+  ): Promise<Sandbox> {
     const dir = await mkdtemp(join(under, 'ubd-test-'));
-    const sandbox = new Sandbox(dir, cleanup);
+    const sandbox = new Sandbox(dir, cleanup, env);
     cleanup.add(`remove ${dir}`, () => rmSync(dir, { recursive: true, force: true }));
     cleanup.add('stop the daemon', () => sandbox.stop());
     await mkdir(join(dir, 'state'));

@@ -28,9 +28,9 @@ import {
   listDevices,
   type NbdDriver,
   nodeOf,
+  openAndSet,
   readDevice,
   type ShownDevice,
-  setQueue,
 } from './driver.ts';
 import { TRANSMISSION_FLAG } from './wire.ts';
 
@@ -62,8 +62,8 @@ export interface NbdDeviceOptions {
   name: string;
   sizeBytes: number;
   readOnly: boolean;
-  /** Default 1: see above. */
-  connections?: number;
+  /** 1 suits nearly all: see above. */
+  connections: number;
 }
 
 /** A device, and the server's ends of its sockets. They are the caller's. */
@@ -92,7 +92,7 @@ export class NbdDevice {
 
   /** Makes a device. Requests may come at once, and wait in the sockets. */
   static async create(driver: NbdDriver, options: NbdDeviceOptions): Promise<Connected> {
-    const { owner, name, sizeBytes, readOnly, connections = 1 } = options;
+    const { owner, name, sizeBytes, readOnly, connections } = options;
     const identifier = identify(owner, name);
     const pairs = makePairs(connections);
     let index: number;
@@ -111,7 +111,6 @@ export class NbdDevice {
     }
     closeAll(pairs.map(({ kernel }) => kernel));
     const device = new NbdDevice(driver, index, identifier, connections);
-    device.#setQueue();
     return { device, sockets: pairs.map(({ server }) => server) };
   }
 
@@ -119,7 +118,6 @@ export class NbdDevice {
   static async adopt(driver: NbdDriver, shown: ShownDevice): Promise<Connected> {
     const { index, identifier, connections } = shown;
     const device = new NbdDevice(driver, index, identifier, connections);
-    device.#setQueue();
     return { device, sockets: await device.reconnect(connections) };
   }
 
@@ -159,16 +157,21 @@ export class NbdDevice {
     }
   }
 
-  /** Lets the kernel look for partitions; it does so for whoever opens the device first. */
-  async scan(): Promise<void> {
-    await apart(null, [{ open: this.node, flags: constants.O_RDONLY }]);
+  /**
+   * What is to be done once a new device is served: its queue is set; and the kernel looks for
+   * partitions, as it does for whoever opens the device first.
+   */
+  async settle(): Promise<void> {
+    const timeout = this.#connections === 1 ? { io_timeout: IO_TIMEOUT_MS } : {};
+    await openAndSet(this.#index, { max_sectors_kb: REQUEST_KIB, ...timeout });
   }
 
   /**
    * Takes the device away, as soon as nobody has it open; the data plane serves until then. What
    * was written to it has reached the server when this returns.
    *  - not forced: within a moment, or it stays, with code `busy`;
-   *  - forced: 'later' if somebody has it open. It goes with the last of them.
+   *  - forced: 'later' if somebody has it open. It goes with the last of them. Where it cannot be
+   *    opened it goes at once.
    */
   async stop({ force }: { force: boolean }): Promise<'gone' | 'later'> {
     if (!(await this.#disconnectOnClose(true))) return 'gone';
@@ -178,28 +181,30 @@ export class NbdDevice {
       { ioctl: BLKFLSBUF, on: 0, argument: 0 },
     ]);
     if (opened === -EBUSY) return this.#keep();
-    if (opened < 0 && opened !== -ENXIO && this.isOurs())
+    if (opened < 0 && opened !== -ENXIO && this.isOurs()) {
+      if (force) {
+        await this.disconnect();
+        return 'gone';
+      }
+      await this.#disconnectOnClose(false);
       throw new UbdError('io', `${this.node}: open: ${errnoName(opened)}`, {
         place: { device: this.node },
-        next: `is the node there? \`ls -l ${this.node}\`; else detach it by force`,
+        next: 'is the node there? without it only detach by force helps',
       });
+    }
     const end = performance.now() + (force ? 0 : CLOSE_MS);
     while (this.isOurs()) {
       if (performance.now() >= end) return force ? 'later' : this.#keep();
       await sleep(PAUSE_MS);
     }
-    this.#tidy();
+    await this.#tidy();
     return 'gone';
   }
 
   /** Takes it away at once: its users get I/O errors. */
   async disconnect(): Promise<void> {
     await this.#driver.disconnect(this.#index);
-    this.#tidy();
-  }
-
-  async resize(sizeBytes: number): Promise<void> {
-    await this.#driver.reconfigure(this.#index, { identifier: this.#identifier, sizeBytes });
+    await this.#tidy();
   }
 
   /** Whether the kernel shows the device, and it is still the one that we made. */
@@ -228,14 +233,10 @@ export class NbdDevice {
     }
   }
 
-  #setQueue(): void {
-    setQueue(this.#index, 'max_sectors_kb', REQUEST_KIB);
-    if (this.#connections === 1) setQueue(this.#index, 'io_timeout', IO_TIMEOUT_MS);
-  }
-
-  /** The number is free, and may be anybody's next. */
-  #tidy(): void {
-    if (this.#connections === 1) setQueue(this.#index, 'io_timeout', IO_TIMEOUT_KERNEL_MS);
+  /** The number may be anybody's next. The open also lets the kernel drop its partitions. */
+  async #tidy(): Promise<void> {
+    const timeout = this.#connections === 1 ? { io_timeout: IO_TIMEOUT_KERNEL_MS } : {};
+    await openAndSet(this.#index, timeout);
   }
 }
 

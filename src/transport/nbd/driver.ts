@@ -3,7 +3,7 @@
  * <linux/nbd-netlink.h>.
  *
  *     CONNECT      size, block size, flags, sockets, identifier ─▶ index: /dev/nbdN is there
- *     RECONFIGURE  index, identifier: other sockets in place of dead ones; size; client flags
+ *     RECONFIGURE  index, identifier: other sockets in place of dead ones; client flags
  *     DISCONNECT   index: what is asked from now on, or under way, is refused with EIO
  *     STATUS       index ─▶ connected or not
  *
@@ -11,10 +11,11 @@
  *     /sys/block/nbdN/backend    the identifier: whose device it is
  *     /sys/block/nbdN/mq/K       one directory for each connection
  */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { constants, existsSync, readdirSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { EBUSY, EINVAL, EPERM, errnoName } from '../../base/errno.ts';
 import { UbdError, type UbdErrorOptions } from '../../base/errors.ts';
+import { type ApartStep, apart } from '../../native/apart.ts';
 import {
   type Answer,
   ask,
@@ -71,7 +72,6 @@ export interface ConnectOptions {
 
 export interface ReconfigureOptions {
   identifier: string;
-  sizeBytes?: number;
   /** CLIENT_FLAG */
   clientFlags?: number;
   /** Each takes the place of one that is dead; without one, it is not taken. */
@@ -121,12 +121,11 @@ export class NbdDriver {
 
   /** Throws `not-found` where there is no such device of this identifier (any more). */
   async reconfigure(index: number, options: ReconfigureOptions): Promise<void> {
-    const { identifier, sizeBytes, clientFlags, sockets } = options;
+    const { identifier, clientFlags, sockets } = options;
     const attributes = [
       u32Attribute(ATTRIBUTE.INDEX, index),
       textAttribute(ATTRIBUTE.BACKEND_IDENTIFIER, identifier),
     ];
-    if (sizeBytes !== undefined) attributes.push(u64Attribute(ATTRIBUTE.SIZE_BYTES, sizeBytes));
     if (clientFlags !== undefined)
       attributes.push(u64Attribute(ATTRIBUTE.CLIENT_FLAGS, clientFlags));
     if (sockets !== undefined) attributes.push(socketsAttribute(sockets));
@@ -216,14 +215,21 @@ export function listDevices(): number[] {
   return numbers.filter(number => !Number.isNaN(number)).sort((a, b) => a - b);
 }
 
-/** A setting of the device's queue; that it could not be made is told. */
-export function setQueue(index: number, name: string, value: number): boolean {
-  try {
-    writeFileSync(`${SYS_BLOCK}/nbd${index}/queue/${name}`, String(value));
-    return true;
-  } catch {
-    return false; // a read-only /sys, as containers have it
+/**
+ * Opens the device, which lets the kernel look for partitions, and makes settings of its queue, in
+ * order, until one fails: /sys is read-only in containers. All of it waits for what is asked of the
+ * device, so a process apart does it, and only while the device is served.
+ */
+export async function openAndSet(
+  index: number,
+  settings: Readonly<Record<string, number>>,
+): Promise<void> {
+  const steps: ApartStep[] = [{ open: nodeOf(index), flags: constants.O_RDONLY }];
+  for (const [name, value] of Object.entries(settings)) {
+    steps.push({ open: `${SYS_BLOCK}/nbd${index}/queue/${name}`, flags: constants.O_WRONLY });
+    steps.push({ write: Buffer.from(String(value)), on: steps.length - 1 });
   }
+  await apart(null, steps);
 }
 
 function readText(path: string): string | undefined {

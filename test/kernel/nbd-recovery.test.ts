@@ -1,0 +1,186 @@
+/**
+ * Goal: a device of the kernel's nbd driver outlives its daemon: no I/O error, nothing lost that
+ * was answered. Method: SIGKILL at odd moments under fio verify, under a mounted file system, and
+ * while other devices come, go and are frozen; each time the next daemon takes the devices over.
+ */
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { Cleanup } from '../support/cleanup.ts';
+import { here } from '../support/guest.ts';
+import { Random } from '../support/random.ts';
+import { QUICK } from '../support/requires.ts';
+import { run, sleep } from '../support/run.ts';
+import { type Attached, Sandbox } from '../support/sandbox.ts';
+
+const KILLS = QUICK ? 4 : Number(process.env.UBD_TEST_KILLS ?? 15);
+const cleanup = new Cleanup();
+const NBD = { device: '/sys/module/nbd', modules: ['nbd', 'ext4'], limitSeconds: 600 };
+
+async function start(t: Test, env: NodeJS.ProcessEnv = {}): Promise<[Sandbox, Attached]> {
+  const sandbox = await Sandbox.start(cleanup, tmpdir(), env);
+  t.teardown(() => sandbox.stop());
+  await run('truncate', ['-s', '256M', sandbox.path('root.img')]);
+  await run('dmesg', ['--clear']);
+  return [sandbox, await attach(sandbox, 'disk')];
+}
+
+function attach(sandbox: Sandbox, name: string): Promise<Attached> {
+  return sandbox.attach({ root: sandbox.path('root.img'), name, transport: 'nbd' });
+}
+
+/** Kills the daemon and starts the next one, again and again, until `work` ends. */
+async function killUnder(
+  t: Test,
+  sandbox: Sandbox,
+  disk: Attached,
+  work: Promise<unknown>,
+): Promise<void> {
+  const random = new Random(process.pid);
+  let ended = false;
+  const end = work.finally(() => {
+    ended = true;
+  });
+  end.catch(() => {});
+  let kills = 0;
+  while (!ended && kills < KILLS) {
+    await Promise.race([sleep(random.between(200, 1800)), end.catch(() => {})]);
+    await sandbox.kill();
+    kills++;
+    if (!existsSync(disk.node)) t.fail(`kill ${kills}: the device is gone`);
+    await sandbox.startDaemon();
+    const [back] = (await sandbox.client.list()).filter(({ name }) => name === 'disk');
+    if (back?.state !== 'attached' || back.node !== disk.node)
+      t.fail(`kill ${kills}: ${JSON.stringify(back)}`);
+  }
+  await end;
+  t.ok(kills > 2, `${kills} kills`);
+}
+
+/** Of this device: others die half made, and whoever looks at those is refused. */
+async function errorsInLog({ node }: Attached): Promise<string[]> {
+  const name = node.slice('/dev/'.length);
+  const lines = (await run('dmesg')).split('\n');
+  return lines.filter(
+    line => /I\/O error|EXT4-fs error|Aborting journal/.test(line) && line.includes(name),
+  );
+}
+
+function fioVerify(sandbox: Sandbox, node: string, rate: string): Promise<string> {
+  return run(
+    'fio',
+    [
+      ...['--name=v', `--filename=${node}`, '--rw=randwrite', '--direct=1', '--size=128m'],
+      ...['--bsrange=512-64k', '--ba=512', '--io_size=96m', '--iodepth=16', '--ioengine=libaio'],
+      ...['--verify=crc32c', '--verify_backlog=64', '--verify_fatal=1', '--verify_state_save=0'],
+      ...[`--rate=${rate}`, `--aux-path=${sandbox.dir}`],
+    ],
+    { timeoutMs: 500_000 },
+  );
+}
+
+if (await here(import.meta.url, NBD)) {
+  t.teardown(() => cleanup.run());
+
+  t.test('SIGKILL under fio: what was answered is there, and no I/O failed', async t => {
+    const [sandbox, disk] = await start(t);
+    await killUnder(t, sandbox, disk, fioVerify(sandbox, disk.node, '8m'));
+    t.same(await errorsInLog(disk), []);
+    await sandbox.detach('disk');
+  });
+
+  t.test('SIGKILL under a mounted file system: files and checks are fine', async t => {
+    const [sandbox, disk] = await start(t);
+    await run('mkfs.ext4', ['-q', '-F', disk.device]);
+    const place = await sandbox.mount(disk.device, 'mnt');
+    const script = `set -e; for i in $(seq 12); do
+      cp -r src "$1/src-$i"; sync -f "$1"; echo 3 > /proc/sys/vm/drop_caches
+      diff -r src "$1/src-$i"; [ $i -lt 4 ] || rm -r "$1/src-$((i - 2))"; done`;
+    const work = run('sh', ['-c', script, 'sh', place], { timeoutMs: 500_000 });
+    await killUnder(t, sandbox, disk, work);
+    t.same(await errorsInLog(disk), []);
+    await sandbox.unmount(place);
+    await run('e2fsck', ['-f', '-n', disk.node]);
+    await sandbox.detach('disk');
+  });
+
+  t.test('SIGKILL while other devices come, go and are frozen', async t => {
+    const [sandbox, disk] = await start(t);
+    const random = new Random(7);
+    let ended = false;
+    const fio = fioVerify(sandbox, disk.node, '4m').finally(() => {
+      ended = true;
+    });
+    fio.catch(() => {});
+    let number = 0;
+    /** Fails whenever the daemon is killed under it: what counts is what it leaves. */
+    const traffic = async (): Promise<void> => {
+      while (!ended) {
+        const name = `other${number++}`;
+        try {
+          const other = await attach(sandbox, name);
+          writeFileSync(other.node, name);
+          if (random.chance(0.4))
+            await sandbox.client.snapshot({ target: name, file: sandbox.path(`${name}.image`) });
+          await sandbox.detach(name);
+        } catch {
+          await sleep(100);
+        }
+      }
+    };
+    const others = [traffic(), traffic()];
+    await killUnder(t, sandbox, disk, fio);
+    await Promise.all(others);
+    t.same(await errorsInLog(disk), []);
+    const left = await sandbox.client.list();
+    for (const { name, state } of left) {
+      if (state === 'failed') t.comment(`${name} failed`);
+      await sandbox.client.detach(name, { force: true });
+    }
+    const nodes = readdirSync('/sys/block').filter(name => existsSync(`/sys/block/${name}/pid`));
+    t.same(
+      nodes.filter(name => name.startsWith('nbd')),
+      [],
+      'no device is left',
+    );
+    const shadows = join(sandbox.path('run'), 'shadows');
+    t.same(existsSync(shadows) ? readdirSync(shadows) : [], [], 'nor a shadow');
+  });
+
+  t.test('with four connections as well, at the kernel’s own pace', async t => {
+    const [sandbox, disk] = await start(t, { UBD_NBD_CONNECTIONS: '4' });
+    const queues = `/sys/block/${disk.node.slice('/dev/'.length)}/mq`;
+    t.equal(readdirSync(queues).length, 4);
+    const work = fioVerify(sandbox, disk.node, '16m');
+    for (let kills = 0; kills < 2; kills++) {
+      await sleep(1500);
+      await sandbox.kill();
+      await sandbox.startDaemon();
+    }
+    await work;
+    t.same(await errorsInLog(disk), []);
+    await sandbox.detach('disk');
+  });
+
+  t.test('a daemon that stops leaves its device to the next one, with I/O under way', async t => {
+    const [sandbox, disk] = await start(t);
+    await run('mkfs.ext4', ['-q', '-F', disk.device]);
+    const place = await sandbox.mount(disk.device, 'mnt');
+    mkdirSync(join(place, 'd'));
+    const script = 'for i in $(seq 300); do echo $i > "$1/d/$i"; sync -f "$1"; done';
+    const work = run('sh', ['-c', script, 'sh', place], { timeoutMs: 300_000 });
+    for (let i = 0; i < 3; i++) {
+      await sleep(500);
+      await sandbox.stopDaemon();
+      await sandbox.startDaemon();
+    }
+    await work;
+    t.equal(readdirSync(join(place, 'd')).length, 300);
+    t.equal(readFileSync(join(place, 'd/300'), 'utf8'), '300\n');
+    t.same(await errorsInLog(disk), []);
+    await sandbox.unmount(place);
+    await run('e2fsck', ['-f', '-n', disk.node]);
+    await sandbox.detach('disk');
+  });
+}
