@@ -57,7 +57,7 @@ const STEP = {
 };
 
 export interface CommitLimits {
-  /** The most extents in one record. At half of them a cycle begins by itself. */
+  /** The most extents in one record; with more, a checkpoint takes its place. */
   recordExtents: number;
   /**
    * A cycle begins by itself after so many written bytes, to bound what one flush has to wait for.
