@@ -45,7 +45,8 @@ function exportsLine({ connections, listeners }: Status['exports']): [string, st
   ];
 }
 
-function cacheOf(cache: Status['cache']): string {
+function cacheOf(cache: Status['cache'] | undefined): string {
+  if (cache === undefined) return 'none: the daemon is of an older version';
   if (cache === null) return 'not known: the data plane is busy';
   if (cache.size === 0) return 'off';
   const { used, size, policy } = cache;
