@@ -178,6 +178,15 @@ export class NbdTransport implements Transport {
     await this.#plane.close(id);
   }
 
+  async handOver(id: number): Promise<null> {
+    await this.leave(id);
+    return null;
+  }
+
+  livesOn(name: string): boolean {
+    return listOwned(this.#owner).some(shown => shown.name === name);
+  }
+
   /** A connection of a device has ended. */
   disconnected({ id, reason }: DisconnectedEvent): void {
     const attached = this.#attached.get(id);
