@@ -7,7 +7,7 @@ import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
 import { indexDirectory } from '../files.ts';
-import { printable } from '../names.ts';
+import { printable, printableJson } from '../names.ts';
 import { print, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { detachedLeaf, isUuid, running } from '../work.ts';
@@ -82,7 +82,7 @@ interface Range {
 
 /** One JSON document, a range on each line, printed as they are found. */
 function printRanges(head: object, ranges: Iterable<Range>): void {
-  const opening = JSON.stringify(head, null, 2).replace(/\n\}$/, ',\n  "ranges": [');
+  const opening = printableJson(JSON.stringify(head, null, 2)).replace(/\n\}$/, ',\n  "ranges": [');
   let changedBytes = 0;
   let first = true;
   let lines = [opening];

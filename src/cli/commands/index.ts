@@ -2,7 +2,7 @@
 import { resolve } from 'node:path';
 import { type Command, EXIT } from '../command.ts';
 import { imageOf, indexDirectory } from '../files.ts';
-import { print, printJson } from '../output.ts';
+import { printJson, printLine } from '../output.ts';
 import { running } from '../work.ts';
 
 export const index: Command = {
@@ -37,7 +37,7 @@ export const index: Command = {
       }),
     );
     if (args.flags.has('json')) printJson(report);
-    else print(report.path);
+    else printLine(report.path);
     return EXIT.OK;
   },
 };
