@@ -51,6 +51,8 @@ export class PrivateDaemon {
     const client = new Client(paths, { start: false });
     try {
       await answers(child, client, paths, subject);
+      // What a daemon before it had, which was killed together with its command.
+      await client.detachAll({ force: true });
       return new PrivateDaemon(client, child);
     } catch (error) {
       await end(child);
