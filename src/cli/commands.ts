@@ -23,6 +23,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   rebase: async () => (await import('./commands/rebase.ts')).rebase,
   check: async () => (await import('./commands/check.ts')).check,
   cache: async () => (await import('./commands/cache.ts')).cache,
+  root: async () => (await import('./commands/root.ts')).root,
   replica: async () => (await import('./commands/replica.ts')).replica,
   serve: async () => (await import('./commands/serve.ts')).serve,
 };
