@@ -6,6 +6,7 @@
 #include "memory.h"
 #include "ring.h"
 #include "sys.h"
+#include "tree.h"
 
 namespace {
 
@@ -20,6 +21,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   ubd::DefineRing(env, exports, environment);
   ubd::DefineCalls(env, exports, environment);
   ubd::DefineSys(env, exports, environment);
+  ubd::DefineTree(env, exports, environment);
   return exports;
 }
 
