@@ -47,7 +47,7 @@ export function volumesOf(source: BlockSource): Volumes {
   const all = skipped.map(({ partition, what }) => `partition ${partition}: ${what}`).join('; ');
   throw noFiles(source, {
     ...content,
-    what: `${content.what} without a file system that can be read` + (all && ` (${all})`),
+    what: `${content.what} without a file system that can be read${all && ` (${all})`}`,
   });
 }
 
