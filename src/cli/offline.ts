@@ -23,3 +23,4 @@ export { receiveLeaf } from '../life/receive.ts';
 export { reconcile } from '../life/reconcile.ts';
 export { repairLeaf } from '../life/repair.ts';
 export { sendLeaf } from '../life/send.ts';
+export { shrinkLeaf } from '../life/shrink.ts';
