@@ -72,7 +72,10 @@ export function rootOf(stack: Stack): OpenedRoot | null {
 export { stackSource };
 
 /** What the leaf, and the frozen ones under it, hold of a volume, in bytes of the volume. */
-export function* changedRanges(stack: Stack, volume: Volume): Generator<ByteRange> {
+export function* changedRanges(
+  stack: Stack,
+  volume: Pick<Volume, 'positionBytes' | 'source'>,
+): Generator<ByteRange> {
   const start = volume.positionBytes;
   const end = start + volume.source.sizeBytes;
   const [from, to] = [Math.floor(start / SECTOR_BYTES), Math.ceil(end / SECTOR_BYTES)];
