@@ -15,11 +15,13 @@ export type {
 export { type BlockDiff, type DiffRange, type DiffSpec, diffBlocks } from './life/diff.ts';
 export { type ExportReport, type ExportSpec, exportLeaf } from './life/export.ts';
 export {
+  changedInLeaf,
   diffFiles,
   type FileChange,
   type FoundFile,
   findInLeaf,
   findInRoot,
+  type IndexedImage,
   type IndexOptions,
   type IndexReport,
   indexLeaf,
@@ -31,4 +33,5 @@ export { type ReconcileReport, type ReconcileSpec, reconcile } from './life/reco
 export { type RepairReport, type RepairSpec, repairLeaf } from './life/repair.ts';
 export { type SendReport, type SendSpec, sendLeaf } from './life/send.ts';
 export { type ShrinkReport, type ShrinkSpec, shrinkLeaf } from './life/shrink.ts';
+export { type WhyReport, why } from './life/why.ts';
 export type { WorkOptions } from './life/work.ts';
