@@ -2,9 +2,11 @@
  * The file systems of one image, mounted for reading: through a block device of this command's own,
  * and at no place in the tree, so that nothing is left of it, whatever ends us.
  *
- * The image is attached read-only. A file system that was not unmounted cannot be mounted so, since
- * its log is to be replayed first: then into a throw-away overlay, over the root a leaf to throw
- * away, of a leaf a copy. The image itself is never written.
+ *     root           attached read-only; where its log is to be replayed first: into a leaf over it
+ *     frozen leaf    attached read-only
+ *     leaf           a copy of it is attached: it is ours for reading only, a device wants it alone
+ *
+ * What is attached for writing is thrown away; the image itself is never written.
  */
 
 import { spawnSync } from 'node:child_process';
@@ -13,6 +15,7 @@ import { existsSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
+import { leafInfo } from '../leaf/info.ts';
 import { type DetachedMount, mountDetached } from './detached-mount.ts';
 import { withPrivateDevice } from './private-device.ts';
 import type { Volume } from './volumes.ts';
@@ -48,11 +51,14 @@ export class ImageMounts {
   }
 
   async #mount(type: string, partition: number | null): Promise<DetachedMount> {
+    const { kind, path } = this.#image;
+    if (kind === 'leaf' && leafInfo(path).frozenSeconds === null)
+      return this.#mountOn(await this.#device(true), type, partition);
     try {
       return await this.#mountOn(await this.#device(false), type, partition);
     } catch (error) {
       const { code } = asUbdError(error);
-      if (code !== 'corrupt') throw error;
+      if (code !== 'corrupt' || kind === 'leaf') throw error;
       return this.#mountOn(await this.#device(true), type, partition);
     }
   }
@@ -125,10 +131,10 @@ function copyOf(leaf: string): string {
   });
   if (status === 0) return copy;
   rmSync(copy, { force: true });
-  throw new UbdError('io', `${copy}: the log of the file system needs a place to be replayed in`, {
+  throw new UbdError('io', `${copy}: the leaf has to be copied to be mounted, and could not be`, {
     place: { file: copy },
     cause: stderr,
-    next: 'make room beside the leaf; or attach, mount and unmount it once',
+    next: 'make room beside the leaf',
   });
 }
 
