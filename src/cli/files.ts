@@ -25,8 +25,8 @@ export interface Image {
 }
 
 /**
- * Calls `use` with the image that is meant by a path of a root or a leaf, or by the name of a device:
- * then it is the device's leaf, at one moment if it is in use.
+ * Calls `use` with the image that is meant by a path of a root or a leaf, or by the name of a
+ * device: then it is the device's leaf, at one moment if it is in use.
  */
 export async function withImage<T>(
   args: Arguments,

@@ -1,5 +1,7 @@
-/** All leaves of a root that this host knows: of its devices, in the state directory, and where it is
- * told to look. */
+/**
+ * All leaves of a root that this host knows: of its devices, in the state directory, and where it
+ * is told to look.
+ */
 import { readdirSync, realpathSync, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';

@@ -92,6 +92,11 @@ function sqlite(): Constructor {
   }
 }
 
+/** A database for something beside the index. */
+export function openDatabase(path: string): Database {
+  return new (sqlite())(path);
+}
+
 /** Opens an index for reading. Throws UbdError 'not-found', 'corrupt' or 'unsupported'. */
 export function openIndex(path: string): Database {
   const Sqlite = sqlite();

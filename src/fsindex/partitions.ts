@@ -143,7 +143,7 @@ function mbr(source: BlockSource): Partition[] | null {
   return found;
 }
 
-/** The chain of tables in an extended partition: each has a partition, and where the next one is. */
+/** The tables in an extended partition: each has a partition, and where the next one is. */
 function logical(
   source: BlockSource,
   start: number,

@@ -1,6 +1,6 @@
 /**
- * The contents of files of a view, however its file system is read: from the blocks by the number of
- * the inode, or below the mount by the path. Links are not followed.
+ * The contents of files of a view, however its file system is read: from the blocks by the number
+ * of the inode, or below the mount by the path. Links are not followed.
  */
 import { closeSync, readSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';

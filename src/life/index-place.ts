@@ -38,7 +38,7 @@ export function rootIndexPlaces(
   return [root + suffix, join(directory, `${fingerprint}-${sizeBytes}${suffix}`)];
 }
 
-/** A still is there for a moment, and is a state of its leaf: its index lies in the leaf's place. */
+/** A still is a state of its leaf, for a moment: its index lies in the leaf's place. */
 export function leafIndexPlace(leaf: string, partition: number | null = null): string {
   return leafOfStill(leaf) + partitionSuffix(partition) + SUFFIX;
 }

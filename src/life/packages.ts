@@ -1,6 +1,6 @@
 /**
- * Which package a file is of, by the package database in an image: dpkg's, as Debian and Ubuntu have
- * it. It is read like any other files of the image.
+ * Which package a file is of, by the package database in an image: dpkg's, as Debian and Ubuntu
+ * have it. It is read like any other files of the image.
  *
  *     /var/lib/dpkg/info/NAME[:ARCH].list   the paths of a package, one a line
  *     /var/lib/dpkg/status                  its version

@@ -9,9 +9,9 @@
  *                             ├─ none of these                  ─▶ other
  *                             └─ in no file system              ─▶ outside
  *
- * Of a file system that is read by a mount the kernel tells where files are (xfs, f2fs), or not even
- * that: then the sizes of the changed files stand for it, and this is said. Images under the leaf
- * are not counted, each can be asked by itself; stills are of the leaf.
+ * Of a file system that is read by a mount the kernel tells where files are (xfs, f2fs), or not
+ * even that: then the sizes of the changed files stand for it, and this is said. Images under the
+ * leaf are not counted, each can be asked by itself; stills are of the leaf.
  */
 import { SECTOR_BYTES } from '../base/units.ts';
 import { fileType } from '../fsindex/diff.ts';

@@ -1,7 +1,7 @@
 /**
- * Goal: `why` tells what each byte of a leaf is, as the file system's own tools tell it. Method: real
- * work through a mount of a copy, its blocks as a leaf; then every block that the leaf has is asked
- * of debugfs: its bitmap and owner; a package database as dpkg writes it.
+ * Goal: `why` tells what each byte of a leaf is, as the file system's own tools tell it. Method:
+ * real work through a mount of a copy, its blocks as a leaf; then every block that the leaf has is
+ * asked of debugfs: its bitmap and owner; a package database as dpkg writes it.
  */
 import { copyFileSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';

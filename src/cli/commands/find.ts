@@ -1,4 +1,4 @@
-/** `ubd find`: files by name: in a root, in a leaf merged with its root, in all leaves of a root. */
+/** `ubd find`: files by name, in a root, a leaf merged with its root, or all leaves of a root. */
 import { formatSize } from '../../base/units.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
 import { type Image, indexDirectory, withImage } from '../files.ts';
