@@ -160,6 +160,9 @@ class DataPlane {
       case 'seal':
         this.#device(call.id).seal(done);
         return;
+      case 'reparent':
+        this.#device(call.id).reparent(call.parent, done);
+        return;
       case 'stand':
         this.#device(call.id).stand(call.frozen, done);
         return;

@@ -14,7 +14,7 @@ import {
 } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { transferList } from '../leaf/open.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Freeze, LeafParent, Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
 import type { DeviceOrder, Lent } from './hand-over.ts';
@@ -139,6 +139,10 @@ export class DataPlane extends EventEmitter<Events> {
 
   seal(id: number): Promise<void> {
     return this.#call({ call: 'seal', id });
+  }
+
+  reparent(id: number, parent: LeafParent): Promise<void> {
+    return this.#call({ call: 'reparent', id, parent });
   }
 
   /** What was lent before goes back, and these things take its place. */

@@ -14,7 +14,7 @@ import { CachedLayer } from '../cache/cached-layer.ts';
 import { type Completer, OP, Request } from '../engine/request.ts';
 import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Freeze, LeafParent, Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
 import { UpstreamLayer } from '../remote/upstream-layer.ts';
 import type { Layer } from '../store/store.ts';
@@ -215,6 +215,12 @@ export class PlaneDevice {
         else this.#session.resized({ done: end });
       },
     });
+  }
+
+  /** The leaf stands on another image, which has the same and more. */
+  reparent(parent: LeafParent, done: Done): void {
+    const op = { done: (result: number) => done(this.#failure('moving', result)) };
+    this.#leaves.reparent(parent, op);
   }
 
   /** How much the leaf may hold. */

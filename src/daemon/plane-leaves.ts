@@ -17,7 +17,7 @@ import { Leaf } from '../leaf/leaf.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import { LeafShadow, type OpenedShadow } from '../leaf/shadow.ts';
 import { type Names, succeed } from '../leaf/succession.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Freeze, LeafParent, Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
 import type { Layer } from '../store/store.ts';
 import type { Io, IoOp } from '../uring/io.ts';
@@ -217,17 +217,27 @@ export class PlaneLeaves {
     );
   }
 
-  /** The chain that now includes the sealed leaf takes the place of both. */
+  /** Remembers in the leaf what it stands on from now on: see `stand`. */
+  reparent(parent: LeafParent, op: IoOp): void {
+    const leaf = this.writable;
+    if (leaf === null || this.#old !== null) op.done(-EBUSY, 0);
+    else leaf.amend({ parent }, op);
+  }
+
+  /**
+   * The chain that now includes the sealed leaf takes the place of both; or, where none was
+   * followed, another chain with the same content that of the one so far.
+   */
   stand(spec: FrozenLayerSpec, done: () => void): void {
     const old = this.#old;
-    assert(old !== null && this.#sealed, 'only a frozen leaf is part of a chain');
+    assert(old === null || this.#sealed, 'only a frozen leaf is part of a chain');
     const chain = new FrozenLayer(this.#io, spec.name, spec.files, spec.owners);
     const change = (): void => {
       this.#below = [chain, ...this.#below.slice(this.#chains)];
       this.#chains = 1;
       this.#old = null;
       this.#union.change(this.#below, this.#top!.leaf, () => {
-        old.close();
+        old?.close();
         done();
       });
     };

@@ -15,7 +15,7 @@ import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Freeze, LeafParent, Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 import type { LeafNames } from './ring-names.ts';
@@ -135,6 +135,8 @@ export type PlaneCall =
   | ({ call: 'succeed'; id: number } & SuccessionSpec)
   /** Freezes the leaf that was followed; again after `no-space`. */
   | { call: 'seal'; id: number }
+  /** What the leaf stands on now, remembered in it; `stand` follows. */
+  | { call: 'reparent'; id: number; parent: LeafParent }
   /** The chain that now includes it; what was lent for the device before is free when answered. */
   | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
   /** How much the leaf may hold: remembered in it, and holds at once. */
@@ -222,6 +224,7 @@ export interface PlaneResults {
   prepare: null;
   succeed: Succeeded;
   seal: null;
+  reparent: null;
   stand: null;
   limit: null;
   grow: null;
