@@ -13,11 +13,13 @@ export interface PrivateDeviceSpec {
   attach: Pick<AttachSpec, 'root' | 'leaf' | 'readOnly' | 'sizeBytes' | 'ephemeral'>;
   /** Removed when the work ends in whatever way: a leaf that is not whole yet. */
   scrap?: readonly string[];
+  /** Called when the device is detached and durable, and `scrap` is still there: to be given a name. */
+  publish?: () => void;
 }
 
 /** Gives `work` the node of the device; detached, all of it durable, when this returns. */
 export async function withPrivateDevice<T>(
-  { dirs = {}, attach, scrap = [] }: PrivateDeviceSpec,
+  { dirs = {}, attach, scrap = [], publish }: PrivateDeviceSpec,
   work: (node: string) => Promise<T>,
 ): Promise<T> {
   const subject = attach.leaf ?? attach.root ?? '';
@@ -26,6 +28,7 @@ export async function withPrivateDevice<T>(
     const { name, node } = await daemon.client.attach({ ...attach, name: 'private' });
     const result = await work(node!);
     await daemon.client.detach(name);
+    publish?.();
     return result;
   } finally {
     await daemon.end();
