@@ -13,7 +13,7 @@ export interface PrivateDeviceSpec {
   attach: Pick<AttachSpec, 'root' | 'leaf' | 'readOnly' | 'sizeBytes' | 'ephemeral'>;
   /** Removed when the work ends in whatever way: a leaf that is not whole yet. */
   scrap?: readonly string[];
-  /** Called when the device is detached and durable, and `scrap` is still there: to be given a name. */
+  /** Called when the device is detached and durable: `scrap` may be given its name now. */
   publish?: () => void;
 }
 

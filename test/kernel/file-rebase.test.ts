@@ -129,7 +129,8 @@ const LEAF = `
   mv usr/lib/lib4 usr/lib/t; mv usr/lib/lib5 usr/lib/lib4; mv usr/lib/t usr/lib/lib5   # swapped
   ln usr/lib/lib6 home/u/hard; ln usr/lib/lib6 home/u/harder
   printf X | dd of=usr/bin/big bs=1 seek=1500000 conv=notrunc status=none
-  truncate -s 40M home/u/sparse; printf Y | dd of=home/u/sparse bs=1 seek=30000000 conv=notrunc status=none
+  truncate -s 40M home/u/sparse
+  printf Y | dd of=home/u/sparse bs=1 seek=30000000 conv=notrunc status=none
   truncate -s 5M usr/lib/lib7
   mknod home/u/null c 1 3; mknod home/u/disk b 259 70000; mkfifo home/u/pipe
   python3 -c "import socket; socket.socket(socket.AF_UNIX).bind('home/u/socket')"
