@@ -6,6 +6,7 @@
  *       leaves/NAME.leaf     leaves of devices that named no file
  *       ephemeral/NAME.leaf  leaves that go away at detach
  *       roots/KEY.json       replicas of remote roots; beside it manifests
+ *       root-names/NAME.json  versions of a root that has a name
  *       cache.json           size and policy of the cache in memory, if they were set
  *       cache/               chunks of remote roots: the disk cache
  *       indexes/             indexes of files whose place is not beside their root
@@ -29,6 +30,7 @@ export interface Paths extends Dirs {
   leaves: string;
   ephemeral: string;
   roots: string;
+  rootNames: string;
   diskCache: string;
   cacheSettings: string;
   indexes: string;
@@ -59,6 +61,7 @@ export function findPaths(given: Partial<Dirs> = {}): Paths {
     leaves: `${stateDir}/leaves`,
     ephemeral: `${stateDir}/ephemeral`,
     roots: `${stateDir}/roots`,
+    rootNames: `${stateDir}/root-names`,
     diskCache: `${stateDir}/cache`,
     cacheSettings: `${stateDir}/cache.json`,
     indexes: `${stateDir}/indexes`,

@@ -10,10 +10,18 @@ import { createLeaf } from '../leaf/create.ts';
 import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
 import { peekSuperblock } from '../leaf/successor.ts';
-import type { Quota as StoredQuota } from '../leaf/superblock.ts';
+import type { LeafParent, Quota as StoredQuota } from '../leaf/superblock.ts';
+import { renewLeaf } from '../life/renew.ts';
 import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
-import type { CheckOptions, Images, NewLeaf, OpenLeafOptions, RootHandle } from './machine.ts';
+import type {
+  CheckOptions,
+  Images,
+  NewLeaf,
+  OpenLeafOptions,
+  RenewedLeaf,
+  RootHandle,
+} from './machine.ts';
 import { FileLeaf, openIdentified, rootOf } from './opened-files.ts';
 import { openContent } from './remote/content.ts';
 import type { RemoteRoots } from './remote/remote-roots.ts';
@@ -34,20 +42,11 @@ export class FileImages implements Images {
   }
 
   async createLeaf({ path, sizeBytes, root, ephemeral }: NewLeaf): Promise<void> {
-    const { identity } = root;
-    createLeaf({
-      path,
-      sizeBytes,
-      ephemeral,
-      parent: {
-        kind: 'root',
-        sizeBytes: identity.sizeBytes,
-        path: root.path,
-        fingerprint: Buffer.from(identity.fingerprint, 'hex'),
-        digest: null,
-        uuid: null,
-      },
-    });
+    createLeaf({ path, sizeBytes, ephemeral, parent: parentOn(root) });
+  }
+
+  async renewLeaf({ path, root, onlyIfEmpty }: RenewedLeaf): Promise<void> {
+    await renewLeaf({ leaf: path, parent: parentOn(root), onlyIfEmpty });
   }
 
   async removeLeaf(path: string): Promise<void> {
@@ -95,6 +94,18 @@ export class FileImages implements Images {
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport> {
     return checkFile(path, options);
   }
+}
+
+/** What a leaf remembers of its root. */
+function parentOn({ identity, path }: RootHandle): LeafParent {
+  return {
+    kind: 'root',
+    sizeBytes: identity.sizeBytes,
+    path,
+    fingerprint: Buffer.from(identity.fingerprint, 'hex'),
+    digest: null,
+    uuid: null,
+  };
 }
 
 /** For a device that is read-only: a frozen leaf serves as well. */

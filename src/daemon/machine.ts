@@ -60,6 +60,14 @@ export interface NewLeaf {
   ephemeral: boolean;
 }
 
+/** A leaf that begins anew, on another root. */
+export interface RenewedLeaf {
+  path: string;
+  root: RootHandle;
+  /** Only if it holds nothing: else `conflict`. */
+  onlyIfEmpty: boolean;
+}
+
 export interface OpenLeafOptions {
   /** The device takes no writes: a frozen leaf serves as well. */
   readOnly?: boolean;
@@ -84,6 +92,8 @@ export interface Images {
   openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle>;
   /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
   createLeaf(leaf: NewLeaf): Promise<void>;
+  /** Puts an empty leaf in a leaf's place; durable, and whole, when it returns. */
+  renewLeaf(leaf: RenewedLeaf): Promise<void>;
   /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
   removeLeaf(path: string): Promise<void>;
   /** Code `busy` if somebody has it. */

@@ -92,6 +92,7 @@ export class Registry {
     try {
       const plan = await makePlan(spec, entry.name, paths, images);
       this.#entries.reserveLeaf(entry, plan);
+      if (plan.note !== undefined) log.info(`${entry.name}: ${plan.note}`);
       changedBytes = await bringUp(this.#shop, entry, plan, transport);
     } catch (error) {
       this.#entries.remove(entry);
