@@ -30,4 +30,5 @@ export { type ReceiveReport, type ReceiveSpec, receiveLeaf } from './life/receiv
 export { type ReconcileReport, type ReconcileSpec, reconcile } from './life/reconcile.ts';
 export { type RepairReport, type RepairSpec, repairLeaf } from './life/repair.ts';
 export { type SendReport, type SendSpec, sendLeaf } from './life/send.ts';
+export { type ShrinkReport, type ShrinkSpec, shrinkLeaf } from './life/shrink.ts';
 export type { WorkOptions } from './life/work.ts';
