@@ -1,4 +1,4 @@
-/** A hundred leaves on the state of a device that is written meanwhile: time, and what they take. */
+/** A hundred leaves on the state of a device that is written meanwhile: time and space. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { statSync } from 'node:fs';
 import { run, until } from '../../support/run.ts';

@@ -106,8 +106,9 @@ export async function offlineWork(under: string, scale: Scale): Promise<Figure[]
       }
       for (const [title, list] of costs) {
         const of = (key: keyof Cost): number => median(list.map(cost => cost[key]));
-        const moved = `${of('readMib').toFixed(0)} MiB read, ${of('writtenMib').toFixed(0)} written`;
-        figures.push({ section, title, value: of('ms'), unit: 'ms', note: moved });
+        const [read, written] = [of('readMib').toFixed(0), of('writtenMib').toFixed(0)];
+        const note = `${read} MiB read, ${written} written`;
+        figures.push({ section, title, value: of('ms'), unit: 'ms', note });
       }
     }
   return figures;

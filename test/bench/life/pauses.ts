@@ -5,8 +5,8 @@
  *     we       snapshot   nothing     flush   …        a window of time for each
  *
  * Of each window counts the longest latency of a request that was under way in it. A snapshot
- * flushes, so what it adds is the difference to windows with a flush alone; windows in which nothing
- * is done say what the machine itself does to a request.
+ * flushes, so what it adds is the difference to windows with a flush alone; windows in which
+ * nothing is done say what the machine itself does to a request.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, fdatasync, openSync, readFileSync } from 'node:fs';
