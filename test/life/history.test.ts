@@ -17,7 +17,7 @@ import { QUICK } from '../support/requires.ts';
 t.setTimeout(0);
 const { UBD_SEED, UBD_SEEDS } = process.env;
 const first = UBD_SEED === undefined ? 1 : Number(UBD_SEED);
-const lives = UBD_SEED === undefined ? Number(UBD_SEEDS ?? (QUICK ? 40 : 200)) : 1;
+const lives = UBD_SEED === undefined ? Number(UBD_SEEDS ?? (QUICK ? 40 : 120)) : 1;
 
 t.test('disks hold what was promised, through everything that is done with them', async t => {
   const failures: string[] = [];
