@@ -5,14 +5,17 @@
  * Method: real trees on ext4, changed through mounts; the result is compared with what each of the
  * mounted sides shows, and e2fsck has the last word.
  */
-import { existsSync, mkdirSync, readdirSync, statSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, mkdirSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import type { FileRebaseReport } from '../../src/life/file-rebase.ts';
 import { fullTree } from '../support/full-tree.ts';
 import { DEVICES, missing } from '../support/requires.ts';
-import { run, tryRun } from '../support/run.ts';
-import { Sandbox } from '../support/sandbox.ts';
+import { run, tryRun, until } from '../support/run.ts';
+import { CLI, Sandbox } from '../support/sandbox.ts';
 
 const TOOLS = ['mkfs.ext4', 'e2fsck', 'setfattr', 'setfacl', 'chattr', 'bash'];
 const skip = await missing(...DEVICES, ...TOOLS);
@@ -242,3 +245,56 @@ t.test('a journal that was not replayed counts', { skip }, async t => {
   t.match(result.get('/etc/late'), /^file/, basename(world.leaf));
   t.equal((await tryRun('ls', [join(world.sandbox.dir, 'state')])).status, 0);
 });
+
+t.test('whatever ends it, nothing is left of it, and the leaf is as it was', { skip }, async t => {
+  const world = await World.make({
+    base: BASE,
+    fresh: FRESH,
+    leaf: 'head -c 30000000 /dev/urandom > home/u/large; mkdir n; (cd n; touch {1..2000})',
+  });
+  const { sandbox } = world;
+  t.teardown(() => sandbox.cleanup.run());
+  const ours = await world.tree(world.leaf);
+  const args = [CLI, 'rebase', world.leaf, '--root', world.fresh];
+  const clean = (): boolean => world.leftovers().length === 0 && !isServed(sandbox.dir);
+  for (const [signal, waitMs] of [
+    ['SIGKILL', 0],
+    ['SIGKILL', 150],
+    ['SIGKILL', 400],
+    ['SIGINT', 100],
+    ['SIGTERM', 300],
+  ] as const) {
+    const child = spawn(process.execPath, args, { env: sandbox.env, stdio: 'ignore' });
+    const ended = once(child, 'exit');
+    await until('it is at work', () => world.leftovers().some(name => name.startsWith('private')));
+    await sleep(waitMs);
+    child.kill(signal);
+    await ended;
+    await until(`nothing is left after ${signal}`, clean);
+    if (existsSync(`${world.leaf}.before-rebase`)) {
+      t.comment(`${signal} after ${waitMs} ms came too late`);
+      await run('mv', [`${world.leaf}.before-rebase`, world.leaf]);
+    }
+    t.same(await world.tree(world.leaf), ours, `${signal} after ${waitMs} ms`);
+  }
+
+  await run('mkfs.ext4', ['-q', '-F', '-b', '4096', world.fresh, '20M']);
+  const { status, stderr } = await sandbox.ubd([...args.slice(1), '--ours', '/'], {
+    allowFailure: true,
+  });
+  t.equal(status, 1);
+  t.match(stderr, /\/home\/u\/large on the new root: cannot write it \(ENOSPC\)/);
+  t.ok(clean(), 'a new root that is too small');
+  t.same(await world.tree(world.leaf), ours);
+});
+
+/** Is a daemon of a command still at work below this directory? It holds its devices until its end. */
+function isServed(directory: string): boolean {
+  return readdirSync('/proc').some(pid => {
+    try {
+      return readFileSync(`/proc/${pid}/cmdline`, 'utf8').includes(`${directory}/state/private`);
+    } catch {
+      return false;
+    }
+  });
+}
