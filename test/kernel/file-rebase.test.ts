@@ -288,7 +288,7 @@ t.test('whatever ends it, nothing is left of it, and the leaf is as it was', { s
   t.same(await world.tree(world.leaf), ours);
 });
 
-/** Is a daemon of a command still at work below this directory? It holds its devices until its end. */
+/** Is a daemon of a command at work below this directory? It has its devices until its end. */
 function isServed(directory: string): boolean {
   return readdirSync('/proc').some(pid => {
     try {
