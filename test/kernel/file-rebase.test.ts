@@ -113,6 +113,7 @@ const FRESH = `
   for i in $(seq 10 20); do head -c 6000 /dev/urandom > usr/lib/lib$i; done
   echo Package: b > var/lib/dpkg/status    # both
   mkdir usr/new; echo n > usr/new/file
+  ln usr/lib/lib30 usr/new/thirty          # leaf changes the one
   rm -r usr/lib/lib40
   echo same > etc/same
 `;
@@ -135,6 +136,8 @@ const LEAF = `
   truncate -s 40M home/u/sparse
   printf Y | dd of=home/u/sparse bs=1 seek=30000000 conv=notrunc status=none
   truncate -s 5M usr/lib/lib7
+  fallocate -p -o 8192 -l 500000 usr/bin/big
+  echo tail >> usr/lib/lib30
   mknod home/u/null c 1 3; mknod home/u/disk b 259 70000; mkfifo home/u/pipe
   python3 -c "import socket; socket.socket(socket.AF_UNIX).bind('home/u/socket')"
   ln -s /etc/passwd home/u/outside; ln -s $(head -c 200 /dev/zero | tr '\\0' l) home/u/long
@@ -162,6 +165,7 @@ t.test('what each side did is there, and all of it', { skip }, async t => {
     [
       ['/etc/four', 'file', null],
       ['/etc/two', 'file', null],
+      ['/usr/lib/lib30', 'file', null],
       ['/var/lib/dpkg/status', 'packages', null],
     ],
     'what both changed is listed, package databases as such',
@@ -191,7 +195,8 @@ t.test('what each side did is there, and all of it', { skip }, async t => {
       facts?.startsWith('directory') || path === '/etc/same'
         ? facts?.replace(/ mtime.*/, '')
         : facts;
-    t.equal(strip(result.get(path)), strip(wanted), path);
+    const apart = ['/usr/lib/lib30', '/usr/new/thirty'].includes(path) ? / = .*/ : /^$/;
+    t.equal(strip(result.get(path))?.replace(apart, ''), strip(wanted)?.replace(apart, ''), path);
   }
   t.ok(
     statSync(world.leaf).blocks * 512 < 3_500_000,
