@@ -152,16 +152,13 @@ class DataPlane {
         this.#device(call.id).flush(done);
         return;
       case 'prepare':
-        this.#device(call.id).prepare(call.freeze, done);
+        this.#device(call.id).prepare(call.changes, done);
         return;
       case 'succeed':
         this.#succeed(call, answer);
         return;
       case 'seal':
         this.#device(call.id).seal(done);
-        return;
-      case 'reparent':
-        this.#device(call.id).reparent(call.parent, done);
         return;
       case 'stand':
         this.#device(call.id).stand(call.frozen, done);

@@ -11,11 +11,12 @@ import type { ErrorRecord } from '../base/errors.ts';
 import type { Counters as CacheCounters } from '../cache/content.ts';
 import type { PolicyName } from '../cache/policy.ts';
 import type { ContentKey } from '../image/identity.ts';
+import type { Amendment } from '../leaf/commit.ts';
 import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
-import type { Freeze, LeafParent, Quota } from '../leaf/superblock.ts';
+import type { Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 import type { LeafNames } from './ring-names.ts';
@@ -127,7 +128,7 @@ export type PlaneCall =
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }
   /** The leaf is about to be frozen: it says so, durably. With null: it is not after all. */
-  | { call: 'prepare'; id: number; freeze: Freeze | null }
+  | { call: 'prepare'; id: number; changes: Amendment }
   /**
    * Another leaf takes the place of the one in use, which becomes what it stands on. An error: the
    * rename failed, and nothing has changed. Its descriptors are the data plane's all the same.
@@ -135,8 +136,6 @@ export type PlaneCall =
   | ({ call: 'succeed'; id: number } & SuccessionSpec)
   /** Freezes the leaf that was followed; again after `no-space`. */
   | { call: 'seal'; id: number }
-  /** What the leaf stands on now, remembered in it; `stand` follows. */
-  | { call: 'reparent'; id: number; parent: LeafParent }
   /** The chain that now includes it; what was lent for the device before is free when answered. */
   | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
   /** How much the leaf may hold: remembered in it, and holds at once. */
@@ -224,7 +223,6 @@ export interface PlaneResults {
   prepare: null;
   succeed: Succeeded;
   seal: null;
-  reparent: null;
   stand: null;
   limit: null;
   grow: null;

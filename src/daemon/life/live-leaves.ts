@@ -19,6 +19,7 @@ import { storedPath } from '../../leaf/lineage.ts';
 import { openLeaf } from '../../leaf/open.ts';
 import { isStillOf } from '../../leaf/still.ts';
 import {
+  aboutToFreeze,
   chooseImagePath,
   dropSuccessor,
   makeSuccessor,
@@ -68,8 +69,8 @@ export class PlaneLiveLeaves implements LiveLeaves {
       undo.add('forget the snapshot', () => hooks.remember(null));
       makeSuccessor(successor, device.leaf.ephemeral);
       undo.add('remove its files', () => dropSuccessor(successor));
-      await this.#plane.prepare(device.id, successor.freeze);
-      undo.add('go on with the leaf', () => this.#plane.prepare(device.id, null));
+      await this.#plane.prepare(device.id, aboutToFreeze(successor));
+      undo.add('go on with the leaf', () => this.#plane.prepare(device.id, { freeze: null }));
       await this.#plane.flush(device.id);
       await hooks.freeze();
       const errno = await this.#moment(device, successor);
@@ -136,7 +137,8 @@ export class PlaneLiveLeaves implements LiveLeaves {
     const path = chooseImagePath(join(directory, basename(leaf.path)));
     linkSync(still, path);
     syncDirectory(directory);
-    await this.#plane.reparent(id, { ...parent, path: storedPath(leaf.path, path) });
+    const kept = { ...parent, path: storedPath(leaf.path, path) };
+    await this.#plane.prepare(id, { parent: kept });
     rmSync(still);
   }
 
@@ -150,7 +152,7 @@ export class PlaneLiveLeaves implements LiveLeaves {
       if (lower === null) return left;
       const parent = await this.#foldOne(leaf.path, superblock, upper, lower);
       if (parent === null) return left;
-      await this.#plane.reparent(id, parent);
+      await this.#plane.prepare(id, { parent });
       this.#chains.forget(upper, under);
       const hold = this.#chains.open(leaf.path, { ...superblock, parent })!;
       await this.#plane.stand(id, frozenLayer(hold.chain), [hold]);
