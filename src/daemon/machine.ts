@@ -152,9 +152,8 @@ export interface Transport {
    */
   leave?(id: number): Promise<void>;
   /**
-   * Lets go of a device for another daemon that is there already; as `leave` otherwise. Returns
-   * what that one must have to go on; null where the kernel keeps it. It stays open in this
-   * process.
+   * Where devices cannot outlive the daemon: lets go of one for another daemon that is there
+   * already. Returns what that one must have to go on, which stays open in this process.
    */
   handOver?(id: number): Promise<Channel | null>;
   /** What another daemon handed over, in descriptors of ours; before `clearStale`. */

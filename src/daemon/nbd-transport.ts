@@ -73,6 +73,10 @@ export class NbdTransport implements Transport {
     this.#onGone = onGone;
   }
 
+  livesOn(name: string): boolean {
+    return listOwned(this.#owner).some(shown => shown.name === name);
+  }
+
   async missing(): Promise<string | null> {
     try {
       await NbdDriver.open();
@@ -176,15 +180,6 @@ export class NbdTransport implements Transport {
     attached.ending = true;
     this.#attached.delete(id);
     await this.#plane.close(id);
-  }
-
-  async handOver(id: number): Promise<null> {
-    await this.leave(id);
-    return null;
-  }
-
-  livesOn(name: string): boolean {
-    return listOwned(this.#owner).some(shown => shown.name === name);
   }
 
   /** A connection of a device has ended. */

@@ -358,12 +358,11 @@ export class Registry {
     const { id, name, node, transport } = entry;
     const { log } = this.#shop;
     if (node === null || transport === null) return null;
-    if (transport.handOver === undefined) {
-      await this.#stopOne(entry);
-      return null;
-    }
     try {
-      const channel = await transport.handOver(id);
+      let channel: Channel | null = null;
+      if (transport.handOver) channel = await transport.handOver(id);
+      else if (transport.leave) await transport.leave(id);
+      else await this.#stopOne(entry);
       log.info(`${name}: ${node} is handed over`);
       return channel;
     } catch (error) {

@@ -228,6 +228,8 @@ async function clear(ublk: Ublk, owner: string): Promise<void> {
     plane: { open: unused, close: unused, flush: unused },
     owner,
     shadows: new ShadowFiles('/nowhere'),
+    queues: 1,
+    data: 'user copy',
     onGone: () => {},
   });
   await transport.clearStale(new Set());

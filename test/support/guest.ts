@@ -23,6 +23,7 @@ export interface GuestNeeds {
   /** Loaded first, where the kernel has modules. */
   modules?: readonly string[];
   memory?: string;
+  cpus?: number;
   limitSeconds?: number;
 }
 
@@ -32,7 +33,7 @@ export interface GuestNeeds {
  * @param url import.meta.url of the test file
  */
 export async function here(url: string, needs: GuestNeeds): Promise<boolean> {
-  const { device, modules = [], memory = '3G', limitSeconds = 300 } = needs;
+  const { device, modules = [], memory = '3G', cpus = 1, limitSeconds = 300 } = needs;
   const named = process.env.UBD_TEST_KERNEL as Kernel | undefined;
   // A kernel under emulation needs its time.
   const patience = (named ?? 'uml') === 'uml' ? 1 : 20;
@@ -50,6 +51,7 @@ export async function here(url: string, needs: GuestNeeds): Promise<boolean> {
     ['env', 'TMPDIR=/run', process.execPath, '--enable-source-maps', fileURLToPath(url)],
     {
       memory,
+      cpus,
       limitSeconds: limitSeconds * patience,
       modules: kernel === 'uml' ? [] : modules,
       env: { ...process.env, [INSIDE]: '1' },
