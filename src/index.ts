@@ -18,6 +18,7 @@ export {
   indexLeaf,
   indexRoot,
 } from './life/files.ts';
+export { type RebaseReport, type RebaseSpec, rebaseLeaf } from './life/rebase.ts';
 export { type ReceiveReport, type ReceiveSpec, receiveLeaf } from './life/receive.ts';
 export { type ReconcileReport, type ReconcileSpec, reconcile } from './life/reconcile.ts';
 export { type RepairReport, type RepairSpec, repairLeaf } from './life/repair.ts';

@@ -20,6 +20,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   send: async () => (await import('./commands/send.ts')).send,
   receive: async () => (await import('./commands/receive.ts')).receive,
   reconcile: async () => (await import('./commands/reconcile.ts')).reconcile,
+  rebase: async () => (await import('./commands/rebase.ts')).rebase,
   check: async () => (await import('./commands/check.ts')).check,
   cache: async () => (await import('./commands/cache.ts')).cache,
   replica: async () => (await import('./commands/replica.ts')).replica,

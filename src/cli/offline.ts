@@ -8,6 +8,7 @@ export { rebaseLeafPath } from '../daemon/life/rebase-path.ts';
 export { makeManifest } from '../daemon/remote/make-manifest.ts';
 export { diffBlocks } from '../life/diff.ts';
 export { exportLeaf } from '../life/export.ts';
+export { rebaseFiles } from '../life/file-rebase.ts';
 export {
   diffFiles,
   findInLeaf,
@@ -15,6 +16,7 @@ export {
   indexLeaf,
   indexRoot,
 } from '../life/files.ts';
+export { rebaseLeaf } from '../life/rebase.ts';
 export { receiveLeaf } from '../life/receive.ts';
 export { reconcile } from '../life/reconcile.ts';
 export { repairLeaf } from '../life/repair.ts';

@@ -229,10 +229,11 @@ if (await here(import.meta.url, NBD)) {
   t.test('detach under I/O: refused, and by force without a failed request', async t => {
     const { sandbox, root } = await start(t, 64);
     const { node } = await attach(sandbox, root, 'disk');
-    // fio closes the device between writing and verifying: the shell is its last user.
+    // fio closes the device between writing and verifying: the shell is its last user. It writes
+    // for longer than a detach waits for those who have a device open for a moment.
     const job =
       `fio --name=v --filename=${node} --rw=randwrite --direct=1 --bs=4k --ioengine=libaio ` +
-      '--iodepth=8 --size=32m --rate=8m --verify=crc32c --verify_fatal=1 --verify_state_save=0';
+      '--iodepth=8 --size=60m --rate=6m --verify=crc32c --verify_fatal=1 --verify_state_save=0';
     const fio = run('sh', ['-c', `exec 3<${node} && ${job} --aux-path=${sandbox.dir}`]);
     await until('fio writes', async () => (await sandbox.client.list())[0]!.changed! > 0);
     await t.rejects(sandbox.detach('disk'), { code: 'busy' });
