@@ -63,8 +63,7 @@ export async function assemble(
         plane.warmCache((root as FileRoot | UpstreamRoot).takeLayer(), offset, length),
     },
     exporter: new PlaneExporter(plane, events.onDisconnected),
-    // ublk is the better one, and young: until its tests are as many, it must be asked for.
-    transports: [loop, ublk, nbd],
+    transports: [ublk, nbd, loop],
     stats: () => plane.stats(),
     stop: async () => {
       await plane.stop();

@@ -27,7 +27,8 @@ import {
   MODE_FEATURES,
 } from '../transport/ublk/wire.ts';
 import { handOver, type Plane } from './hand-over.ts';
-import type { Transport, TransportDevice } from './machine.ts';
+import { KernelModules } from './kernel-modules.ts';
+import { type Transport, type TransportDevice, TransportRefusal } from './machine.ts';
 import type { FileLeaf } from './opened-files.ts';
 import type { ShadowFiles } from './shadows.ts';
 
@@ -106,6 +107,7 @@ export interface UblkTransportOptions {
 export class UblkTransport implements Transport {
   readonly name = 'ublk';
   readonly outlives = true;
+  readonly modules: KernelModules = new KernelModules(['ublk_drv']);
   readonly #plane: Plane;
   readonly #queues: number;
   readonly #data: DataMode;
@@ -138,22 +140,15 @@ export class UblkTransport implements Transport {
 
   async attach(device: TransportDevice): Promise<{ node: string }> {
     const ublk = await this.#open();
-    const { id, name, sizeBytes, leaf } = device;
+    const { id, name, sizeBytes } = device;
     const left = await this.#findLeft(ublk, name);
     const goingOn = left !== undefined;
-    const made = goingOn
-      ? await UblkDevice.adopt(ublk, left)
-      : await UblkDevice.create(ublk, {
-          owner: this.#owner,
-          name,
-          sizeSectors: bytesToSectors(sizeBytes),
-          readOnly: device.readOnly || leaf === null,
-          queues: this.#queues,
-          data: this.#data,
-        });
+    const made = goingOn ? await UblkDevice.adopt(ublk, left) : await this.#create(ublk, device);
     let served = false;
     try {
-      if (sectorsToBytes(made.sizeSectors) !== sizeBytes)
+      // A leaf that has grown just before its daemon died has a device that has not.
+      const hasGrown = sizeBytes > sectorsToBytes(made.sizeSectors);
+      if (sectorsToBytes(made.sizeSectors) !== sizeBytes && !(hasGrown && made.resizes))
         throw new UbdError('busy', `${made.node} of ${name} lives on with another size`, {
           place: { device: made.node },
           next: `take it away first: ubd detach ${name}`,
@@ -170,10 +165,26 @@ export class UblkTransport implements Transport {
       served = true;
       this.#attached.set(id, { device: made, name, ending: false });
       await made.start();
+      if (hasGrown) await made.resize(bytesToSectors(sizeBytes));
       return { node: made.node };
     } catch (error) {
       await this.#takeBack(id, made, { served, goingOn });
       throw error;
+    }
+  }
+
+  async #create(ublk: Ublk, { name, sizeBytes, ...device }: TransportDevice): Promise<UblkDevice> {
+    try {
+      return await UblkDevice.create(ublk, {
+        owner: this.#owner,
+        name,
+        sizeSectors: bytesToSectors(sizeBytes),
+        readOnly: device.readOnly || device.leaf === null,
+        queues: this.#queues,
+        data: this.#data,
+      });
+    } catch (thrown) {
+      throw new TransportRefusal(asUbdError(thrown));
     }
   }
 
@@ -257,6 +268,14 @@ export class UblkTransport implements Transport {
 
   async flush(id: number): Promise<void> {
     await this.#plane.flush(id);
+  }
+
+  checkResize(id: number): void {
+    this.#attached.get(id)?.device.checkResize();
+  }
+
+  async resize(id: number, sizeBytes: number): Promise<void> {
+    await this.#attached.get(id)?.device.resize(bytesToSectors(sizeBytes));
   }
 
   async users(node: string): Promise<string[]> {

@@ -106,6 +106,7 @@ type State = 'made' | 'recovering' | 'live' | 'stopped' | 'gone';
 export class UblkDevice {
   /** N of /dev/ublkbN, chosen by the kernel. */
   readonly id: number;
+  /** When it was made, or taken over. */
   readonly sizeSectors: number;
   readonly readOnly: boolean;
   /** What the kernel gave, not what was asked for. */
@@ -113,7 +114,9 @@ export class UblkDevice {
   readonly depth: number;
   readonly data: DataMode;
   readonly #control: UblkControl;
+  /** Of the kernel's driver. */
   readonly #features: number;
+  readonly #resizes: boolean;
   #state: State;
 
   private constructor(
@@ -130,6 +133,7 @@ export class UblkDevice {
     this.queues = info.queues;
     this.depth = info.depth;
     this.data = dataModeOf(info.features);
+    this.#resizes = hasFeature(info.features, 'UPDATE_SIZE');
     this.#state = state;
   }
 
@@ -273,13 +277,21 @@ export class UblkDevice {
     this.#state = 'gone';
   }
 
-  /** Changes the size of a live device, where the kernel can. */
+  get resizes(): boolean {
+    return this.#resizes;
+  }
+
+  /** Throws where the kernel cannot change the size of a live device. */
+  checkResize(): void {
+    if (this.#resizes) return;
+    throw new UbdError('unsupported', `${this.node}: this kernel cannot resize ublk devices`, {
+      place: { device: this.node },
+      next: 'detach it and attach it with the new size, or use Linux 6.16 or newer',
+    });
+  }
+
   async resize(sizeSectors: number): Promise<void> {
-    if (!hasFeature(this.#features, 'UPDATE_SIZE'))
-      throw new UbdError('unsupported', `${this.node}: this kernel cannot resize ublk devices`, {
-        place: { device: this.node },
-        next: 'detach it and attach it with the new size, or use Linux 6.16 or newer',
-      });
+    this.checkResize();
     await this.#send(CONTROL.UPDATE_SIZE, 'resizing', { value: sizeSectors });
   }
 
