@@ -7,8 +7,8 @@ const OF_DEVICES = /I\/O error|EXT4-fs (error|warning)|XFS .*(error|shutdown)|Ab
 const OF_THE_KERNEL = /BUG:|WARNING:|blocked for more/;
 
 /**
- * Errors on these nodes; and faults of the kernel itself, in a guest that nobody else works on. (The
- * partition scan of a device that a killed daemon had just made fails, and harms nobody.)
+ * Errors on these nodes; and faults of the kernel itself, in a guest that nobody else works on.
+ * (The partition scan of a device that a killed daemon had just made fails, and harms nobody.)
  */
 export async function errorsInLog(nodes: readonly string[]): Promise<string[]> {
   const ours = nodes.map(node => new RegExp(`\\b${basename(node)}\\b`));
