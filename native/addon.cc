@@ -4,6 +4,7 @@
 #include "calls.h"
 #include "environment.h"
 #include "memory.h"
+#include "process.h"
 #include "ring.h"
 #include "sys.h"
 
@@ -19,6 +20,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   ubd::DefineMemory(env, exports, environment);
   ubd::DefineRing(env, exports, environment);
   ubd::DefineCalls(env, exports, environment);
+  ubd::DefineProcess(env, exports, environment);
   ubd::DefineSys(env, exports, environment);
   return exports;
 }

@@ -23,6 +23,7 @@ import { Lock, makeDirectories, ownerOf } from './directories.ts';
 import { Ending, watchProcess } from './ending.ts';
 import { checkServing, Exports, type Serving } from './exports/exports.ts';
 import { Life } from './life/life.ts';
+import { NamedRoots } from './life/named-roots.ts';
 import { Log } from './log.ts';
 import { Registry } from './registry.ts';
 import { ApiServer } from './server.ts';
@@ -155,6 +156,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
       life,
       exports,
       cache: cacheControl,
+      roots: new NamedRoots({ paths, images: machine.images, registry, log }),
       images: machine.images,
       replicas: machine.replicas,
       status,

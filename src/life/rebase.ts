@@ -168,6 +168,7 @@ class Rebase {
     if (Buffer.from(parent.fingerprint).toString('hex') !== fingerprint) return false;
     this.report.way = 'none';
     this.report.proved.push('it stands on a root of this size and fingerprint already');
+    this.report.notProved.push('that every byte is the same: a fingerprint is made of samples');
     return true;
   }
 
