@@ -15,6 +15,12 @@ export type {
 export { type BlockDiff, type DiffRange, type DiffSpec, diffBlocks } from './life/diff.ts';
 export { type ExportReport, type ExportSpec, exportLeaf } from './life/export.ts';
 export {
+  type FileConflict,
+  type FileRebaseReport,
+  type FileRebaseSpec,
+  rebaseFiles,
+} from './life/file-rebase.ts';
+export {
   diffFiles,
   type FileChange,
   type FoundFile,

@@ -302,7 +302,7 @@ export class UnionDevice {
         part.count = run;
         request.pending++;
         const start = request.start + (sector - request.sector) * SECTOR_BYTES;
-        loan?.own(request.memory.address + start, run * SECTOR_BYTES);
+        loan?.own(request.memory, start, run * SECTOR_BYTES);
         layer.read(sector, run, request.memory, start, part);
         return run;
       }
@@ -315,7 +315,7 @@ export class UnionDevice {
       if (!request.loan!.lendZeroes(bytes)) request.result = -ENOBUFS;
     } else {
       request.memory.bytes.fill(0, start, start + bytes);
-      request.loan?.own(request.memory.address + start, bytes);
+      request.loan?.own(request.memory, start, bytes);
     }
     return limit - sector;
   }
