@@ -4,12 +4,8 @@
  * real work on mounted copies of a root (seeded); the blocks that differ stand for the leaf.
  */
 import {
-  appendFileSync,
-  chmodSync,
-  closeSync,
   copyFileSync,
   existsSync,
-  linkSync,
   lstatSync,
   mkdirSync,
   mkdtempSync,
@@ -19,10 +15,8 @@ import {
   readlinkSync,
   renameSync,
   rmSync,
-  symlinkSync,
   truncateSync,
   writeFileSync,
-  writeSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -32,6 +26,7 @@ import { makeLeafIndex, makeRootIndex } from '../../src/fsindex/make.ts';
 import { MergedIndex } from '../../src/fsindex/merged.ts';
 import type { ByteRange } from '../../src/fsindex/ranges.ts';
 import { FileSource } from '../../src/fsindex/source.ts';
+import { step } from '../support/file-history.ts';
 import { Random } from '../support/random.ts';
 import { missing, QUICK } from '../support/requires.ts';
 import { run } from '../support/run.ts';
@@ -46,7 +41,7 @@ const ROUNDS = QUICK ? 4 : Number(process.env.UBD_TEST_SEEDS ?? 12);
 /** Facts of one path that a diff must tell apart. */
 type Walk = Map<string, { type: string; facts: string; bytes: string }>;
 
-function walk(top: string, contents = true): Walk {
+function walk(top: string): Walk {
   const found: Walk = new Map();
   const visit = (path: string): void => {
     const full = join(top, path);
@@ -54,7 +49,7 @@ function walk(top: string, contents = true): Walk {
     const type = stats.isDirectory() ? 'directory' : stats.isSymbolicLink() ? 'link' : 'file';
     const time = type === 'directory' ? '' : stats.mtimeNs;
     const bytes =
-      type === 'file' && contents
+      type === 'file'
         ? readFileSync(full).toString('base64')
         : type === 'link'
           ? readlinkSync(full)
@@ -121,72 +116,6 @@ function changedBlocks(a: string, b: string): ByteRange[] {
     if (old.compare(now, at, at + BLOCK, at, at + BLOCK) !== 0)
       ranges.push({ position: at, length: BLOCK });
   return ranges;
-}
-
-/** One piece of work that people and programs do. */
-function step(top: string, random: Random, serial: number): void {
-  const all = [...walk(top, false).entries()].filter(
-    ([path]) => path !== '/' && !/lost/.test(path),
-  );
-  const files = all.filter(([, { type }]) => type === 'file').map(([path]) => join(top, path));
-  const directories = all.filter(([, { type }]) => type === 'directory').map(([p]) => join(top, p));
-  const somewhere = random.chance(0.2) || directories.length === 0 ? top : random.pick(directories);
-  const fresh = join(somewhere, `new-${serial}`);
-  const file = files.length > 0 ? random.pick(files) : undefined;
-  switch (random.below(14)) {
-    case 0:
-      writeFileSync(fresh, Buffer.alloc(random.below(200_000), serial));
-      break;
-    case 1:
-      mkdirSync(fresh);
-      for (let i = random.below(40); i > 0; i--) writeFileSync(join(fresh, `f${i}`), `${serial}`);
-      break;
-    case 2:
-      if (file) rmSync(file);
-      break;
-    case 3:
-      if (directories.length > 3) rmSync(random.pick(directories), { recursive: true });
-      break;
-    case 4:
-      if (file) renameSync(file, fresh);
-      break;
-    case 5: {
-      const directory = directories.length > 0 ? random.pick(directories) : undefined;
-      if (directory && !somewhere.startsWith(directory)) renameSync(directory, fresh);
-      break;
-    }
-    case 6:
-      if (file) linkSync(file, fresh);
-      break;
-    case 7:
-      symlinkSync(random.chance(0.5) ? 'x' : 'y'.repeat(150), fresh);
-      break;
-    case 8:
-      if (file) appendFileSync(file, `more ${serial}`);
-      break;
-    case 9:
-      if (file) truncateSync(file, random.below(10_000));
-      break;
-    case 10:
-      if (file) chmodSync(file, random.pick([0o600, 0o644, 0o755]));
-      break;
-    case 11: {
-      if (!file) break; // as editors save
-      writeFileSync(`${file}.tmp`, `saved ${serial}`);
-      renameSync(`${file}.tmp`, file);
-      break;
-    }
-    case 12: // enough for a tree of hashes
-      mkdirSync(fresh);
-      for (let i = random.between(100, 600); i > 0; i--)
-        writeFileSync(join(fresh, `${'long '.repeat(10)}${i}`), '');
-      break;
-    default: {
-      const fd = openSync(fresh, 'w');
-      for (let i = 0; i < 5; i++) writeSync(fd, `far ${serial}`, random.below(1 << 20));
-      closeSync(fd);
-    }
-  }
 }
 
 /** All that an index tells, for comparison. */
