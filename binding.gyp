@@ -8,7 +8,8 @@
         "native/memory.cc",
         "native/process.cc",
         "native/ring.cc",
-        "native/sys.cc"
+        "native/sys.cc",
+        "native/tree.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": ["NAPI_VERSION=9", "NAPI_DISABLE_CPP_EXCEPTIONS"],

@@ -7,6 +7,7 @@
 #include "process.h"
 #include "ring.h"
 #include "sys.h"
+#include "tree.h"
 
 namespace {
 
@@ -22,6 +23,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   ubd::DefineCalls(env, exports, environment);
   ubd::DefineProcess(env, exports, environment);
   ubd::DefineSys(env, exports, environment);
+  ubd::DefineTree(env, exports, environment);
   return exports;
 }
 

@@ -42,8 +42,8 @@ import type {
   TemplateSpec,
 } from './exports.ts';
 import { type Call, isNotRunning, SocketCaller } from './http.ts';
-import { type Dirs, findPaths, type Paths } from './paths.ts';
-import { isRootName, type NamedRoot, type RootChange, type RootSpec } from './roots.ts';
+import { type Dirs, findPaths, isRootName, type Paths } from './paths.ts';
+import type { NamedRoot, RootChange, RootSpec } from './roots.ts';
 
 export interface ConnectOptions extends Partial<Dirs> {
   /** Start the daemon when none answers. Default: true. */

@@ -17,6 +17,7 @@
  *       daemon.lock          flock: one daemon per socket
  *       shadows/NAME         what a device that outlives the daemon had written and not flushed
  */
+import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 
@@ -72,3 +73,16 @@ export function findPaths(given: Partial<Dirs> = {}): Paths {
     socket,
   };
 }
+
+/** Where the daemon keeps a name; only the daemon writes it. */
+export function rootNameFile(paths: Pick<Paths, 'rootNames'>, name: string): string {
+  return `${paths.rootNames}/${name}.json`;
+}
+
+/** A text without a slash is first a name, if there is such a name, and then a file. */
+export function isRootName(paths: Pick<Paths, 'rootNames'>, text: string): boolean {
+  return ROOT_NAME.test(text) && existsSync(rootNameFile(paths, text));
+}
+
+/** As names of devices. */
+const ROOT_NAME: RegExp = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;

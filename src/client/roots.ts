@@ -9,9 +9,7 @@
  * A device that names its root so gets the version that counts for it when it is attached. What
  * becomes of a leaf that stands on another version is the name's policy.
  */
-import { existsSync } from 'node:fs';
 import type { RootIdentity } from './api.ts';
-import type { Paths } from './paths.ts';
 
 /**
  *  - pin: a leaf stays on the version that it was made on;
@@ -59,16 +57,3 @@ export interface NamedRoot {
   /** The oldest first. `devices`: those that stand on it now. */
   generations: (RootGeneration & { devices: string[] })[];
 }
-
-/** Where the daemon keeps a name; only the daemon writes it. */
-export function rootNameFile(paths: Pick<Paths, 'rootNames'>, name: string): string {
-  return `${paths.rootNames}/${name}.json`;
-}
-
-/** A text without a slash is first a name, if there is such a name, and then a file. */
-export function isRootName(paths: Pick<Paths, 'rootNames'>, text: string): boolean {
-  return ROOT_NAME.test(text) && existsSync(rootNameFile(paths, text));
-}
-
-/** As names of devices. */
-export const ROOT_NAME: RegExp = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;

@@ -11,7 +11,9 @@ import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
 import { peekSuperblock } from '../leaf/successor.ts';
 import type { LeafParent, Quota as StoredQuota } from '../leaf/superblock.ts';
+import { endFold, foldStills } from '../life/fold.ts';
 import { renewLeaf } from '../life/renew.ts';
+import { diskWorld } from '../life/world.ts';
 import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
 import type {
@@ -55,6 +57,7 @@ export class FileImages implements Images {
 
   async openLeaf(path: string, options: OpenLeafOptions = {}): Promise<FileLeaf> {
     const { quota } = options;
+    endFold(diskWorld, path);
     const opened = options.readOnly
       ? openToRead(path)
       : openLeaf(path, quota === undefined ? {} : { quota: fromQuota(quota) });
@@ -89,6 +92,10 @@ export class FileImages implements Images {
       clean: info.idle?.clean ?? null,
       inUseBy: info.inUseBy,
     };
+  }
+
+  foldLeaf(path: string): Promise<number> {
+    return foldStills(path);
   }
 
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport> {

@@ -94,6 +94,7 @@ export class FakeMachine implements Machine {
       removeLeaf: async path => rmSync(path),
       openLeaf: path => this.#openLeaf(path),
       leafInfo: async path => leafInfo(path),
+      foldLeaf: async () => 0,
       checkLeaf: async path => checkReport(path),
     };
     this.exporter = this.#exporter();

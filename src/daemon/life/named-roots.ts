@@ -3,9 +3,8 @@
 import { UbdError } from '../../base/errors.ts';
 import { isUri } from '../../base/uri.ts';
 import type { RootIdentity } from '../../client/api.ts';
-import type { Paths } from '../../client/paths.ts';
+import { isRootName, type Paths } from '../../client/paths.ts';
 import type { NamedRoot, RootChange, RootSpec } from '../../client/roots.ts';
-import { isRootName } from '../../client/roots.ts';
 import type { Log } from '../log.ts';
 import type { Images } from '../machine.ts';
 import { canonical } from '../plan.ts';

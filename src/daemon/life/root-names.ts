@@ -11,13 +11,12 @@
 import { open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { asUbdError, corrupt, UbdError } from '../../base/errors.ts';
 import type { RootIdentity } from '../../client/api.ts';
-import type { Paths } from '../../client/paths.ts';
+import { type Paths, rootNameFile } from '../../client/paths.ts';
 import {
   ROOT_POLICIES,
   type RootChange,
   type RootGeneration,
   type RootPolicy,
-  rootNameFile,
 } from '../../client/roots.ts';
 import {
   type Check,
