@@ -86,6 +86,17 @@ export interface Device {
   state: DeviceState;
   /** Why the device is failed. */
   error?: ErrorRecord;
+  /**
+   * In the answer to an attach by `auto` that could not have what it prefers; told once in the life
+   * of a daemon for each transport.
+   */
+  passedOver?: PassedOver[];
+}
+
+/** A transport that `auto` prefers to the one that it took. */
+export interface PassedOver {
+  transport: TransportName;
+  reason: string;
 }
 
 export interface AttachResult {
@@ -110,6 +121,8 @@ export interface TransportStatus {
   offered: boolean;
   /** Why it is not offered. */
   reason: string | null;
+  /** Kernel modules that are not there yet, and are loaded with the first device. */
+  loads: string[];
 }
 
 export interface Status {

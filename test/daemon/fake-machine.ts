@@ -106,6 +106,7 @@ export class FakeMachine implements Machine {
         attach: device => this.#attach(device),
         detach: (id, { force }) => this.#detach(id, force),
         flush: async () => {},
+        resize: async () => {},
         users: async node => this.users.get(node) ?? [],
         clearStale: async () => [],
         isForeign: node => this.foreign.has(node),
