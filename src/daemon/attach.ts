@@ -125,6 +125,8 @@ export async function openDisk(
   const root = await shop.images.openRoot(plan.rootPath, comeback?.root.identity);
   undo.add('open the root', () => root.close());
   if (comeback) compareIdentity(comeback.name, plan, root, comeback.root.identity);
+  const unusable = root.boot?.problem;
+  if (unusable) shop.log.warning(`${unusable.message}; it is not used`);
   const leaf = await prepareLeaf(shop, plan, root, undo);
   return { root, leaf, sizeBytes: leaf?.sizeBytes ?? deviceBytes(plan, root) };
 }

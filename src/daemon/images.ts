@@ -11,6 +11,7 @@ import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
 import { peekSuperblock } from '../leaf/successor.ts';
 import type { Quota as StoredQuota } from '../leaf/superblock.ts';
+import type { BootPacks } from './cache/boot-packs.ts';
 import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
 import type { CheckOptions, Images, NewLeaf, OpenLeafOptions, RootHandle } from './machine.ts';
@@ -21,16 +22,32 @@ import type { RemoteRoots } from './remote/remote-roots.ts';
 export class FileImages implements Images {
   readonly #chains: Chains;
   readonly #remote: RemoteRoots | null;
+  readonly #packs: BootPacks | null;
 
-  /** @param remote null: remote roots are opened in this thread, and only to be looked at */
-  constructor(chains: Chains = new Chains(null), remote: RemoteRoots | null = null) {
+  /**
+   * @param remote null: remote roots are opened in this thread, and only to be looked at
+   * @param packs null: nobody asks for boot packs
+   */
+  constructor(
+    chains: Chains = new Chains(null),
+    remote: RemoteRoots | null = null,
+    packs: BootPacks | null = null,
+  ) {
     this.#chains = chains;
     this.#remote = remote;
+    this.#packs = packs;
   }
 
-  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
-    if (!isUri(path)) return openIdentified(path);
-    return this.#remote === null ? openContent(path) : this.#remote.open(path, comeback);
+  async openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
+    if (!isUri(path)) {
+      const root = await openIdentified(path);
+      if (this.#packs !== null) root.boot = await this.#packs.find(root, null);
+      return root;
+    }
+    if (this.#remote === null) return openContent(path);
+    const root = await this.#remote.open(path, comeback);
+    if (this.#packs !== null) root.boot = await this.#packs.find(root, root.packBeside);
+    return root;
   }
 
   async createLeaf({ path, sizeBytes, root, ephemeral }: NewLeaf): Promise<void> {

@@ -19,7 +19,15 @@ import type { IoOp, Memory } from '../uring/io.ts';
 import { allocateMemory } from '../uring/memory.ts';
 import type { Ring } from '../uring/ring.ts';
 import { OPCODE, setAddress, setLength, setOpFlags } from '../uring/sqe.ts';
-import { LENGTH_MAX, MESSAGE_BYTES, MESSAGE_WORDS, REPLY, REPLY_MAGIC, REQUEST } from './wire.ts';
+import {
+  EXACT,
+  LENGTH_MAX,
+  MESSAGE_BYTES,
+  MESSAGE_WORDS,
+  REPLY,
+  REPLY_MAGIC,
+  REQUEST,
+} from './wire.ts';
 
 /** <linux/socket.h>: the kernel goes on until all is there; and no SIGPIPE. */
 const MSG_WAITALL = 0x100;
@@ -38,6 +46,8 @@ class Slot {
   start = 0;
   length = 0;
   position = 0;
+  /** EXACT, or 0. */
+  flags = 0;
   op: IoOp | null = null;
   readonly id: number;
   /** In the list of free ones, or in line. */
@@ -50,6 +60,8 @@ class Slot {
 
 export class UpstreamLayer implements Layer {
   readonly name: string;
+  /** The same root, for those who fetch ahead for themselves: nobody does it for them. */
+  readonly exact: Layer;
   readonly #ring: Ring;
   readonly #fd: number;
   readonly #sizeSectors: number;
@@ -83,6 +95,12 @@ export class UpstreamLayer implements Layer {
 
   constructor(ring: Ring, name: string, fd: number, sizeSectors: number) {
     this.name = name;
+    this.exact = {
+      name,
+      run: (sector, end) => this.run(sector, end),
+      read: (sector, count, memory, start, op) =>
+        this.#ask(sector, count, memory, start, op, EXACT),
+    };
     this.#ring = ring;
     this.#fd = fd;
     this.#sizeSectors = sizeSectors;
@@ -96,6 +114,17 @@ export class UpstreamLayer implements Layer {
   }
 
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
+    this.#ask(sector, count, memory, start, op, 0);
+  }
+
+  #ask(
+    sector: number,
+    count: number,
+    memory: Memory,
+    start: number,
+    op: IoOp,
+    flags: number,
+  ): void {
     assert(count * SECTOR_BYTES <= LENGTH_MAX, 'a read fits into a reply');
     if (this.#broken) {
       op.done(-EIO, 0);
@@ -106,6 +135,7 @@ export class UpstreamLayer implements Layer {
     slot.start = start;
     slot.length = count * SECTOR_BYTES;
     slot.position = sector * SECTOR_BYTES;
+    slot.flags = flags;
     slot.op = op;
     if (this.#lineHead === null && this.#hasRoom()) this.#write(slot);
     else this.#queue(slot);
@@ -135,7 +165,7 @@ export class UpstreamLayer implements Layer {
     const at = (this.#sendAt + this.#sendBytes) % HEADER_AT;
     const word = at / 4;
     words[word + REQUEST.ID] = slot.id;
-    words[word + REQUEST.LENGTH] = slot.length;
+    words[word + REQUEST.LENGTH] = slot.length + slot.flags;
     words[word + REQUEST.POSITION_LOW] = slot.position; // kept modulo 2^32
     words[word + REQUEST.POSITION_HIGH] = slot.position / HALF;
     this.#sendBytes += MESSAGE_BYTES;

@@ -46,6 +46,7 @@ async function serve(teardown: (fn: () => unknown) => void): Promise<Served> {
         registry,
         log,
         file: paths.cacheSettings,
+        roots: paths.roots,
       }),
       images: machine.images,
       replicas: machine.replicas,
