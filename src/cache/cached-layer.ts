@@ -103,7 +103,7 @@ export class CachedLayer implements Layer {
       this.countHit(count * SECTOR_BYTES);
       op.done(count * SECTOR_BYTES, 0);
     } else {
-      cache.takeReading().begin(this, sector, count, memory, start, op);
+      cache.waiting.take().begin(this, sector, count, memory, start, op);
     }
   }
 
@@ -239,7 +239,7 @@ export class CachedLayer implements Layer {
     const stream = this.#streamAt(first, last);
     const ahead = stream >= 0 && aheadBlocksMax > 0 && this.#mayReadAhead ? to : -1;
     if (ahead >= 0) to = Math.min(blocks, to + aheadBlocksMin);
-    this.cache.want(this, from, to, null);
+    this.cache.filling.want(this, from, to, null);
     if (ahead >= 0 && to > ahead) this.#mark(ahead, 1);
     if (stream >= 0) {
       this.#streams[stream] = to;
@@ -274,7 +274,7 @@ export class CachedLayer implements Layer {
     const blocks = Math.ceil(this.content.sizeSectors / BLOCK_SECTORS);
     const from = next * CHUNK_BLOCKS;
     const to = Math.min(blocks, from + window);
-    cache.want(this, from, to, null);
+    cache.filling.want(this, from, to, null);
     this.#mark(from, Math.min(level + 1, LEVEL_MAX));
     const stream = this.#streamAt(from, to);
     if (stream >= 0) this.#streams[stream] = to;

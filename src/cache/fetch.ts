@@ -110,7 +110,7 @@ export class Fetch {
     // Up to the next boundary, so that fills lie as those of requests do.
     const grid = first - (first % CHUNK_BLOCKS) + STEP_BLOCKS;
     const to = Math.min(end, grid);
-    const stopped = this.#layer.cache.want(this.#layer, first, to, this);
+    const stopped = this.#layer.cache.filling.want(this.#layer, first, to, this);
     this.#asked += stopped - first;
     this.result.doneBytes += (stopped - first) * BLOCK_BYTES;
     if (stopped === end) {
