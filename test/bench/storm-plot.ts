@@ -56,7 +56,7 @@ export function plotStorm({ oneByOne, together, withPack }: Storm): string {
     `<text x="${WIDTH - 400}" y="22">the first, with a boot pack</text>`,
   );
   parts.push(
-    `<text x="${LEFT}" y="22">seconds that a node's reads take while it boots</text>`,
+    `<text x="${LEFT}" y="22">seconds that a boot’s reads take</text>`,
     `<rect x="${WIDTH - 236}" y="12" width="12" height="12" class="one"/>`,
     `<text x="${WIDTH - 218}" y="22">one by one</text>`,
     `<rect x="${WIDTH - 126}" y="12" width="12" height="12" class="all"/>`,
