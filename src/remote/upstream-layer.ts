@@ -88,10 +88,17 @@ export class UpstreamLayer implements Layer {
 
   #broken = false;
   #whenClosed: IoOp | null = null;
+  /** It names the descriptor, which must be ours until it is over. */
+  #cancelling = false;
 
   readonly #sent: IoOp = { done: result => this.#onSent(result) };
   readonly #received: IoOp = { done: result => this.#onReceived(result) };
-  readonly #cancelled: IoOp = { done: () => this.#tryClose() };
+  readonly #cancelled: IoOp = {
+    done: () => {
+      this.#cancelling = false;
+      this.#tryClose();
+    },
+  };
 
   constructor(ring: Ring, name: string, fd: number, sizeSectors: number) {
     this.name = name;
@@ -143,13 +150,14 @@ export class UpstreamLayer implements Layer {
   }
 
   /**
-   * Ends receiving. What is under way gets -EIO; then `op` gets 0, the memory is free, and the
-   * descriptor may be closed.
+   * Ends receiving; also from inside of the end of a read. What is under way gets -EIO; then `op`
+   * gets 0, the memory is free, and the descriptor may be closed.
    */
   close(op: IoOp): void {
     assert(this.#whenClosed === null, 'a layer is closed once');
     this.#whenClosed = op;
     this.#mute = true;
+    this.#cancelling = true;
     this.#ring.cancelAll(this.#fd, this.#cancelled);
   }
 
@@ -255,7 +263,13 @@ export class UpstreamLayer implements Layer {
       this.#gotBytes = 0;
       this.#end(reply, reply.length);
     }
-    this.#receive();
+    if (this.#whenClosed === null) {
+      this.#receive();
+      return;
+    }
+    // Whoever was told has closed us: nothing must be started that the cancellation has missed.
+    this.#receiving = false;
+    this.#tryClose();
   }
 
   /** False if it is no reply to anything that is under way. */
@@ -317,7 +331,7 @@ export class UpstreamLayer implements Layer {
 
   #tryClose(): void {
     const op = this.#whenClosed;
-    if (op === null || this.#receiving || this.#sending) return;
+    if (op === null || this.#receiving || this.#sending || this.#cancelling) return;
     this.#break();
     this.#whenClosed = CLOSED;
     if (op === CLOSED) return;

@@ -11,7 +11,9 @@ const TOP = 44;
 const BOTTOM = 48;
 const STYLE = `
 :root { --ground: #ffffff; --ink: #1f2328; --grid: #d8dee4; }
-@media (prefers-color-scheme: dark) { :root { --ground: #0d1117; --ink: #e6edf3; --grid: #30363d; } }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #0d1117; --ink: #e6edf3; --grid: #30363d; }
+}
 .ground { fill: var(--ground); } text { fill: var(--ink); } .grid { stroke: var(--grid); }
 .one { fill: #3b82c4; } .all { fill: #d9822b; } .pack { stroke: #2f9e62; stroke-width: 2; }
 `;

@@ -19,6 +19,7 @@ import type { Registry } from '../registry.ts';
 import { BootPacks } from './boot-packs.ts';
 import { Recordings } from './recordings.ts';
 import { writeSettings } from './settings.ts';
+import { rootPathOf } from './target.ts';
 
 const SUMMARY_MS_MAX = 1000;
 
@@ -94,7 +95,7 @@ export class CacheControl {
 
   async warm(spec: WarmSpec): Promise<WarmReport> {
     const { target } = spec;
-    const root = await this.#images.openRoot(this.#registry.tryFind(target)?.root ?? target);
+    const root = await this.#images.openRoot(rootPathOf(this.#registry, target));
     try {
       const ranges = spec.boot ? packOf(root) : rangesOf(root, spec);
       return { root: root.path, ...(await this.#cache.warm(root, ranges)) };
@@ -110,7 +111,8 @@ export class CacheControl {
     if (entry !== undefined)
       return keys(roots.filter(({ devices }) => devices.includes(entry.name)));
     if (isUri(target)) return keys(roots.filter(({ name }) => name === target));
-    const path = await realpath(target).catch(() => target);
+    const place = rootPathOf(this.#registry, target);
+    const path = await realpath(place).catch(() => place);
     const named = roots.filter(({ name }) => name === target || name === path);
     const root = await this.#images.openRoot(path).catch((error: unknown) => {
       if (named.length > 0) return null; // it is gone, its blocks are not

@@ -11,6 +11,7 @@ import type { RecordReport, RecordSpec } from '../../client/cache.ts';
 import type { Images, MachineCache, RootHandle } from '../machine.ts';
 import type { Registry } from '../registry.ts';
 import type { BootPacks } from './boot-packs.ts';
+import { rootPathOf } from './target.ts';
 
 export interface RecordingsOptions {
   cache: Pick<MachineCache, 'record' | 'recorded'>;
@@ -81,7 +82,7 @@ export class Recordings {
   }
 
   #open(target: string): Promise<RootHandle> {
-    return this.#images.openRoot(this.#registry.tryFind(target)?.root ?? target);
+    return this.#images.openRoot(rootPathOf(this.#registry, target));
   }
 }
 
