@@ -5,6 +5,13 @@ export type * from './client/cache.ts';
 export { Client, type ConnectOptions, connect } from './client/client.ts';
 export type * from './client/exports.ts';
 export type { Dirs, Paths } from './client/paths.ts';
+export type {
+  NamedRoot,
+  RootChange,
+  RootGeneration,
+  RootPolicy,
+  RootSpec,
+} from './client/roots.ts';
 export { type BlockDiff, type DiffRange, type DiffSpec, diffBlocks } from './life/diff.ts';
 export { type ExportReport, type ExportSpec, exportLeaf } from './life/export.ts';
 export {
@@ -18,8 +25,10 @@ export {
   indexLeaf,
   indexRoot,
 } from './life/files.ts';
+export { type RebaseReport, type RebaseSpec, rebaseLeaf } from './life/rebase.ts';
 export { type ReceiveReport, type ReceiveSpec, receiveLeaf } from './life/receive.ts';
 export { type ReconcileReport, type ReconcileSpec, reconcile } from './life/reconcile.ts';
 export { type RepairReport, type RepairSpec, repairLeaf } from './life/repair.ts';
 export { type SendReport, type SendSpec, sendLeaf } from './life/send.ts';
+export { type ShrinkReport, type ShrinkSpec, shrinkLeaf } from './life/shrink.ts';
 export type { WorkOptions } from './life/work.ts';

@@ -20,8 +20,11 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   send: async () => (await import('./commands/send.ts')).send,
   receive: async () => (await import('./commands/receive.ts')).receive,
   reconcile: async () => (await import('./commands/reconcile.ts')).reconcile,
+  rebase: async () => (await import('./commands/rebase.ts')).rebase,
+  shrink: async () => (await import('./commands/shrink.ts')).shrink,
   check: async () => (await import('./commands/check.ts')).check,
   cache: async () => (await import('./commands/cache.ts')).cache,
+  root: async () => (await import('./commands/root.ts')).root,
   replica: async () => (await import('./commands/replica.ts')).replica,
   serve: async () => (await import('./commands/serve.ts')).serve,
 };

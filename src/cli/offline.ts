@@ -6,8 +6,10 @@ export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';
 export { rebaseLeafPath } from '../daemon/life/rebase-path.ts';
 export { makeManifest } from '../daemon/remote/make-manifest.ts';
+export { stillPath } from '../leaf/still.ts';
 export { diffBlocks } from '../life/diff.ts';
 export { exportLeaf } from '../life/export.ts';
+export { rebaseFiles } from '../life/file-rebase.ts';
 export {
   diffFiles,
   findInLeaf,
@@ -15,7 +17,10 @@ export {
   indexLeaf,
   indexRoot,
 } from '../life/files.ts';
+export { foldStills } from '../life/fold.ts';
+export { rebaseLeaf } from '../life/rebase.ts';
 export { receiveLeaf } from '../life/receive.ts';
 export { reconcile } from '../life/reconcile.ts';
 export { repairLeaf } from '../life/repair.ts';
 export { sendLeaf } from '../life/send.ts';
+export { shrinkLeaf } from '../life/shrink.ts';

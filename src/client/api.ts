@@ -19,7 +19,7 @@
  *     POST   /v1/check       CheckSpec         → CheckReport
  *     POST   /v1/takeover                      → for `ubd serve --takeover`, which ends this daemon
  *     …      /v1/cache: see cache.ts
- *     …      /v1/cache: see cache.ts
+ *     …      /v1/roots: see roots.ts
  *     …      /v1/exports, /v1/templates, /v1/listeners: see exports.ts
  *
  * Every other answer is `{"error": ErrorRecord}` with a fitting status. Sizes are bytes; paths are
@@ -45,7 +45,7 @@ export type TransportName = Exclude<TransportChoice, 'auto'>;
 export interface AttachSpec {
   /** Chosen by the daemon when left out. */
   name?: string;
-  /** A path or a URI. May be left out where the leaf exists: it knows its root. */
+  /** A path, a URI, or a name (roots.ts). Left out where the leaf exists: it knows its root. */
   root?: string;
   leaf?: string;
   /** Throw the leaf away at detach. */

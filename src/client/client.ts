@@ -50,7 +50,8 @@ import type {
   TemplateSpec,
 } from './exports.ts';
 import { type Call, isNotRunning, SocketCaller } from './http.ts';
-import { type Dirs, findPaths, type Paths } from './paths.ts';
+import { type Dirs, findPaths, isRootName, type Paths } from './paths.ts';
+import type { NamedRoot, RootChange, RootSpec } from './roots.ts';
 
 export interface ConnectOptions extends Partial<Dirs> {
   /** Start the daemon when none answers. Default: true. */
@@ -81,13 +82,13 @@ export class Client {
 
   /** Attaches one device; when this returns, it is usable. */
   async attach(spec: AttachSpec): Promise<Device> {
-    const body = absolute(spec);
+    const body = this.#absolute(spec);
     return (await this.#call({ method: 'POST', path: DEVICES, body })) as Device;
   }
 
   /** Attaches many at once. Each succeeds or fails alone: the results are in the order asked. */
   async attachAll(specs: readonly AttachSpec[]): Promise<AttachResult[]> {
-    const body = specs.map(absolute);
+    const body = specs.map(spec => this.#absolute(spec));
     return (await this.#call({ method: 'POST', path: DEVICES, body })) as AttachResult[];
   }
 
@@ -156,6 +157,32 @@ export class Client {
     return (await this.#call({ method: 'GET', path: REPLICAS + query })) as RootReplicas[];
   }
 
+  // ---- roots by name
+
+  async roots(): Promise<NamedRoot[]> {
+    return (await this.#call({ method: 'GET', path: ROOTS })) as NamedRoot[];
+  }
+
+  /** Gives a root a name, of which there may be further versions. */
+  async addRoot(spec: RootSpec): Promise<NamedRoot> {
+    const body: RootSpec = { ...spec, root: absoluteRoot(spec.root) };
+    return (await this.#call({ method: 'POST', path: ROOTS, body })) as NamedRoot;
+  }
+
+  /** A new version of it, a trial of one, another policy. */
+  async changeRoot(name: string, change: RootChange): Promise<NamedRoot> {
+    const body: RootChange = { ...change };
+    if (change.root !== undefined) body.root = absoluteRoot(change.root);
+    const path = `${ROOTS}/${encodeURIComponent(name)}`;
+    return (await this.#call({ method: 'PATCH', path, body })) as NamedRoot;
+  }
+
+  /** Forgets the name; roots and leaves stay. */
+  async removeRoot(name: string): Promise<NamedRoot> {
+    const path = `${ROOTS}/${encodeURIComponent(name)}`;
+    return (await this.#call({ method: 'DELETE', path })) as NamedRoot;
+  }
+
   /** Adds a copy of a remote root; devices that stand on it read from it, too, from now on. */
   async addReplica(root: string, uri: string): Promise<Replica> {
     const body: ReplicaSpec = { root, uri };
@@ -171,7 +198,7 @@ export class Client {
 
   /** Offers a disk to NBD clients, by its name. */
   async addExport(spec: ExportSpec): Promise<Export> {
-    const body = absoluteExport(spec);
+    const body = this.#absoluteExport(spec);
     return (await this.#call({ method: 'POST', path: EXPORTS, body })) as Export;
   }
 
@@ -187,7 +214,7 @@ export class Client {
 
   /** Makes a disk for every name that a client asks for. */
   async addTemplate(spec: TemplateSpec): Promise<Template> {
-    const body = absoluteExport(spec);
+    const body = this.#absoluteExport(spec);
     return (await this.#call({ method: 'POST', path: TEMPLATES, body })) as Template;
   }
 
@@ -258,6 +285,26 @@ export class Client {
     return (await this.#call({ method: 'GET', path: `${API_PREFIX}/status` })) as Status;
   }
 
+  /** Names of roots stay, paths are made absolute. */
+  #root(root: string): string {
+    return isRootName(this.paths, root) ? root : absoluteRoot(root);
+  }
+
+  #absolute(spec: AttachSpec): AttachSpec {
+    const out: AttachSpec = { ...spec };
+    if (spec.root !== undefined) out.root = this.#root(spec.root);
+    if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
+    return out;
+  }
+
+  #absoluteExport<T extends { root?: string; leaf?: string; dir?: string }>(spec: T): T {
+    const out: T = { ...spec };
+    if (spec.root !== undefined) out.root = this.#root(spec.root);
+    if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
+    if (spec.dir !== undefined) out.dir = resolve(spec.dir);
+    return out;
+  }
+
   async #call(call: Call): Promise<unknown> {
     try {
       return await this.#caller.call(call);
@@ -273,6 +320,7 @@ export class Client {
 
 const DEVICES = `${API_PREFIX}/devices`;
 const CACHE = `${API_PREFIX}/cache`;
+const ROOTS = `${API_PREFIX}/roots`;
 const REPLICAS = `${API_PREFIX}/replicas`;
 const EXPORTS = `${API_PREFIX}/exports`;
 const TEMPLATES = `${API_PREFIX}/templates`;
@@ -287,17 +335,6 @@ function placeOf(target: string): string {
   return isUri(target) || !target.includes('/') ? target : resolve(target);
 }
 
-function absolute(spec: AttachSpec): AttachSpec {
-  const out: AttachSpec = { ...spec };
-  if (spec.root !== undefined && !isUri(spec.root)) out.root = resolve(spec.root);
-  if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
-  return out;
-}
-
-function absoluteExport<T extends { root?: string; leaf?: string; dir?: string }>(spec: T): T {
-  const out: T = { ...spec };
-  if (spec.root !== undefined) out.root = isUri(spec.root) ? spec.root : resolve(spec.root);
-  if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
-  if (spec.dir !== undefined) out.dir = resolve(spec.dir);
-  return out;
+function absoluteRoot(root: string): string {
+  return isUri(root) ? root : resolve(root);
 }

@@ -6,6 +6,7 @@
  *       leaves/NAME.leaf     leaves of devices that named no file
  *       ephemeral/NAME.leaf  leaves that go away at detach
  *       roots/KEY.json       replicas of remote roots; beside it manifests
+ *       root-names/NAME.json  versions of a root that has a name
  *       cache.json           size and policy of the cache in memory, if they were set
  *       cache/               chunks of remote roots: the disk cache
  *       indexes/             indexes of files whose place is not beside their root
@@ -16,6 +17,7 @@
  *       daemon.lock          flock: one daemon per socket
  *       shadows/NAME         what a device that outlives the daemon had written and not flushed
  */
+import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 
@@ -29,6 +31,7 @@ export interface Paths extends Dirs {
   leaves: string;
   ephemeral: string;
   roots: string;
+  rootNames: string;
   diskCache: string;
   cacheSettings: string;
   indexes: string;
@@ -59,6 +62,7 @@ export function findPaths(given: Partial<Dirs> = {}): Paths {
     leaves: `${stateDir}/leaves`,
     ephemeral: `${stateDir}/ephemeral`,
     roots: `${stateDir}/roots`,
+    rootNames: `${stateDir}/root-names`,
     diskCache: `${stateDir}/cache`,
     cacheSettings: `${stateDir}/cache.json`,
     indexes: `${stateDir}/indexes`,
@@ -69,3 +73,16 @@ export function findPaths(given: Partial<Dirs> = {}): Paths {
     socket,
   };
 }
+
+/** Where the daemon keeps a name; only the daemon writes it. */
+export function rootNameFile(paths: Pick<Paths, 'rootNames'>, name: string): string {
+  return `${paths.rootNames}/${name}.json`;
+}
+
+/** A text without a slash is first a name, if there is such a name, and then a file. */
+export function isRootName(paths: Pick<Paths, 'rootNames'>, text: string): boolean {
+  return ROOT_NAME.test(text) && existsSync(rootNameFile(paths, text));
+}
+
+/** As names of devices. */
+const ROOT_NAME: RegExp = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;

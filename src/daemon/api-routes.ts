@@ -25,6 +25,8 @@ import { checkImage, describe } from './describe.ts';
 import type { Exports } from './exports/exports.ts';
 import { exportRoutes } from './exports/routes.ts';
 import type { Life } from './life/life.ts';
+import type { NamedRoots } from './life/named-roots.ts';
+import { rootRoutes } from './life/root-routes.ts';
 import type { Images, Replicas } from './machine.ts';
 import type { Registry } from './registry.ts';
 import { type ApiAnswer, type ApiHandler, type ApiRequest, HttpError } from './server.ts';
@@ -40,7 +42,7 @@ import {
   isOneOf,
   isPath,
   isPlace,
-  isRoot,
+  isRootOrName,
   isText,
   isWhole,
 } from './validate.ts';
@@ -64,7 +66,7 @@ const isQuota: Check<QuotaSpec> = isObject<QuotaSpec>(
 export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
   {
     name: isName,
-    root: isRoot,
+    root: isRootOrName,
     leaf: isPath,
     ephemeral: isBoolean,
     readOnly: isBoolean,
@@ -106,6 +108,7 @@ export interface RouteOptions {
   life: Life;
   exports: Exports;
   cache: CacheControl;
+  roots: NamedRoots;
   images: Images;
   replicas: Replicas;
   status: () => Promise<Status>;
@@ -120,7 +123,7 @@ export interface RouteOptions {
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
 export function makeRoutes(options: RouteOptions): ApiHandler {
-  const { registry, life, exports, cache, images, replicas, status, ready } = options;
+  const { registry, life, exports, cache, roots, images, replicas, status, ready } = options;
   const { handOver, onHandedOver } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
@@ -198,6 +201,7 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
     fork: { POST: async ({ body }) => ok(await life.fork(isForkSpec(body, 'body'))) },
     ...exportRoutes(exports, force),
     ...cacheRoutes(cache),
+    ...rootRoutes(roots),
     check: {
       POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),
     },

@@ -125,6 +125,7 @@ export async function openDisk(
   const root = await shop.images.openRoot(plan.rootPath, comeback?.root.identity);
   undo.add('open the root', () => root.close());
   if (comeback) compareIdentity(comeback.name, plan, root, comeback.root.identity);
+  if (plan.identity) compareIdentity('this version', plan, root, plan.identity);
   const unusable = root.boot?.problem;
   if (unusable) shop.log.warning(`${unusable.message}; it is not used`);
   const leaf = await prepareLeaf(shop, plan, root, undo);
@@ -169,11 +170,13 @@ async function prepareLeaf(
   undo: Undo,
 ): Promise<LeafHandle | null> {
   if (plan.leaf === null) return null;
-  const { path, isNew, ephemeral } = plan.leaf;
+  const { path, isNew, ephemeral, renew } = plan.leaf;
   if (isNew) {
     await shop.images.createLeaf({ path, sizeBytes: deviceBytes(plan, root), root, ephemeral });
     undo.add('make the leaf', () => shop.images.removeLeaf(path));
   }
+  // Not taken back: it may be done at any attach, and is done once.
+  if (renew) await shop.images.renewLeaf({ path, root, onlyIfEmpty: renew === 'if empty' });
   const leaf = await shop.images.openLeaf(path, {
     readOnly: plan.readOnly,
     ...(plan.quota !== undefined && { quota: plan.quota }),

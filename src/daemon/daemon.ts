@@ -20,8 +20,10 @@ import { assemble } from './assemble.ts';
 import { CacheControl } from './cache/control.ts';
 import { readSettings } from './cache/settings.ts';
 import { Lock, makeDirectories, ownerOf } from './directories.ts';
+import { Ending, watchProcess } from './ending.ts';
 import { checkServing, Exports, type Serving } from './exports/exports.ts';
 import { Life } from './life/life.ts';
+import { NamedRoots } from './life/named-roots.ts';
 import { Log } from './log.ts';
 import { Registry } from './registry.ts';
 import { ApiServer } from './server.ts';
@@ -155,6 +157,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
       life,
       exports,
       cache: cacheControl,
+      roots: new NamedRoots({ paths, images: machine.images, registry, log }),
       images: machine.images,
       replicas: machine.replicas,
       status,
@@ -196,64 +199,6 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   runtimeLock.release();
   stateLock.release();
   return exitStatus;
-}
-
-/** Settles once: the first reason to end counts, and none interrupts a hand-over. */
-class Ending {
-  readonly ended: Promise<number>;
-  readonly #resolve: (exitStatus: number) => void;
-  #isHandOver = false;
-
-  constructor() {
-    let settle: (exitStatus: number) => void = () => {};
-    this.ended = new Promise<number>(resolve => {
-      settle = resolve;
-    });
-    this.#resolve = settle;
-  }
-
-  end(exitStatus: number): void {
-    if (!this.#isHandOver) this.#resolve(exitStatus);
-  }
-
-  get isHandOver(): boolean {
-    return this.#isHandOver;
-  }
-
-  beginHandOver(): void {
-    this.#isHandOver = true;
-  }
-
-  handedOver(): void {
-    this.#resolve(0);
-  }
-}
-
-/**
- * Longer than any orderly end: after it the daemon ends as it is. A crash, which leaves survive.
- */
-const END_MS_MAX = 30_000;
-
-/**
- * Signals end it in order. A bug ends it in order as well, as far as that goes, and within bounds.
- */
-function watchProcess(log: Log, ending: Ending): void {
-  for (const signal of ['SIGTERM', 'SIGINT'] as const)
-    process.on(signal, () => {
-      log.info(`got ${signal}`);
-      ending.end(0);
-    });
-  process.on('SIGHUP', () => {}); // the terminal is gone: nothing to us
-  const bug = (error: unknown): void => {
-    log.error(`a bug: ${error instanceof Error ? (error.stack ?? error.message) : String(error)}`);
-    setTimeout(() => {
-      log.error('the end takes too long: killing myself');
-      process.kill(process.pid, 'SIGKILL');
-    }, END_MS_MAX).unref();
-    ending.end(1);
-  };
-  process.on('uncaughtException', bug);
-  process.on('unhandledRejection', bug);
 }
 
 export function readVersion(): string {

@@ -35,6 +35,7 @@ export function makeDirectories(paths: Paths): void {
     paths.leaves,
     paths.ephemeral,
     paths.roots,
+    paths.rootNames,
   ])
     makePrivate(directory);
 }

@@ -10,11 +10,21 @@ import { createLeaf } from '../leaf/create.ts';
 import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
 import { peekSuperblock } from '../leaf/successor.ts';
-import type { Quota as StoredQuota } from '../leaf/superblock.ts';
+import type { LeafParent, Quota as StoredQuota } from '../leaf/superblock.ts';
+import { endFold, foldStills } from '../life/fold.ts';
+import { renewLeaf } from '../life/renew.ts';
+import { diskWorld } from '../life/world.ts';
 import type { BootPacks } from './cache/boot-packs.ts';
 import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
-import type { CheckOptions, Images, NewLeaf, OpenLeafOptions, RootHandle } from './machine.ts';
+import type {
+  CheckOptions,
+  Images,
+  NewLeaf,
+  OpenLeafOptions,
+  RenewedLeaf,
+  RootHandle,
+} from './machine.ts';
 import { FileLeaf, openIdentified, rootOf } from './opened-files.ts';
 import { openContent } from './remote/content.ts';
 import type { RemoteRoots } from './remote/remote-roots.ts';
@@ -51,20 +61,11 @@ export class FileImages implements Images {
   }
 
   async createLeaf({ path, sizeBytes, root, ephemeral }: NewLeaf): Promise<void> {
-    const { identity } = root;
-    createLeaf({
-      path,
-      sizeBytes,
-      ephemeral,
-      parent: {
-        kind: 'root',
-        sizeBytes: identity.sizeBytes,
-        path: root.path,
-        fingerprint: Buffer.from(identity.fingerprint, 'hex'),
-        digest: null,
-        uuid: null,
-      },
-    });
+    createLeaf({ path, sizeBytes, ephemeral, parent: parentOn(root) });
+  }
+
+  async renewLeaf({ path, root, onlyIfEmpty }: RenewedLeaf): Promise<void> {
+    await renewLeaf({ leaf: path, parent: parentOn(root), onlyIfEmpty });
   }
 
   async removeLeaf(path: string): Promise<void> {
@@ -73,6 +74,7 @@ export class FileImages implements Images {
 
   async openLeaf(path: string, options: OpenLeafOptions = {}): Promise<FileLeaf> {
     const { quota } = options;
+    endFold(diskWorld, path);
     const opened = options.readOnly
       ? openToRead(path)
       : openLeaf(path, quota === undefined ? {} : { quota: fromQuota(quota) });
@@ -109,9 +111,25 @@ export class FileImages implements Images {
     };
   }
 
+  foldLeaf(path: string): Promise<number> {
+    return foldStills(path);
+  }
+
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport> {
     return checkFile(path, options);
   }
+}
+
+/** What a leaf remembers of its root. */
+function parentOn({ identity, path }: RootHandle): LeafParent {
+  return {
+    kind: 'root',
+    sizeBytes: identity.sizeBytes,
+    path,
+    fingerprint: Buffer.from(identity.fingerprint, 'hex'),
+    digest: null,
+    uuid: null,
+  };
 }
 
 /** For a device that is read-only: a frozen leaf serves as well. */

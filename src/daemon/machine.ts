@@ -71,6 +71,14 @@ export interface NewLeaf {
   ephemeral: boolean;
 }
 
+/** A leaf that begins anew, on another root. */
+export interface RenewedLeaf {
+  path: string;
+  root: RootHandle;
+  /** Only if it holds nothing: else `conflict`. */
+  onlyIfEmpty: boolean;
+}
+
 export interface OpenLeafOptions {
   /** The device takes no writes: a frozen leaf serves as well. */
   readOnly?: boolean;
@@ -95,12 +103,16 @@ export interface Images {
   openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle>;
   /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
   createLeaf(leaf: NewLeaf): Promise<void>;
+  /** Puts an empty leaf in a leaf's place; durable, and whole, when it returns. */
+  renewLeaf(leaf: RenewedLeaf): Promise<void>;
   /** Takes back `createLeaf`. A block device stays, with an empty leaf on it. */
   removeLeaf(path: string): Promise<void>;
   /** Code `busy` if somebody has it. */
   openLeaf(path: string, options?: OpenLeafOptions): Promise<LeafHandle>;
   /** Reads what the leaf says of itself; takes no lock. Code `not-a-leaf` if it is none. */
   leafInfo(path: string): Promise<Omit<LeafInfo, 'kind' | 'device'>>;
+  /** Makes a leaf one with the stills that it stands on (leaf/still.ts); says how many it had. */
+  foldLeaf(path: string): Promise<number>;
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport>;
 }
 

@@ -15,18 +15,30 @@ import { basename, dirname, join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import { isUri } from '../base/uri.ts';
-import type { AttachSpec, Quota, QuotaSpec } from '../client/api.ts';
+import type { AttachSpec, Quota, QuotaSpec, RootIdentity } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
+import { follow } from './life/follow.ts';
+import { RootNames } from './life/root-names.ts';
 import type { Images } from './machine.ts';
 
 export interface Plan {
   rootPath: string;
-  leaf: { path: string; ephemeral: boolean; isNew: boolean } | null;
+  /** What is to be found there, where the root was asked for by its name. */
+  identity?: RootIdentity;
+  leaf: {
+    path: string;
+    ephemeral: boolean;
+    isNew: boolean;
+    /** An empty one on the root takes its place first: if it is empty, or always. */
+    renew?: 'if empty' | 'always';
+  } | null;
   readOnly: boolean;
   /** As asked; undefined: the root's, or what the leaf has. */
   sizeBytes: number | undefined;
   /** As asked; left out: as the leaf says. */
   quota?: Quota | null;
+  /** For the log. */
+  note?: string;
 }
 
 /** Contradictions in the request itself; before a name is reserved. */
@@ -63,15 +75,36 @@ export async function makePlan(
   images: Images,
 ): Promise<Plan> {
   const leaf = await chooseLeaf(spec, name, paths, images);
-  const rootPath = await chooseRoot(spec, leaf, images);
-  const plan: Plan = {
-    rootPath,
-    leaf,
-    readOnly: spec.readOnly ?? false,
-    sizeBytes: spec.sizeBytes,
-  };
+  const readOnly = spec.readOnly ?? false;
+  const plan: Plan = { rootPath: '', leaf, readOnly, sizeBytes: spec.sizeBytes };
+  if (spec.root !== undefined && isName(spec.root))
+    await followRoot(plan, spec.root, name, paths, images);
+  else plan.rootPath = await chooseRoot(spec, leaf, images);
   if (spec.quota !== undefined) plan.quota = checkQuota(spec.quota);
   return plan;
+}
+
+/** A root by its name: the version that counts for the device; what becomes of its leaf. */
+export async function followRoot(
+  plan: Plan,
+  root: string,
+  device: string,
+  paths: Paths,
+  images: Images,
+): Promise<void> {
+  const record = await new RootNames(paths).read(root);
+  const { leaf } = plan;
+  const info = leaf === null || leaf.isNew ? null : await images.leafInfo(leaf.path);
+  const { rootPath, identity, renew, note } = follow(record, device, info, plan.readOnly);
+  plan.rootPath = rootPath;
+  plan.identity = identity;
+  if (leaf !== null && renew !== null) leaf.renew = renew;
+  if (note !== null) plan.note = note;
+}
+
+/** Paths and URIs have a slash. */
+export function isName(root: string): boolean {
+  return !root.includes('/');
 }
 
 export function defaultLeaf(paths: Paths, name: string): string {

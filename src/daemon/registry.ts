@@ -5,7 +5,8 @@
  * which name, leaf and number is entries.ts.
  */
 import { type FSWatcher, watch } from 'node:fs';
-import { rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import type {
   AttachResult,
@@ -17,6 +18,7 @@ import type {
   TransportStatus,
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
+import { isStillOf } from '../leaf/still.ts';
 import { bringUp, type Workshop } from './attach.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, type LeafStats, toDevice, toRecord } from './device.ts';
@@ -92,6 +94,7 @@ export class Registry {
     try {
       const plan = await makePlan(spec, entry.name, paths, images);
       this.#entries.reserveLeaf(entry, plan);
+      if (plan.note !== undefined) log.info(`${entry.name}: ${plan.note}`);
       changedBytes = await bringUp(this.#shop, entry, plan, transport);
     } catch (error) {
       this.#entries.remove(entry);
@@ -181,9 +184,21 @@ export class Registry {
   }
 
   async #end(entry: Entry): Promise<void> {
-    if (entry.leaf?.ephemeral) await rm(entry.leaf.path, { force: true });
+    if (entry.leaf?.ephemeral) await removeLeafFiles(entry.leaf.path);
+    else if (entry.leaf !== null && !entry.readOnly) await this.#fold(entry.name, entry.leaf.path);
     this.#machine.live.gone(entry.id);
     this.#entries.remove(entry);
+  }
+
+  /** The device is gone whatever comes of it: what is not folded now stays as it is, and whole. */
+  async #fold(name: string, leaf: string): Promise<void> {
+    const { images, log } = this.#shop;
+    try {
+      const count = await images.foldLeaf(leaf);
+      if (count > 0) log.info(`${name}: ${count} stills are one with ${leaf} again`);
+    } catch (error) {
+      log.info(`${name}: its stills stay for now: ${(error as Error).message}`);
+    }
   }
 
   // ---- looking
@@ -429,4 +444,12 @@ function refuseBusy({ name, work }: Entry): void {
     place: { device: name },
     next: 'try again when that has come to its end',
   });
+}
+
+/** An ephemeral leaf, with its stills. */
+async function removeLeafFiles(leaf: string): Promise<void> {
+  await rm(leaf, { force: true });
+  const directory = dirname(leaf);
+  for (const file of await readdir(directory).catch(() => []))
+    if (isStillOf(leaf, join(directory, file))) await rm(join(directory, file), { force: true });
 }

@@ -9,6 +9,7 @@
 import { readdir, rm } from 'node:fs/promises';
 import { asUbdError } from '../base/errors.ts';
 import type { TransportName } from '../client/api.ts';
+import { isStillOf } from '../leaf/still.ts';
 import { abandonSuccessor } from '../leaf/successor.ts';
 import { bringNodeUp, bringUp, type Workshop } from './attach.ts';
 import { concurrently } from './concurrently.ts';
@@ -125,7 +126,7 @@ async function removeOrphans(
   const named = new Set(records.map(record => record.leaf?.path));
   for (const file of await readdir(paths.ephemeral)) {
     const path = `${paths.ephemeral}/${file}`;
-    if (named.has(path)) continue;
+    if (named.has(path) || [...named].some(leaf => leaf && isStillOf(leaf, path))) continue;
     await rm(path, { force: true });
     log.info(`removed ${path}: an ephemeral leaf of no device`);
   }

@@ -53,6 +53,10 @@ export const isPath: Check<string> = (value, at) =>
 export const isRoot: Check<string> = (value, at) =>
   typeof value === 'string' && isUri(value) ? parseRootUri(value).text : isPath(value, at);
 
+/** A root as it is asked for: a path, a URI, or a name that it was given. */
+export const isRootOrName: Check<string> = (value, at) =>
+  typeof value === 'string' && !value.includes('/') ? isName(value, at) : isRoot(value, at);
+
 /** The URI of a copy of a root. */
 export const isPlace: Check<string> = (value, at) =>
   typeof value === 'string' && isUri(value) ? parseRootUri(value).text : refuse(at, 'a URI', value);

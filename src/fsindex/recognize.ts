@@ -36,14 +36,38 @@ const SIGNS: readonly Sign[] = [
   { what: 'FAT', at: [82], magic: 'FAT32' },
   { what: 'ISO 9660', at: [32_769], magic: 'CD001' },
   { what: 'swap space', at: [4086], magic: 'SWAPSPACE2' },
+  { what: 'ReiserFS', at: [8192, 65_536].map(at => at + 52), magic: 'ReIsEr' },
+  { what: 'JFS', at: [32_768], magic: 'JFS1' },
+  { what: 'HFS+', at: [1024], magic: 'H+' },
+  { what: 'HFS+', at: [1024], magic: 'HX' },
+  { what: 'APFS', at: [32], magic: 'NXSB' },
+  { what: 'UDF', at: [32_769], magic: 'BEA01' },
+  { what: 'GFS2', at: [65_536], magic: '\x01\x16\x19\x70' },
+  { what: 'OCFS2', at: [1024, 2048, 4096, 8192], magic: 'OCFSV2' },
+  { what: 'bcache', at: [4120], magic: '\xc6\x85\x73\xf6\x4e\x1a\x45\xca' },
+  { what: 'ZFS', at: uberblocks(), magic: '\x0c\xb1\xba\x00' },
+  { what: 'a Stratis pool', at: [516, 4612], magic: '!Stra0tis' },
+  { what: 'a VDO volume', at: [0], magic: 'dmvdo001' },
+  { what: 'a Ceph BlueStore', at: [0], magic: 'bluestore block device' },
+  { what: 'an Oracle ASM disk', at: [32], magic: 'ORCLDISK' },
   // The last: many boot sectors end so.
   { what: 'an MBR partition table', at: [510], magic: '\x55\xaa', inside: PARTITIONS },
 ];
 
+/** What lies there, as far as its magic numbers tell; null: nothing that is known here. */
+export function recognize(source: BlockSource): string | null {
+  if (isExt4(source)) return 'ext2, ext3 or ext4';
+  return signOf(source)?.what ?? null;
+}
+
+function signOf(source: BlockSource): Sign | undefined {
+  return SIGNS.find(({ at, magic }) => at.some(position => isAt(source, position, magic)));
+}
+
 /** Throws `unsupported`, and says what there is instead, where there is no ext2, ext3 or ext4. */
 export function requireExt4(source: BlockSource): void {
   if (isExt4(source)) return;
-  const sign = SIGNS.find(({ at, magic }) => at.some(position => isAt(source, position, magic)));
+  const sign = signOf(source);
   const { name } = source;
   const there = sign === undefined ? 'no file system that is known here' : sign.what;
   throw new UbdError('unsupported', `${name} holds ${there}: its files cannot be listed`, {
@@ -53,6 +77,11 @@ export function requireExt4(source: BlockSource): void {
       `${sign?.inside === undefined ? '' : `Else ${sign.inside}. `}` +
       '`ubd diff --blocks` works with every content.',
   });
+}
+
+/** Of the first label of a ZFS pool; of either sector size that is usual. */
+function uberblocks(): number[] {
+  return Array.from({ length: 128 }, (_, i) => 131_072 + 1024 * i);
 }
 
 function isAt(source: BlockSource, position: number, magic: string): boolean {

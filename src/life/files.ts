@@ -9,7 +9,7 @@ import { type FoundFile, findFiles } from '../fsindex/find.ts';
 import { makeLeafIndex, makeRootIndex } from '../fsindex/make.ts';
 import { MergedIndex } from '../fsindex/merged.ts';
 import type { ByteRange } from '../fsindex/ranges.ts';
-import { type BlockSource, checkRange } from '../fsindex/source.ts';
+import { checkRange } from '../fsindex/source.ts';
 import {
   fileStamp,
   indexSays,
@@ -19,6 +19,7 @@ import {
   writablePlace,
 } from './index-place.ts';
 import { NOWHERE, openStack, type Stack } from './stack.ts';
+import { stackSource } from './stack-source.ts';
 import { Work, type WorkOptions } from './work.ts';
 import type { OpenedRoot } from './world.ts';
 
@@ -175,32 +176,6 @@ function ensureLeafIndex(
     about: { leaf, stamp, digests: digests ? 1 : 0 },
   });
   return { report: { path, made: true, inodes }, rootIndex: root.path };
-}
-
-/** A leaf merged with all that it stands on, for a reader of file systems. */
-function stackSource(stack: Stack): BlockSource {
-  const name = stack.leaf.name;
-  const sizeBytes = stack.sizeSectors * SECTOR_BYTES;
-  return {
-    name,
-    sizeBytes,
-    read(buffer, start, length, position) {
-      checkRange(name, sizeBytes, length, position);
-      const first = Math.floor(position / SECTOR_BYTES);
-      const end = Math.ceil((position + length) / SECTOR_BYTES);
-      for (const { sector, count, layer, data } of stack.pieces(first, end)) {
-        // A piece is whole sectors: only as much of it as was asked for.
-        const from = Math.max(position, sector * SECTOR_BYTES);
-        const to = Math.min(position + length, (sector + count) * SECTOR_BYTES);
-        const part = buffer.subarray(start + from - position, start + to - position);
-        if (!data || layer === NOWHERE) part.fill(0);
-        else {
-          const { file, dataOffset } = stack.layers[layer]!;
-          file.read(part, dataOffset + from);
-        }
-      }
-    },
-  };
 }
 
 /** What the leaf, and the frozen ones under it, hold. */

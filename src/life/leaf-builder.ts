@@ -14,6 +14,7 @@ import type { OpenFile } from '../leaf/files.ts';
 import {
   DIRECTORY_MAGIC,
   DIRECTORY_PAGES,
+  geometryFor,
   MAP_MAGIC,
   ownerOf,
   PAGE_BYTES,
@@ -28,6 +29,18 @@ import { encodeSuperblock, type Superblock } from '../leaf/superblock.ts';
 import { Copier } from './copy.ts';
 import type { Temporary } from './temporary.ts';
 import type { Work } from './work.ts';
+
+/** Of what takes a leaf's place: with all that makes it this leaf, and no content yet. */
+export function freshSuperblock(old: Superblock, sizeSectors: number): Superblock {
+  return {
+    ...old,
+    sizeSectors,
+    geometry: geometryFor(sizeSectors, old.geometry.logBytes),
+    logStart: old.logEnd,
+    mappedSectors: 0,
+    clean: true,
+  };
+}
 
 export class LeafBuilder {
   readonly superblock: Superblock;
@@ -103,9 +116,9 @@ export class LeafBuilder {
     file.sync(); // in whatever order: nobody sees it before it has a name
   }
 
-  /** Gives the finished leaf its name, which must be free: durable when it returns. */
-  publish(place: string): void {
-    this.#temporary.publish(place);
+  /** Gives the finished leaf its name, which must be free unless `replace`: durable then. */
+  publish(place: string, options: { replace?: boolean } = {}): void {
+    this.#temporary.publish(place, options);
   }
 
   /** Somebody else has given the finished leaf its name. */

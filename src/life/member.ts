@@ -6,11 +6,10 @@
  */
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
-import { geometryFor } from '../leaf/format.ts';
 import { readLog } from '../leaf/load.ts';
 import { PendingExtents } from '../leaf/pending.ts';
-import { type LeafParent, readSuperblockCopies, type Superblock } from '../leaf/superblock.ts';
-import { LeafBuilder } from './leaf-builder.ts';
+import { type LeafParent, readSuperblockCopies } from '../leaf/superblock.ts';
+import { freshSuperblock, LeafBuilder } from './leaf-builder.ts';
 import { type LogExtents, PagedMap } from './paged-map.ts';
 import { type LeafLayer, openLeaves, Stack } from './stack.ts';
 import { Temporary } from './temporary.ts';
@@ -83,13 +82,7 @@ export class Member {
   /** Begins to make what takes its place, at `path`. */
   build(work: Work, path: string): void {
     const { superblock, file } = this.layers[0]!;
-    const fresh: Superblock = {
-      ...superblock,
-      geometry: geometryFor(superblock.sizeSectors, superblock.geometry.logBytes),
-      logStart: superblock.logEnd,
-      mappedSectors: 0,
-      clean: true,
-    };
+    const fresh = freshSuperblock(superblock, superblock.sizeSectors);
     this.builder = LeafBuilder.make(work, Temporary.at(work.world, path), fresh);
     this.builder.file.takeAccessOf(file);
   }

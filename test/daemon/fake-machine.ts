@@ -19,6 +19,7 @@ import type {
   Machine,
   MachineCache,
   NewLeaf,
+  RenewedLeaf,
   Replicas,
   RootHandle,
   Transport,
@@ -91,9 +92,11 @@ export class FakeMachine implements Machine {
     this.images = {
       openRoot: path => this.#openRoot(path),
       createLeaf: leaf => this.#createLeaf(leaf),
+      renewLeaf: leaf => this.#renewLeaf(leaf),
       removeLeaf: async path => rmSync(path),
       openLeaf: path => this.#openLeaf(path),
       leafInfo: async path => leafInfo(path),
+      foldLeaf: async () => 0,
       checkLeaf: async path => checkReport(path),
     };
     this.exporter = this.#exporter();
@@ -188,6 +191,12 @@ export class FakeMachine implements Machine {
   async #step(step: Step): Promise<void> {
     await this.onStep(step);
     if (this.failAt === step) throw new UbdError('io', `${step} was told to fail`);
+  }
+
+  async #renewLeaf({ path, root }: RenewedLeaf): Promise<void> {
+    const { sizeBytes } = readLeaf(path);
+    const renewed: LeafFile = { sizeBytes, root: { path: root.path, identity: root.identity } };
+    writeFileSync(path, `LEAF${JSON.stringify(renewed)}`);
   }
 
   async #openRoot(path: string): Promise<RootHandle> {

@@ -12,6 +12,7 @@ import { makeRoutes } from '../../src/daemon/api-routes.ts';
 import { CacheControl } from '../../src/daemon/cache/control.ts';
 import { Exports } from '../../src/daemon/exports/exports.ts';
 import { Life } from '../../src/daemon/life/life.ts';
+import { NamedRoots } from '../../src/daemon/life/named-roots.ts';
 import { Log } from '../../src/daemon/log.ts';
 import { ApiServer } from '../../src/daemon/server.ts';
 import { type Bench, bench } from './fake-machine.ts';
@@ -48,6 +49,7 @@ async function serve(teardown: (fn: () => unknown) => void): Promise<Served> {
         file: paths.cacheSettings,
         roots: paths.roots,
       }),
+      roots: new NamedRoots({ paths, images: machine.images, registry, log }),
       images: machine.images,
       replicas: machine.replicas,
       status: async () => ({ pid: process.pid }) as Status,
@@ -133,7 +135,7 @@ t.test('every wrong field is refused by its name, and nothing is attached', asyn
     [{ root, colour: 'red' }, /no field "colour"/],
     [{ root, constructor: 1 }, /no field "constructor"/],
     [JSON.parse('{"__proto__":{"root":"/x"}}'), /no field "__proto__"/],
-    [{ root: 'relative.img' }, /body\.root: an absolute path/],
+    [{ root: 'a/relative.img' }, /body\.root: an absolute path/],
     [{ root: `${root}\0.img` }, /body\.root/],
     [{ root: `/${'x'.repeat(5000)}` }, /body\.root/],
     [{ root: 7 }, /body\.root/],

@@ -10,14 +10,15 @@ import { indexDirectory } from '../files.ts';
 import { printable } from '../names.ts';
 import { print, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
-import { detachedLeaf, isUuid, running } from '../work.ts';
+import { withStill } from '../still.ts';
+import { isUuid, running } from '../work.ts';
 
 /** Lines gathered before they are printed: there may be millions. */
 const BATCH = 1000;
 
 export const diff: Command = {
   name: 'diff',
-  about: 'tell what was changed in a detached device: files, or ranges of bytes',
+  about: 'tell what was changed in a device: files, or ranges of bytes',
   positionals: [
     { name: 'LEAF|NAME', count: 'one', about: 'a leaf, or the name of the device that it is of' },
   ],
@@ -36,20 +37,21 @@ export const diff: Command = {
   ],
   needsRoot: false,
   async run(args) {
-    const leaf = detachedLeaf(args, args.positionals[0]!);
     const since = args.texts.get('since');
     if (!args.flags.has('blocks')) {
       if (since !== undefined)
         throw new UbdError('usage', '--since goes with --blocks', { next: helpHint(diff) });
-      return diffTheFiles(args, leaf);
+      return withStill(args, args.positionals[0]!, leaf => diffTheFiles(args, leaf));
     }
     const { diffBlocks } = await import('../offline.ts');
-    await diffBlocks(
-      { leaf, ...(since !== undefined && { since: isUuid(since) ? since : resolve(since) }) },
-      ({ ranges, sizeBytes, since: base }) =>
-        args.flags.has('json')
-          ? printRanges({ leaf, size: sizeBytes, since: base }, ranges)
-          : printTable(ranges),
+    await withStill(args, args.positionals[0]!, leaf =>
+      diffBlocks(
+        { leaf, ...(since !== undefined && { since: isUuid(since) ? since : resolve(since) }) },
+        ({ ranges, sizeBytes, since: base }) =>
+          args.flags.has('json')
+            ? printRanges({ leaf, size: sizeBytes, since: base }, ranges)
+            : printTable(ranges),
+      ),
     );
     return EXIT.OK;
   },

@@ -4,11 +4,12 @@ import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Command, EXIT } from '../command.ts';
 import { print, printJson } from '../output.ts';
-import { detachedLeaf, running, standardOutput } from '../work.ts';
+import { withStill } from '../still.ts';
+import { running, standardOutput } from '../work.ts';
 
 export const exportCommand: Command = {
   name: 'export',
-  about: 'write the content of a detached device as a plain disk image',
+  about: 'write the content of a device, also of one in use, as a plain disk image',
   positionals: [
     { name: 'LEAF|NAME', count: 'one', about: 'a leaf, or the name of the device that it is of' },
     { name: 'TARGET', count: 'one', about: 'a new file, a block device, or - for standard output' },
@@ -40,21 +41,22 @@ export const exportCommand: Command = {
       });
     if (toStdout && json)
       throw new UbdError('usage', '--json and an image cannot share one stream');
-    const leaf = detachedLeaf(args, subject);
     const { exportLeaf } = await import('../offline.ts');
     const format = args.texts.get('format') as 'raw' | 'qcow2' | undefined;
     const root = args.texts.get('root');
-    const report = await running(options =>
-      exportLeaf(
-        {
-          leaf,
-          target: toStdout ? standardOutput() : resolve(target),
-          force: args.flags.has('force'),
-          digest: args.flags.has('sha256'),
-          ...(format && { format }),
-          ...(root !== undefined && { root: resolve(root) }),
-        },
-        options,
+    const report = await withStill(args, subject, leaf =>
+      running(options =>
+        exportLeaf(
+          {
+            leaf,
+            target: toStdout ? standardOutput() : resolve(target),
+            force: args.flags.has('force'),
+            digest: args.flags.has('sha256'),
+            ...(format && { format }),
+            ...(root !== undefined && { root: resolve(root) }),
+          },
+          options,
+        ),
       ),
     );
     if (json) printJson(report);

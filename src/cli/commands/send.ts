@@ -4,11 +4,12 @@ import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Command, EXIT } from '../command.ts';
 import { print, printJson } from '../output.ts';
-import { detachedLeaf, isUuid, running, standardOutput } from '../work.ts';
+import { withStill } from '../still.ts';
+import { isUuid, running, standardOutput } from '../work.ts';
 
 export const send: Command = {
   name: 'send',
-  about: 'write the changes of a detached device as a stream',
+  about: 'write the changes of a device, also of one in use, as a stream',
   positionals: [
     { name: 'LEAF|NAME', count: 'one', about: 'a leaf, or the name of the device that it is of' },
   ],
@@ -37,16 +38,17 @@ export const send: Command = {
       throw new UbdError('usage', '--json and the stream cannot share standard output', {
         next: 'name a file with --output',
       });
-    const leaf = detachedLeaf(args, args.positionals[0]!);
     const { sendLeaf } = await import('../offline.ts');
-    const report = await running(options =>
-      sendLeaf(
-        {
-          leaf,
-          target: output === undefined ? standardOutput() : resolve(output),
-          ...(since !== undefined && { since: isUuid(since) ? since : resolve(since) }),
-        },
-        options,
+    const report = await withStill(args, args.positionals[0]!, leaf =>
+      running(options =>
+        sendLeaf(
+          {
+            leaf,
+            target: output === undefined ? standardOutput() : resolve(output),
+            ...(since !== undefined && { since: isUuid(since) ? since : resolve(since) }),
+          },
+          options,
+        ),
       ),
     );
     if (json) printJson(report);

@@ -13,7 +13,7 @@ import type { AttachSpec } from '../../client/api.ts';
 import type { ExportSpec, TemplateSpec } from '../../client/exports.ts';
 import type { Paths } from '../../client/paths.ts';
 import type { Images } from '../machine.ts';
-import { checkQuota, makePlan, type Plan } from '../plan.ts';
+import { checkQuota, followRoot, isName, makePlan, type Plan } from '../plan.ts';
 
 const LEAF_SUFFIX = '.leaf';
 
@@ -31,7 +31,7 @@ export class Plans {
 
   async ofExport(spec: ExportSpec): Promise<Plan> {
     const { name, root, leaf, readOnly } = spec;
-    if (spec.ephemeral) return withLimits(this.#ephemeral(name, root ?? ''), spec);
+    if (spec.ephemeral) return withLimits(await this.#ephemeral(name, root ?? ''), spec);
     const asked: AttachSpec = { name, readOnly: readOnly ?? false };
     if (root !== undefined) asked.root = root;
     if (leaf !== undefined) asked.leaf = leaf;
@@ -40,21 +40,23 @@ export class Plans {
 
   async ofTemplate(spec: TemplateSpec, name: string): Promise<Plan> {
     const { root, dir } = spec;
-    if (dir === undefined) return withLimits(this.#ephemeral(name, root), spec);
+    if (dir === undefined) return withLimits(await this.#ephemeral(name, root), spec);
     const leaf = join(dir, `${name}${LEAF_SUFFIX}`);
     const asked: AttachSpec = { name, root, leaf };
     return withLimits(await makePlan(asked, name, this.#paths, this.#images), spec);
   }
 
-  #ephemeral(name: string, rootPath: string): Plan {
+  async #ephemeral(name: string, root: string): Promise<Plan> {
     // A name that no device's leaf has: devices' names have no plus sign.
     const path = `${this.#paths.ephemeral}/${name}+export${LEAF_SUFFIX}`;
-    return {
-      rootPath,
+    const plan: Plan = {
+      rootPath: root,
       leaf: { path, ephemeral: true, isNew: true },
       readOnly: false,
       sizeBytes: undefined,
     };
+    if (isName(root)) await followRoot(plan, root, name, this.#paths, this.#images);
+    return plan;
   }
 }
 

@@ -10,7 +10,7 @@ import {
   isName,
   isObject,
   isPath,
-  isRoot,
+  isRootOrName,
   isText,
   isWhole,
 } from '../validate.ts';
@@ -45,7 +45,7 @@ const isAllow: Check<string[]> = isArrayOf(isShortText, ALLOW_MAX);
 export const isExportSpec: Check<ExportSpec> = isObject<ExportSpec>(
   {
     name: isName,
-    root: isRoot,
+    root: isRootOrName,
     leaf: isPath,
     ephemeral: isBoolean,
     readOnly: isBoolean,
@@ -60,7 +60,7 @@ export const isExportSpec: Check<ExportSpec> = isObject<ExportSpec>(
 export const isTemplateSpec: Check<TemplateSpec> = isObject<TemplateSpec>(
   {
     prefix: isPrefix,
-    root: isRoot,
+    root: isRootOrName,
     dir: isPath,
     ephemeral: isBoolean,
     sizeBytes: isDeviceBytes,

@@ -12,6 +12,7 @@ import { createLeaves, type NewLeaf } from '../../leaf/create-many.ts';
 import { finishFreeze } from '../../leaf/freeze.ts';
 import { leafInfo } from '../../leaf/info.ts';
 import { parentOf, storedPath } from '../../leaf/lineage.ts';
+import { isStill as isStillImage } from '../../leaf/still.ts';
 import { chooseImagePath, freezeInPlace, peekSuperblock } from '../../leaf/successor.ts';
 import type { LeafParent, Superblock } from '../../leaf/superblock.ts';
 import { mounts } from '../../transport/fuse/loop-users.ts';
@@ -42,8 +43,9 @@ export async function forkDevice(
   const { freeze = true } = spec;
   // What is mounted may have more to write than has come to the leaf.
   const isStill = !freeze || mounts(node.slice('/dev/'.length)).length === 0;
-  if (changedBytes === 0 && isStill && spec.image === undefined)
-    return make(spec, groundUnder(leaf.path, peekSuperblock(leaf.path)));
+  const superblock = peekSuperblock(leaf.path);
+  if (changedBytes === 0 && isStill && spec.image === undefined && !isPassing(superblock))
+    return make(spec, groundUnder(leaf.path, superblock));
   const image = spec.image ?? chooseImagePath(leaf.path);
   const taken = await takeSnapshot(shop, live, entry, { file: image, freeze });
   const ground = groundOn(taken.image, peekSuperblock(taken.image));
@@ -55,14 +57,19 @@ export async function forkFile(path: string, spec: ForkSpec): Promise<Fork> {
   await refuseTaken(spec.leaves);
   const superblock = peekSuperblock(path);
   const { freeze } = superblock;
+  if (isStillImage(path))
+    throw new UbdError('busy', `${path} is a still: it goes when its reader has done`, {
+      place: { file: path },
+      next: 'fork the device or the leaf itself',
+    });
   if (freeze !== null) {
     if (!freeze.done) finishFreeze(path, undefined);
     openFrozen(path).close(); // what it stands on is there
     return make(spec, groundOn(path, peekSuperblock(path)));
   }
   const { inUseBy, idle } = leafInfo(path);
-  if (inUseBy === null && idle?.changedBytes === 0 && spec.image === undefined)
-    return make(spec, groundUnder(path, superblock));
+  const isEmpty = inUseBy === null && idle?.changedBytes === 0 && !isPassing(superblock);
+  if (isEmpty && spec.image === undefined) return make(spec, groundUnder(path, superblock));
   const image = spec.image === undefined ? chooseImagePath(path) : await canonical(spec.image);
   freezeInPlace(path, image);
   return make(spec, { ...groundOn(image, peekSuperblock(image)), frozen: true });
@@ -71,6 +78,11 @@ export async function forkFile(path: string, spec: ForkSpec): Promise<Fork> {
 function groundOn(image: string, superblock: Superblock): Ground {
   const parent = parentOf(superblock, superblock.freeze!, image);
   return { parent, sizeBytes: parent.sizeBytes, frozen: false, mounts: [] };
+}
+
+/** It stands on a still, which will be gone: nobody else may stand on that. */
+function isPassing({ parent }: Superblock): boolean {
+  return parent.kind === 'leaf' && isStillImage(parent.path);
 }
 
 /** What an empty leaf stands on. */

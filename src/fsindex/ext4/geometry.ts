@@ -78,6 +78,9 @@ const SUPERBLOCK = layout('ext4 superblock', {
   flags: u32,
 });
 
+/** EXT4_VALID_FS, EXT4_ERROR_FS (fs/ext4/ext4.h). */
+const STATE = { VALID: 1, ERRORS: 2 } as const;
+
 export interface Ext4Geometry {
   readonly source: BlockSource;
   readonly blockBytes: number;
@@ -101,6 +104,8 @@ export interface Ext4Geometry {
   /** BLOCKS of an inode may count blocks instead of sectors. */
   readonly hugeFiles: boolean;
   readonly clusterBlocks: number;
+  /** The kernel, or e2fsck, has found it damaged; or it was not unmounted, and has no journal. */
+  readonly doubtful: boolean;
   /** The journal holds newer blocks: it was not unmounted. */
   readonly needsRecovery: boolean;
   /** Inode of the journal; 0 without one. */
@@ -214,6 +219,7 @@ export function readGeometry(source: BlockSource): Ext4Geometry {
     largeDirectories: has(INCOMPATIBLE.LARGE_DIRECTORIES),
     hugeFiles: (raw.readOnlyCompatible & READ_ONLY_COMPATIBLE.HUGE_FILES) !== 0,
     clusterBlocks,
+    doubtful: (raw.state & (STATE.VALID | STATE.ERRORS)) !== STATE.VALID,
     needsRecovery: has(INCOMPATIBLE.RECOVER),
     journalInode: journaled ? raw.journalInode : 0,
     fastCommits: (raw.compatible & COMPATIBLE.FAST_COMMIT) !== 0,

@@ -16,6 +16,8 @@ export interface Group {
   blockBitmap: number;
   /** Inodes of the table, from its start, that may be in use; the others were never written. */
   inodesUsed: number;
+  /** As the descriptor counts them. */
+  freeClusters: number;
   /** The bitmap was never written: every block but the group's own metadata is free. */
   blocksUninitialized: boolean;
 }
@@ -81,6 +83,9 @@ export function readGroups(fs: Ext4Geometry): Group[] {
         inodeBitmap,
         blockBitmap,
         inodesUsed: empty ? 0 : fs.inodesPerGroup - (fs.tableEndsKnown ? unused : 0),
+        freeClusters:
+          bytes.readUInt16LE(at + GROUP.FREE_CLUSTERS) +
+          (wide ? bytes.readUInt16LE(at + GROUP.FREE_CLUSTERS_HIGH) * 2 ** 16 : 0),
         blocksUninitialized: fs.tableEndsKnown && (flags & GROUP_FLAG.BLOCKS_UNINITIALIZED) !== 0,
       });
     }

@@ -1,0 +1,43 @@
+/**
+ * A device as it is at one moment, for commands that read leaves: of a device in use an
+ * intermediate image is taken (mounted file systems stand still for it), read, and not kept.
+ */
+import { realpathSync } from 'node:fs';
+import { UbdError } from '../base/errors.ts';
+import type { Arguments } from './command.ts';
+import { withDaemon } from './session.ts';
+import { subjectOf } from './work.ts';
+
+/**
+ * Calls `use` with the path of a leaf that nobody writes: the one that is meant, or a still of it.
+ * The still is one with the leaf again when the device is detached; at once, if it is by now.
+ */
+export async function withStill<T>(
+  args: Arguments,
+  text: string,
+  use: (leaf: string) => Promise<T>,
+): Promise<T> {
+  const { leaf, device } = subjectOf(args, text);
+  if (device === null) return use(leaf);
+  const { stillPath } = await import('./offline.ts');
+  const file = stillPath(realpathSync(leaf));
+  const { mounts } = await withDaemon(args, 'always', client =>
+    client.snapshot({ target: device, file }),
+  );
+  for (const { mount, frozen, reason } of mounts)
+    if (!frozen)
+      process.stderr.write(`ubd: ${mount} did not stand still (${reason}): as after a crash\n`);
+  try {
+    return await use(file);
+  } finally {
+    await foldIfDetached(leaf);
+  }
+}
+
+/** A device that was detached meanwhile could not do it while we read. */
+async function foldIfDetached(leaf: string): Promise<void> {
+  const { foldStills } = await import('./offline.ts');
+  await foldStills(leaf).catch((error: unknown) => {
+    if (!(error instanceof UbdError)) throw error; // in use, or gone: it is done at the detach
+  });
+}

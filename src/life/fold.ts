@@ -1,0 +1,207 @@
+/**
+ * Makes a leaf one with the still that it stands on (src/leaf/still.ts): the still gets what the
+ * leaf has, is thawed, and takes the leaf's place. It costs what was changed since the still was
+ * taken, and what the device reads never changes:
+ *
+ *     sectors of the leaf ─▶ still      the leaf stands over them: nobody sees it happen
+ *     bits of them ─▶ map of the still  still an image; its sectors are what the leaf has
+ *     thaw                              from here on the leaf is refused, and this is to be ended
+ *     still renamed to the leaf's name
+ *
+ * After a crash before the thaw it is done again from the start (whoever attaches the leaf ends the
+ * freezing that the still shows then), after it only the rename is left.
+ * Both files are locked throughout; where somebody reads the still, it is left for another time.
+ */
+import { dirname } from 'node:path';
+import { UbdError } from '../base/errors.ts';
+import { SECTOR_BYTES } from '../base/units.ts';
+import { Commit } from '../leaf/commit.ts';
+import type { OpenFile } from '../leaf/files.ts';
+import { requireParent, resolveParentPath } from '../leaf/lineage.ts';
+import { loadLeaf } from '../leaf/load.ts';
+import { MediaIo } from '../leaf/media-io.ts';
+import type { OpenedLeaf } from '../leaf/opened.ts';
+import { SectorMap } from '../leaf/sector-map.ts';
+import { isStillOf } from '../leaf/still.ts';
+import { chooseSuperblock, type LeafParent, readSuperblockCopies } from '../leaf/superblock.ts';
+import { Copier } from './copy.ts';
+import { Work, type WorkOptions } from './work.ts';
+import type { World } from './world.ts';
+
+/**
+ * Folds all stills right below a leaf that no device has. Throws `busy` while one is being read.
+ * @returns how many there were
+ */
+export async function foldStills(leaf: string, options: WorkOptions = {}): Promise<number> {
+  const work = new Work(options);
+  const path = work.world.canonical(leaf);
+  let count = 0;
+  while (stillUnder(work.world, path) !== null && (await foldOne(path, work))) count++;
+  return count;
+}
+
+/** The still that a leaf stands on, without opening it; null if it stands on none. */
+export function stillUnder(world: World, path: string): string | null {
+  const file = world.open(path, { readOnly: true, noLock: true });
+  try {
+    const { parent } = chooseSuperblock(readSuperblockCopies(file), path);
+    return stillOf(path, parent);
+  } finally {
+    file.close();
+  }
+}
+
+function stillOf(path: string, parent: LeafParent): string | null {
+  if (parent.kind !== 'leaf') return null;
+  const image = resolveParentPath(path, parent.path);
+  return isStillOf(path, image) ? image : null;
+}
+
+/** What was under way when its daemon died, where the leaf cannot be opened until it is done. */
+export function endFold(world: World, leaf: string): void {
+  const path = world.canonical(leaf);
+  const image = world.exists(path) ? stillUnder(world, path) : null;
+  if (image === null || !world.exists(image)) return;
+  const still = world.open(image, { readOnly: true, noLock: true });
+  try {
+    if (chooseSuperblock(readSuperblockCopies(still), image).freeze !== null) return;
+  } finally {
+    still.close();
+  }
+  const file = world.open(path);
+  try {
+    const locked = world.open(image);
+    try {
+      const { superblock } = loadLeaf(file);
+      const now = stillOf(path, superblock.parent);
+      if (now === image) takePlace(world, image, path, superblock.parent.uuid, locked);
+    } finally {
+      locked.close();
+    }
+  } finally {
+    file.close();
+  }
+}
+
+/** The thawed still has everything. */
+function takePlace(
+  world: World,
+  image: string,
+  path: string,
+  uuid: string | null,
+  still: OpenFile,
+): void {
+  const found = chooseSuperblock(readSuperblockCopies(still), image);
+  if (found.uuid !== uuid || found.freeze !== null)
+    throw new UbdError('parent-mismatch', `${image} is not the image that ${path} stands on`, {
+      place: { file: image },
+    });
+  world.rename(image, path);
+  world.syncDirectory(dirname(path));
+}
+
+async function foldOne(path: string, work: Work): Promise<boolean> {
+  const { world } = work;
+  endFold(world, path);
+  const image = stillUnder(world, path);
+  if (image === null) return true; // that was it
+  const file = world.open(path);
+  try {
+    const leaf = loadLeaf(file);
+    const still = world.open(image);
+    try {
+      const below = loadLeaf(still, { readOnly: true });
+      const { superblock } = below;
+      requireParent(leaf.superblock.parent, superblock, path, image);
+      // One that was never wholly frozen is put right by whoever attaches the leaf.
+      if (superblock.freeze?.done !== true || still.names > 1) return false;
+      if (superblock.sizeSectors !== leaf.superblock.sizeSectors) return false;
+      await copyInto(file, leaf, still, below, work);
+      mergeMaps(still, below, leaf);
+      takePlace(world, image, path, leaf.superblock.parent.uuid, still);
+      return true;
+    } finally {
+      still.close();
+    }
+  } finally {
+    file.close();
+  }
+}
+
+async function copyInto(
+  file: OpenFile,
+  leaf: OpenedLeaf,
+  still: OpenFile,
+  below: OpenedLeaf,
+  work: Work,
+): Promise<void> {
+  const map = SectorMap.fromState(leaf.map);
+  const from = leaf.superblock.geometry.dataOffset;
+  const to = below.superblock.geometry.dataOffset;
+  const { sizeSectors } = leaf.superblock;
+  work.begin('folding', map.mapped * SECTOR_BYTES);
+  const copier = new Copier(still, work.quietly(), { zeroes: 'punch' });
+  try {
+    for (let sector = 0; sector < sizeSectors; ) {
+      const run = map.run(sector, sizeSectors);
+      if (run > 0) {
+        const length = run * SECTOR_BYTES;
+        await copySparse(copier, file, from, still, to, sector * SECTOR_BYTES, length);
+        work.advance(length);
+      }
+      sector += Math.abs(run);
+    }
+    await copier.drain();
+  } finally {
+    await copier.settle();
+  }
+  leaf.map = map.toState();
+}
+
+/** Holes become holes. */
+async function copySparse(
+  copier: Copier,
+  file: OpenFile,
+  from: number,
+  still: OpenFile,
+  to: number,
+  start: number,
+  length: number,
+): Promise<void> {
+  const end = start + length;
+  for (let at = start; at < end; ) {
+    const data = file.nextData(from + at, from + end) - from;
+    if (data > at) still.punch(to + at, data - at);
+    at = data;
+    if (at >= end) return;
+    const hole = file.nextHole(from + at, from + end) - from;
+    await copier.add(file, from + at, to + at, hole - at);
+    at = hole;
+  }
+}
+
+/** The still gets the leaf's bits; then, and durably after them, it is thawed. */
+function mergeMaps(still: OpenFile, below: OpenedLeaf, leaf: OpenedLeaf): void {
+  const { superblock } = below;
+  const map = SectorMap.fromState(below.map);
+  const added = SectorMap.fromState(leaf.map);
+  for (let sector = 0; sector < added.sectors; ) {
+    const run = added.run(sector, added.sectors);
+    if (run > 0) map.setRange(sector, run);
+    sector += Math.abs(run);
+  }
+  // What a crash leaves of the checkpoint is a freezing to be ended again, as after any crash.
+  superblock.freeze = { ...superblock.freeze!, done: false };
+  const io = new MediaIo(still);
+  const commit = new Commit({
+    io,
+    fd: still.fd,
+    map,
+    superblock,
+    head: below.logHead,
+    nextSequence: below.nextSequence,
+    unwritten: true,
+  });
+  // It syncs the data before all that tells of them.
+  io.run(op => commit.close(op, { freeze: null, quota: leaf.superblock.quota }));
+}

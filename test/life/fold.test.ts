@@ -1,0 +1,135 @@
+/**
+ * Goal: a leaf that becomes one with the still under it reads what it read, at every moment and
+ * after every death; a still that is being read, and images that are no stills, are left alone.
+ * Method: random leaves on a simulated machine that dies at every step, with and without its power.
+ */
+import t from 'tap';
+import { checkMedia } from '../../src/leaf/check.ts';
+import { freezeMedia } from '../../src/leaf/freeze.ts';
+import { loadLeaf } from '../../src/leaf/load.ts';
+import { stillPath } from '../../src/leaf/still.ts';
+import { endFold, foldStills } from '../../src/life/fold.ts';
+import { openStack } from '../../src/life/stack.ts';
+import { ModelLeaf, noise, sha256 } from '../support/life-fixture.ts';
+import { Random } from '../support/random.ts';
+import { QUICK } from '../support/requires.ts';
+import { SimMachine } from '../support/sim-machine.ts';
+
+t.setTimeout(600_000);
+
+const ROOT = '/r/root';
+const LEAF = '/a/leaf';
+
+interface Case {
+  world: SimMachine;
+  leaf: ModelLeaf;
+  stills: string[];
+}
+
+async function make(seed: number, stills = 1, below: 'root' | 'image' = 'root'): Promise<Case> {
+  const random = new Random(seed);
+  const world = new SimMachine();
+  world.canShare = random.chance(0.5);
+  world.put(ROOT, noise(random, 60 * 4096, 0.2));
+  const names = Array.from({ length: stills }, () => stillPath(LEAF));
+  const paths = [...(below === 'image' ? ['/b/image'] : []), ...names, LEAF];
+  let leaf = await ModelLeaf.make(world, paths[0]!, ROOT, undefined, { logBytes: 4096 });
+  leaf.scribble(random, 1 + random.below(5));
+  for (const path of paths.slice(1)) {
+    leaf = leaf.fork(path);
+    leaf.scribble(random, random.below(5));
+  }
+  return { world, leaf: leaf.end(random.chance(0.7)), stills: names };
+}
+
+async function content(world: SimMachine, path = LEAF): Promise<Buffer> {
+  const stack = await openStack(world, path);
+  const bytes = Buffer.alloc(stack.sizeSectors * 512);
+  await stack.read(bytes, 0);
+  stack.close();
+  const file = world.open(path, { readOnly: true });
+  const { findings } = checkMedia(file);
+  file.close();
+  const damage = findings.filter(({ severity }) => severity === 'damage');
+  if (damage.length > 0) throw new Error(JSON.stringify(damage));
+  return bytes;
+}
+
+/** As whoever attaches a leaf does to the images under it. */
+function endFreezing(world: SimMachine, path: string): void {
+  const file = world.open(path);
+  const { superblock } = loadLeaf(file, { readOnly: true });
+  if (superblock.freeze?.done === false) freezeMedia(file, loadLeaf(file, { keepFreeze: true }));
+  file.close();
+}
+
+t.test('a leaf becomes one with its stills, and reads what it read', async t => {
+  for (let seed = 1; seed <= (QUICK ? 30 : 150); seed++) {
+    const stills = 1 + (seed % 3);
+    const below = seed % 2 ? 'root' : 'image';
+    const { world, leaf } = await make(seed, stills, below);
+    const image = below === 'image' ? sha256(world.content('/b/image')) : null;
+    t.equal(await foldStills(LEAF, { world }), stills);
+    if (!(await content(world)).equals(leaf.model)) t.fail(`seed ${seed}`);
+    t.strictSame(world.paths, below === 'image' ? [LEAF, '/b/image', ROOT] : [LEAF, ROOT]);
+    if (image !== null) t.equal(sha256(world.content('/b/image')), image, 'images never change');
+    t.equal(world.openFiles, 0);
+    t.equal(await foldStills(LEAF, { world }), 0, 'and that was all');
+  }
+});
+
+t.test('a folded leaf is a leaf as any other, with its first UUID', async t => {
+  const { world, stills } = await make(4);
+  const first = (await openStack(world, stills[0]!)).leaf.superblock.uuid;
+  world.restart();
+  await foldStills(LEAF, { world });
+  const { superblock } = (await openStack(world, LEAF)).leaf;
+  t.equal(superblock.uuid, first);
+  t.match(superblock, { freeze: null, clean: true, parent: { kind: 'root', path: ROOT } });
+});
+
+t.test('a still that is being read, or is none, is left alone', async t => {
+  const { world, leaf, stills } = await make(5);
+  const reader = world.open(stills[0]!, { readOnly: true });
+  await t.rejects(foldStills(LEAF, { world }), { code: 'busy' });
+  t.ok((await content(world)).equals(leaf.model));
+  reader.close();
+  t.equal(world.openFiles, 0);
+  const other = new SimMachine();
+  other.put(ROOT, noise(new Random(1), 40 * 512));
+  const image = await ModelLeaf.make(other, '/a/.other.ubd-still-0123456789ab', ROOT);
+  const mine = image.fork(LEAF).end();
+  t.equal(await foldStills(LEAF, { world: other }), 0, "another leaf's");
+  t.ok((await content(other)).equals(mine.model));
+});
+
+for (const power of [false, true])
+  t.test(`${power ? 'a power failure' : 'a kill'} at any step loses nothing`, async t => {
+    const seen = { before: 0, after: 0, between: 0 };
+    for (let step = 0, ended = false; !ended; step++)
+      for (let seed = 0; seed < (power ? (QUICK ? 2 : 6) : 1); seed++) {
+        const { world, leaf, stills } = await make(70 + (step % 3), 1, step % 2 ? 'image' : 'root');
+        world.stepsLeft = step;
+        ended = await foldStills(LEAF, { world }).then(
+          () => true,
+          () => false,
+        );
+        world.restart(power ? new Random(step * 10 + seed) : undefined);
+        const isThere = world.exists(stills[0]!);
+        if (isThere) endFreezing(world, stills[0]!);
+        // Between the thaw and the rename it is refused, and nothing else.
+        const direct = await content(world).catch((error: { code?: string }) => {
+          if (error.code !== 'parent-mismatch') throw error;
+          return null;
+        });
+        if (direct !== null && !direct.equals(leaf.model)) t.fail(`step ${step}: another content`);
+        seen[direct === null ? 'between' : isThere ? 'before' : 'after']++;
+        endFold(world, LEAF);
+        if (!(await content(world)).equals(leaf.model)) t.fail(`step ${step}, ended`);
+        await foldStills(LEAF, { world });
+        if (!(await content(world)).equals(leaf.model)) t.fail(`step ${step}, done again`);
+        if (world.exists(stills[0]!)) t.fail(`step ${step}: the still is left`);
+        t.equal(world.openFiles, 0);
+      }
+    t.ok(seen.before > 3 && seen.after > 0 && seen.between > 0, JSON.stringify(seen));
+  });
