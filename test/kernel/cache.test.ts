@@ -219,7 +219,7 @@ t.test(
     t.match(JSON.parse(warmed.stdout), { doneBytes: 6 * MIB });
     await sandbox.detach('web');
 
-    // The pack of another root is refused; a damaged one, too: and the device is there all the same.
+    // The pack of another root is refused, a damaged one, too; the device is there all the same.
     const good = decodeBootPack(readFileSync(pack), pack);
     const other = encodeBootPack({ ...good, fingerprint: 'ee'.repeat(32) });
     const spoiled = Buffer.from(readFileSync(pack));
