@@ -13,8 +13,9 @@ import {
   Worker,
 } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../base/errors.ts';
+import type { Amendment } from '../leaf/commit.ts';
 import { transferList } from '../leaf/open.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
 import type { DeviceOrder, Lent } from './hand-over.ts';
@@ -130,8 +131,8 @@ export class DataPlane extends EventEmitter<Events> {
     }
   }
 
-  prepare(id: number, freeze: Freeze | null): Promise<void> {
-    return this.#call({ call: 'prepare', id, freeze });
+  prepare(id: number, changes: Amendment): Promise<void> {
+    return this.#call({ call: 'prepare', id, changes });
   }
 
   /** Takes over the descriptors and the leaf's arrays, whatever the outcome. */

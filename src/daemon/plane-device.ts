@@ -13,8 +13,9 @@ import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
 import { CachedLayer } from '../cache/cached-layer.ts';
 import { type Completer, OP, Request } from '../engine/request.ts';
 import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
+import type { Amendment } from '../leaf/commit.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
 import { UpstreamLayer } from '../remote/upstream-layer.ts';
 import type { Layer } from '../store/store.ts';
@@ -172,9 +173,9 @@ export class PlaneDevice {
     this.#union.submit(request);
   }
 
-  /** The leaf is about to be frozen; or, with null, it is not after all. */
-  prepare(freeze: Freeze | null, done: Done): void {
-    this.#leaves.prepare(freeze, { done: result => done(this.#failure('preparing', result)) });
+  /** The leaf is about to be frozen, or is not after all: it says so. */
+  prepare(changes: Amendment, done: Done): void {
+    this.#leaves.prepare(changes, { done: result => done(this.#failure('preparing', result)) });
   }
 
   /** A new leaf takes the place of the one in use: the moment of a snapshot. */

@@ -12,12 +12,13 @@ import { assert } from '../base/assert.ts';
 import { EBUSY, EIO, ENOMEM, EOPNOTSUPP } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import type { UnionDevice } from '../engine/union.ts';
+import type { Amendment } from '../leaf/commit.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
 import { Leaf } from '../leaf/leaf.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import { LeafShadow, type OpenedShadow } from '../leaf/shadow.ts';
 import { type Names, succeed } from '../leaf/succession.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
 import type { Layer } from '../store/store.ts';
 import type { Io, IoOp } from '../uring/io.ts';
@@ -126,10 +127,10 @@ export class PlaneLeaves {
   }
 
   /** Says in the leaf that it is about to be frozen; with null, that it is not after all. */
-  prepare(freeze: Freeze | null, op: IoOp): void {
+  prepare(changes: Amendment, op: IoOp): void {
     const leaf = this.writable;
     if (leaf === null || this.#old !== null) op.done(-EBUSY, 0);
-    else leaf.amend({ freeze }, op);
+    else leaf.amend(changes, op);
   }
 
   /** Changes the quota of the leaf; null: there is none. */

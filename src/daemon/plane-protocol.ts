@@ -11,11 +11,12 @@ import type { ErrorRecord } from '../base/errors.ts';
 import type { Counters as CacheCounters } from '../cache/content.ts';
 import type { PolicyName } from '../cache/policy.ts';
 import type { ContentKey } from '../image/identity.ts';
+import type { Amendment } from '../leaf/commit.ts';
 import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 import type { LeafNames } from './ring-names.ts';
@@ -140,7 +141,7 @@ export type PlaneCall =
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }
   /** The leaf is about to be frozen: it says so, durably. With null: it is not after all. */
-  | { call: 'prepare'; id: number; freeze: Freeze | null }
+  | { call: 'prepare'; id: number; changes: Amendment }
   /**
    * Another leaf takes the place of the one in use, which becomes what it stands on. An error: the
    * rename failed, and nothing has changed. Its descriptors are the data plane's all the same.

@@ -4,6 +4,7 @@
  * the source itself stands on. No block is copied.
  */
 import { realpath } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
 import type { Fork, ForkSpec, FrozenMount } from '../../client/api.ts';
@@ -13,7 +14,12 @@ import { finishFreeze } from '../../leaf/freeze.ts';
 import { leafInfo } from '../../leaf/info.ts';
 import { parentOf, storedPath } from '../../leaf/lineage.ts';
 import { isStill as isStillImage } from '../../leaf/still.ts';
-import { chooseImagePath, freezeInPlace, peekSuperblock } from '../../leaf/successor.ts';
+import {
+  chooseImagePath,
+  freezeInPlace,
+  peekSuperblock,
+  syncDirectory,
+} from '../../leaf/successor.ts';
 import type { LeafParent, Superblock } from '../../leaf/superblock.ts';
 import { mounts } from '../../transport/fuse/loop-users.ts';
 import type { Workshop } from '../attach.ts';
@@ -63,7 +69,10 @@ export async function forkFile(path: string, spec: ForkSpec): Promise<Fork> {
       next: 'fork the device or the leaf itself',
     });
   if (freeze !== null) {
-    if (!freeze.done) finishFreeze(path, undefined);
+    if (!freeze.done) {
+      syncDirectory(dirname(path)); // the leaf that has taken its place is beside it
+      finishFreeze(path, undefined);
+    }
     openFrozen(path).close(); // what it stands on is there
     return make(spec, groundOn(path, peekSuperblock(path)));
   }

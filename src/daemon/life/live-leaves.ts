@@ -17,6 +17,7 @@ import type { Quota } from '../../client/api.ts';
 import { makeRoom } from '../../leaf/grow.ts';
 import { openLeaf } from '../../leaf/open.ts';
 import {
+  aboutToFreeze,
   dropSuccessor,
   makeSuccessor,
   peekSuperblock,
@@ -61,8 +62,8 @@ export class PlaneLiveLeaves implements LiveLeaves {
       undo.add('forget the snapshot', () => hooks.remember(null));
       makeSuccessor(successor, device.leaf.ephemeral);
       undo.add('remove its files', () => dropSuccessor(successor));
-      await this.#plane.prepare(device.id, successor.freeze);
-      undo.add('go on with the leaf', () => this.#plane.prepare(device.id, null));
+      await this.#plane.prepare(device.id, aboutToFreeze(successor));
+      undo.add('go on with the leaf', () => this.#plane.prepare(device.id, { freeze: null }));
       await this.#plane.flush(device.id);
       await hooks.freeze();
       const errno = await this.#moment(device, successor);
