@@ -253,6 +253,8 @@ export interface SnapshotMade {
 export interface LiveLeaves {
   /** The leaf becomes the intermediate image `file`; the device goes on in a new one. */
   snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade>;
+  /** Makes stills that stand on each other one; says how many are left over. */
+  fold(device: LiveDevice): Promise<number>;
   /** How much the leaf may hold: from now on, and remembered in it. */
   limit(id: number, quota: Quota | null): Promise<void>;
   /** The leaf of a larger device, durably; then the transport lets the node follow. */

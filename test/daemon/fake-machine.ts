@@ -53,6 +53,7 @@ export class FakeMachine implements Machine {
       }
       return { changedBytes: 0, images: 1 };
     },
+    fold: async () => 0,
     limit: async () => {},
     grow: async () => {},
     gone: () => {},
