@@ -17,7 +17,7 @@
  */
 import { assert } from '../base/assert.ts';
 import { BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES } from '../base/units.ts';
-import type { Lender } from '../store/loan.ts';
+import type { Lender, Loan } from '../store/loan.ts';
 import type { SlabIo } from '../uring/slab-io.ts';
 import type { CachedLayer } from './cached-layer.ts';
 import { CHUNK_BLOCKS, Chunks, maskOf } from './chunks.ts';
@@ -279,6 +279,13 @@ export class Cache implements Lender {
   addressOf(chunk: number, at: number): number {
     const frame = this.chunks.frameOf(chunk, at >> BLOCK_SHIFT);
     return this.slab.addressOf(frame) + (at & (BLOCK_BYTES - 1));
+  }
+
+  /** Lends `length` bytes of a chunk, contiguous from byte `at` of it on; it is pinned. */
+  lend(chunk: number, at: number, length: number, loan: Loan): void {
+    const frame = this.chunks.frameOf(chunk, at >> BLOCK_SHIFT);
+    const start = this.slab.startOf(frame) + (at & (BLOCK_BYTES - 1));
+    loan.lend(this.slab.memoryOf(frame), start, length, this, chunk);
   }
 
   /** Copies `length` bytes of a chunk, from byte `at` of it on, to an address; they are valid. */

@@ -139,7 +139,7 @@ export class CachedLayer implements Layer {
     while (at < end && loan.hasRoom) {
       const bytes = cache.contiguous(chunk, at, end - at);
       cache.chunks.pin(chunk);
-      loan.lend(cache.addressOf(chunk, at), bytes, cache, chunk);
+      cache.lend(chunk, at, bytes, loan);
       at += bytes;
     }
     return first + at / SECTOR_BYTES;

@@ -302,7 +302,7 @@ export class UnionDevice {
         part.count = run;
         request.pending++;
         const start = request.start + (sector - request.sector) * SECTOR_BYTES;
-        loan?.own(request.memory.address + start, run * SECTOR_BYTES);
+        loan?.own(request.memory, start, run * SECTOR_BYTES);
         layer.read(sector, run, request.memory, start, part);
         return run;
       }
@@ -312,7 +312,7 @@ export class UnionDevice {
     const start = request.start + (sector - request.sector) * SECTOR_BYTES;
     const bytes = (limit - sector) * SECTOR_BYTES;
     request.memory.bytes.fill(0, start, start + bytes);
-    request.loan?.own(request.memory.address + start, bytes);
+    request.loan?.own(request.memory, start, bytes);
     return limit - sector;
   }
 

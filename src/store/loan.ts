@@ -11,7 +11,7 @@
  *
  * A read that failed has no pieces.
  */
-import type { Pieces } from '../uring/io.ts';
+import type { Memory, Pieces } from '../uring/io.ts';
 
 /** Who lends. */
 export interface Lender {
@@ -43,18 +43,22 @@ export class Loan implements Pieces {
     return this.count < PIECES_MAX - 1;
   }
 
-  /** @param token what the lender knows the piece by: 0 or more */
-  lend(address: number, length: number, lender: Lender, token: number): void {
+  /**
+   * The next bytes lie in `memory`, from byte `start` of it on. Not an address: a number of its
+   * size, passed to a function that happens not to be inlined, is an allocation per read.
+   * @param token what the lender knows the piece by: 0 or more
+   */
+  lend(memory: Memory, start: number, length: number, lender: Lender, token: number): void {
     this.#lender = lender;
-    this.#add(address, length, token);
+    this.#add(memory, start, length, token);
   }
 
-  /** The next bytes are in the request's own memory. */
-  own(address: number, length: number): void {
+  /** The next bytes are the request's own. */
+  own(memory: Memory, start: number, length: number): void {
     const last = this.count - 1;
     // Where nothing was lent in between, they follow each other.
     if (last >= 0 && this.#tokens[last] === OWN) this.lengths[last]! += length;
-    else this.#add(address, length, OWN);
+    else this.#add(memory, start, length, OWN);
   }
 
   /** Everything was sent, or need not be: the lender has its memory again. */
@@ -70,8 +74,8 @@ export class Loan implements Pieces {
     }
   }
 
-  #add(address: number, length: number, token: number): void {
-    this.addresses[this.count] = address;
+  #add(memory: Memory, start: number, length: number, token: number): void {
+    this.addresses[this.count] = memory.address + start;
     this.lengths[this.count] = length;
     this.#tokens[this.count++] = token;
   }
