@@ -1,8 +1,9 @@
 /**
  * Lives of many disks in one place: attached, written, discarded, snapshotted, forked, grown,
- * reconciled, rebased, exported, also in use, sent, received, detached, in any order; and crashes at any step of all
- * that. The product's own code does it, from the daemon's snapshots down to node:fs, on a simulated
- * file system; the data plane's transports and threads are all that is left out.
+ * reconciled, rebased, exported (also in use), sent, received, detached, in any order; and crashes
+ * at any step of all that. The product's own code does it, from the daemon's snapshots down to
+ * node:fs, on a simulated file system; the data plane's transports and threads are all that is left
+ * out.
  *
  *     Disk       a leaf, and the model of what each of its sectors may hold
  *     image      frozen: its file never changes by a byte
