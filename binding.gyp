@@ -6,6 +6,7 @@
         "native/addon.cc",
         "native/calls.cc",
         "native/memory.cc",
+        "native/process.cc",
         "native/ring.cc",
         "native/sys.cc",
         "native/tree.cc"
@@ -22,7 +23,9 @@
       "sources": ["native/apart/main.cc"],
       "cflags": ["-Wall", "-Wextra"],
       "cflags_cc": ["-std=c++20"],
-      "cflags_cc!": ["-std=gnu++17", "-std=c++17"]
+      "cflags_cc!": ["-std=gnu++17", "-std=c++17"],
+      # It starts at each attach: no library but libc is loaded.
+      "ldflags": ["-Wl,--as-needed"]
     }
   ]
 }

@@ -4,6 +4,7 @@
 #include "calls.h"
 #include "environment.h"
 #include "memory.h"
+#include "process.h"
 #include "ring.h"
 #include "sys.h"
 #include "tree.h"
@@ -20,6 +21,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   ubd::DefineMemory(env, exports, environment);
   ubd::DefineRing(env, exports, environment);
   ubd::DefineCalls(env, exports, environment);
+  ubd::DefineProcess(env, exports, environment);
   ubd::DefineSys(env, exports, environment);
   ubd::DefineTree(env, exports, environment);
   return exports;

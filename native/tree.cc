@@ -116,7 +116,7 @@ Napi::Value SetTimes(const Napi::CallbackInfo& info) {
                                                AT_SYMLINK_NOFOLLOW)));
 }
 
-// Everything of the file system that holds `fd`; an error tells of writing back since it was opened.
+// Everything of the file system that holds `fd`. An error may be of any write since it was opened.
 Napi::Value SyncFileSystem(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "syncFileSystem");

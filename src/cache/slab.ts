@@ -105,6 +105,11 @@ export class Slab {
     return this.#addresses[frame >> EXTENT_SHIFT]! + (frame & PLACE_MASK) * FRAME_BYTES;
   }
 
+  /** Where in its memory a frame lies, in bytes. */
+  startOf(frame: number): number {
+    return (frame & PLACE_MASK) * FRAME_BYTES;
+  }
+
   /** The memory that a frame lies in. */
   memoryOf(frame: number): Memory {
     return this.#extents[frame >> EXTENT_SHIFT]!.memory;

@@ -168,27 +168,27 @@ class Planner {
     return null;
   }
 
-  /** The topmost directory above that the new root took away. */
+  /** The topmost directory above that the new root took away; one that the leaf made comes over. */
   #missingAbove(path: string): string | null {
-    const { base, theirs } = this.#sides;
+    const { theirs } = this.#sides;
     let found: string | null = null;
     for (let above = parentOf(path); above !== ''; above = parentOf(above)) {
       const number = theirs.tree.lookup(above);
       if (number !== null && theirs.tree.isDirectory(number)) break;
-      // One that the leaf made comes over with it.
-      if (number !== null || base.tree.lookup(above) !== null) found = above;
+      if (this.#written.has(above)) break;
+      found = above;
     }
     return found;
   }
 
   /** What the new root has where a directory of the leaf should be: nobody replaces that. */
   #inTheWay(path: string): string | null {
-    const { ours, theirs } = this.#sides;
+    const { theirs } = this.#sides;
     for (let above = parentOf(path); above !== ''; above = parentOf(above)) {
       const number = theirs.tree.lookup(above);
       if (number === null) continue;
       if (theirs.tree.isDirectory(number)) return null;
-      return ours.tree.lookup(above) !== null && this.#written.has(above) ? null : above;
+      return this.#written.has(above) ? null : above;
     }
     return null;
   }

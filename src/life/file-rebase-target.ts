@@ -25,7 +25,7 @@ import {
   writeSync,
 } from 'node:fs';
 import { EPERM, errnoName } from '../base/errno.ts';
-import { UbdError } from '../base/errors.ts';
+import { type ErrorCode, UbdError } from '../base/errors.ts';
 import type { Ext4File } from '../fsindex/ext4/file.ts';
 import { TYPE } from '../fsindex/ext4/format.ts';
 import { parentOf, pathText } from '../fsindex/path-tree.ts';
@@ -67,7 +67,8 @@ export class Target {
     try {
       return lstatSync(this.#at(path));
     } catch (thrown) {
-      if ((thrown as NodeJS.ErrnoException).code === 'ENOENT') return null;
+      const { code } = thrown as { code?: string };
+      if (code === 'ENOENT' || code === 'not-found') return null;
       throw failed(path, 'look at it', thrown);
     }
   }
@@ -248,7 +249,13 @@ export class Target {
 
   /** Everything is on the device when this returns. */
   sync(): void {
-    attempt('', 'write it all back', () => check(native.syncFileSystem(this.#top)));
+    // The descriptor of a mount is one for paths only.
+    const fd = this.#open('', O_RDONLY | O_DIRECTORY);
+    try {
+      attempt('', 'write it all back', () => check(native.syncFileSystem(fd)));
+    } finally {
+      closeSync(fd);
+    }
   }
 
   // ---- places
@@ -304,17 +311,24 @@ function attempt<T>(path: string, what: string, action: () => T): T {
   }
 }
 
+const CODES: ReadonlyMap<string, ErrorCode> = new Map([
+  ['ENOENT', 'not-found'],
+  ['ENOSPC', 'no-space'],
+  ['EDQUOT', 'no-space'],
+  ['EOPNOTSUPP', 'unsupported'],
+]);
+
 function failed(path: string, what: string, thrown: unknown): UbdError {
   const code = (thrown as NodeJS.ErrnoException).code ?? '';
-  const full = code === 'ENOSPC' || code === 'EDQUOT';
   return new UbdError(
-    full ? 'no-space' : code === 'EOPNOTSUPP' ? 'unsupported' : 'io',
+    CODES.get(code) ?? 'io',
     `${pathText(path)} on the new root: cannot ${what} (${code || String(thrown)})`,
     {
       cause: thrown,
-      next: full
-        ? 'the file system of the new root is full: make it larger'
-        : '`dmesg | tail` may have the reason of the kernel',
+      next:
+        CODES.get(code) === 'no-space'
+          ? 'the file system of the new root is full: make it larger'
+          : '`dmesg | tail` may have the reason of the kernel',
     },
   );
 }

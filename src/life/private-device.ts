@@ -13,19 +13,24 @@ export interface PrivateDeviceSpec {
   attach: Pick<AttachSpec, 'root' | 'leaf' | 'readOnly' | 'sizeBytes' | 'ephemeral'>;
   /** Removed when the work ends in whatever way: a leaf that is not whole yet. */
   scrap?: readonly string[];
+  /** Called when the device is detached and durable: `scrap` may be given its name now. */
+  publish?: () => void;
 }
 
 /** Gives `work` the node of the device; detached, all of it durable, when this returns. */
 export async function withPrivateDevice<T>(
-  { dirs = {}, attach, scrap = [] }: PrivateDeviceSpec,
+  { dirs = {}, attach, scrap = [], publish }: PrivateDeviceSpec,
   work: (node: string) => Promise<T>,
 ): Promise<T> {
   const subject = attach.leaf ?? attach.root ?? '';
   const daemon = await PrivateDaemon.start({ dirs, subject, scrap });
   try {
-    const { name, node } = await daemon.client.attach({ ...attach, name: 'private' });
+    // Loop: a device that outlives its server is the last that is wanted here.
+    const spec = { ...attach, name: 'private', transport: 'loop' } as const;
+    const { name, node } = await daemon.client.attach(spec);
     const result = await work(node!);
     await daemon.client.detach(name);
+    publish?.();
     return result;
   } finally {
     await daemon.end();

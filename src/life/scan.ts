@@ -1,298 +1,215 @@
 /**
- * `scan`: any scanner's verdict on the files of an image. Of a root each file is scanned once, ever;
- * of a leaf only what it changed.
+ * Scans of files: those of a root once, whoever stands on it; of a leaf only those whose bytes it
+ * changed.
  *
- *     root's files without a verdict ─┐             ┌─▶ kept beside the root's index
- *     leaf's changed files ───────────┴─▶ scanner ──┴─▶ told
+ *     root   every file ─▶ scanner ─▶ verdicts, kept beside the root's index: INDEX.scan-SCANNER
+ *     leaf   files that it changed ─▶ scanner ─▶ verdicts, kept beside its own index
+ *            all others ─▶ the root's verdicts, under the names that the leaf has for them
  *
- * The scanner gets a batch of files as arguments: copies in a private directory, below the paths
- * that they have in the image. Status 0 means that none has anything. Else the batch is divided,
- * until it is one file: its status and output are that file's verdict. So any scanner will do that
- * judges each file by itself. A status from 126 on, or a signal, is a scanner that failed.
+ * A verdict is of a scanner: the same command with newer signatures is another one, by its name.
+ * Kept is what was found, and that all was scanned; a scan that does not come to its end keeps
+ * nothing.
  */
-import { spawn } from 'node:child_process';
-import { closeSync, mkdirSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { dirname, join } from 'node:path';
-import { UbdError } from '../base/errors.ts';
-import { diffLeaf, fileType } from '../fsindex/diff.ts';
-import type { InodeRow, MergedIndex } from '../fsindex/merged.ts';
-import { type Contents, contentsOf } from './contents.ts';
-import { type IndexOptions, type View, type Views, withViews } from './files.ts';
-import type { Image } from './image-mounts.ts';
-import { type Verdict, Verdicts } from './verdicts.ts';
+import { createHash, randomBytes } from 'node:crypto';
+import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { Ext4File } from '../fsindex/ext4/file.ts';
+import { Ext4 } from '../fsindex/ext4/filesystem.ts';
+import { TYPE, TYPE_MASK } from '../fsindex/ext4/format.ts';
+import { MergedIndex } from '../fsindex/merged.ts';
+import { PathTree, pathText } from '../fsindex/path-tree.ts';
+import { ensureLeafIndex, ensureRootIndex, type IndexOptions } from './files.ts';
+import { rootSource } from './rebase.ts';
+import { runScanner, type ScanFile } from './scanner.ts';
+import { openStack } from './stack.ts';
+import { stackSource } from './stack-source.ts';
 import { Work } from './work.ts';
-
-const BATCH_FILES_MAX = 500;
-const BATCH_BYTES_MAX = 256 << 20;
-const OUTPUT_BYTES_MAX = 64 << 10;
-/** A shell's: not executable, not found, ended by a signal. */
-const FAILED_STATUS = 126;
-/** A path below the private directory that every system call takes. */
-const PATH_BYTES_MAX = 3000;
+import type { OpenedRoot } from './world.ts';
 
 export interface ScanSpec {
-  image: Image;
-  /** A shell command; the files are added as its arguments. */
+  kind: 'root' | 'leaf';
+  path: string;
+  /** For the shell; the files' paths are added to it. */
   command: string;
-  /** What its verdicts are kept under; default: the command. Another one after new signatures. */
+  /** What its verdicts are known by. Default: the command. */
   scanner?: string;
-  /** Scan the root's files anew. */
-  force?: boolean;
 }
 
-export interface Finding {
+export interface ScanFinding {
   path: string;
-  partition?: number;
-  /** Was it found in the root, or in what the leaf changed? */
-  from: 'root' | 'leaf';
-  status: number;
-  output: string;
+  verdict: string;
+  /** Of a leaf: is the file the leaf's own, or as in the root? */
+  own: boolean;
 }
 
 export interface ScanReport {
-  image: string;
   scanner: string;
-  /** Files that were given to the scanner: of the root, and of the leaf. */
-  scanned: { root: number; leaf: number };
-  /** Files of the root whose verdict was known. */
+  /** Files that the scanner was given now. */
+  scanned: number;
+  /** Files whose verdicts were there, of the root or of this leaf. */
   reused: number;
-  found: Finding[];
+  /** In the order of the paths. */
+  findings: ScanFinding[];
 }
 
-export function scanImage(spec: ScanSpec, options: IndexOptions): Promise<ScanReport> {
-  return withViews(spec.image, options, async views => {
-    const scanner = spec.scanner ?? spec.command;
-    const report: ScanReport = {
-      image: spec.image.path,
-      scanner,
-      scanned: { root: 0, leaf: 0 },
-      reused: 0,
-      found: [],
-    };
-    const directory = mkdtempSync(join(tmpdir(), 'ubd-scan-'));
-    const work = new Work(options);
+/** What is kept: as JSON. */
+interface Kept {
+  /** Which index it is of: made at this moment, with this key or stamp. */
+  of: string;
+  scanner: string;
+  files: number;
+  /** By inode. */
+  found: [number: number, verdict: string][];
+}
+
+export async function scanFiles(spec: ScanSpec, options: IndexOptions): Promise<ScanReport> {
+  const scan = new Scan(spec, options);
+  return spec.kind === 'root' ? scan.root() : scan.leaf();
+}
+
+interface Scanned extends Kept {
+  /** It was there already. */
+  reused: boolean;
+}
+
+class Scan {
+  readonly #spec: ScanSpec;
+  readonly #options: IndexOptions;
+  readonly #work: Work;
+  readonly #scanner: string;
+
+  constructor(spec: ScanSpec, options: IndexOptions) {
+    this.#spec = spec;
+    this.#options = options;
+    this.#work = new Work(options);
+    this.#scanner = spec.scanner ?? spec.command;
+  }
+
+  async root(): Promise<ScanReport> {
+    const opened = await this.#work.world.openRoot(this.#spec.path);
     try {
-      for (const view of views.views)
-        await scanView(view, views, { ...spec, scanner }, directory, work, report);
+      const { path } = ensureRootIndex(opened, this.#plain());
+      const index = MergedIndex.open(path);
+      try {
+        const result = await this.#root(opened, path, index);
+        const tree = new PathTree(index);
+        const findings = result.found.flatMap(([number, verdict]) =>
+          tree.paths(number).map(name => ({ path: pathText(name), verdict, own: false })),
+        );
+        return this.#report([result], findings);
+      } finally {
+        index.close();
+      }
     } finally {
-      rmSync(directory, { recursive: true, force: true });
+      opened.file.close();
     }
-    return report;
-  });
-}
-
-interface Subject {
-  inode: number;
-  sizeBytes: number;
-  /** As the bytes of the names, without a slash in front. */
-  path: Buffer;
-}
-
-async function scanView(
-  view: View,
-  views: Views,
-  spec: ScanSpec & { scanner: string },
-  directory: string,
-  work: Work,
-  report: ScanReport,
-): Promise<void> {
-  const { index, root, partition } = view;
-  const rootIndex = root?.index ?? index;
-  const verdicts = new Verdicts(rootIndex.database.name, String(rootIndex.meta('key')));
-  try {
-    const known = spec.force ? new Map<number, Verdict>() : verdicts.of(spec.scanner);
-    const all = filesOf(rootIndex);
-    const missing = all.filter(({ inode }) => !known.has(inode));
-    report.reused += all.length - missing.length;
-    report.scanned.root += missing.length;
-    const scanner = { command: spec.command, directory, work };
-    const contents = await contentsOf(view, views, root !== null);
-    await scanFiles(scanner, contents, missing, (inode, verdict) => {
-      known.set(inode, verdict);
-      verdicts.set(spec.scanner, inode, verdict);
-    });
-
-    const changed = root === null ? new Set<number>() : changedFiles(index, root.index);
-    const own = new Map<number, Verdict>();
-    if (changed.size > 0) {
-      const files = [...changed].map(inode => subjectOf(index, inode)).filter(one => one !== null);
-      report.scanned.leaf += files.length;
-      const take = (inode: number, verdict: Verdict): void => void own.set(inode, verdict);
-      await scanFiles(scanner, await contentsOf(view, views), files, take);
-    }
-    const where = partition === null ? {} : { partition };
-    const tell = (from: Finding['from'], inode: number, verdict: Verdict): void => {
-      const path = index.pathOf(inode);
-      if (verdict.status !== 0 && path !== null)
-        report.found.push({ path, ...where, from, ...verdict });
-    };
-    for (const [inode, verdict] of own) tell('leaf', inode, verdict);
-    const gone = root === null ? null : touched(index);
-    for (const [inode, verdict] of known)
-      if (!own.has(inode) && (!gone?.has(inode) || sameContent(index, rootIndex, inode)))
-        tell('root', inode, verdict);
-  } finally {
-    verdicts.close();
   }
-}
 
-/** Regular files that a directory leads to, each once. */
-function filesOf(index: MergedIndex): Subject[] {
-  const rows = index.database
-    .prepare<[], InodeRow>('SELECT * FROM inodes WHERE mode & 61440 = 32768 ORDER BY number')
-    .all();
-  return rows.map(({ number }) => subjectOf(index, number)).filter(one => one !== null);
-}
-
-function subjectOf(index: MergedIndex, number: number): Subject | null {
-  const inode = index.inode(number);
-  const path = index.rawPathOf(number);
-  if (inode === undefined || path === null) return null;
-  return { inode: number, sizeBytes: inode.size, path };
-}
-
-/** Whose content the scanner has not seen in the root. */
-function changedFiles(leaf: MergedIndex, root: MergedIndex): Set<number> {
-  const changed = new Set<number>();
-  const differs = leaf.database
-    .prepare<[], number>('SELECT number FROM main.touched_inode WHERE content')
-    .pluck();
-  for (const number of differs.all()) if (isFile(leaf, number)) changed.add(number);
-  for (const change of diffLeaf(leaf, root)) {
-    if (change.type !== 'file' || change.change === 'deleted') continue;
-    const inode = leaf.lookUp(change.path);
-    if (inode !== null && !sameContent(leaf, root, inode)) changed.add(inode);
-  }
-  return changed;
-}
-
-function isFile(index: MergedIndex, number: number): boolean {
-  const inode = index.inode(number);
-  return inode !== undefined && fileType(inode.mode) === 'file';
-}
-
-function touched(index: MergedIndex): Set<number> {
-  const rows = index.database.prepare<[], number>('SELECT number FROM main.touched_inode').pluck();
-  return new Set(rows.all());
-}
-
-/** Is it the root's file still, byte for byte? */
-function sameContent(leaf: MergedIndex, root: MergedIndex, number: number): boolean {
-  const [then, now] = [root.inode(number), leaf.inode(number)];
-  if (!then || !now || then.generation !== now.generation || then.size !== now.size) return false;
-  const content = leaf.database
-    .prepare<[number], number>('SELECT content FROM main.touched_inode WHERE number = ?')
-    .pluck()
-    .get(number);
-  return content !== 1;
-}
-
-interface Scanner {
-  command: string;
-  /** Private. */
-  directory: string;
-  work: Work;
-}
-
-async function scanFiles(
-  scanner: Scanner,
-  contents: Contents,
-  files: readonly Subject[],
-  take: (inode: number, verdict: Verdict) => void,
-): Promise<void> {
-  const { work } = scanner;
-  const all = files.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0);
-  work.begin('scanning', all);
-  for (let at = 0; at < files.length; ) {
-    const batch: Subject[] = [];
-    let bytes = 0;
-    while (at < files.length && batch.length < BATCH_FILES_MAX) {
-      const file = files[at]!;
-      if (batch.length > 0 && bytes + file.sizeBytes > BATCH_BYTES_MAX) break;
-      batch.push(file);
-      bytes += file.sizeBytes;
-      at++;
-    }
-    const place = mkdtempSync(join(scanner.directory, 'batch-'));
+  async leaf(): Promise<ScanReport> {
+    const stack = await openStack(this.#work.world, this.#spec.path);
     try {
-      const copies = batch.map((file, i) => ({
-        inode: file.inode,
-        path: copyOut(contents, file, place, i),
-      }));
-      await work.breathe();
-      await judge(scanner, place, copies, take);
+      const { report, rootIndex } = ensureLeafIndex(stack, this.#spec.path, this.#plain());
+      const below = MergedIndex.open(rootIndex);
+      const merged = MergedIndex.openLeaf(report.path, rootIndex);
+      try {
+        const opened = { file: stack.layers.at(-1)!.file, identity: stack.root!.identity };
+        const root = await this.#root(opened, rootIndex, below);
+        const changed = changedFiles(merged);
+        const own = await this.#scan(report.path, `${merged.meta('stamp')}`, () =>
+          filesOf(merged, Ext4.open(stackSource(stack)), changed),
+        );
+        const tree = new PathTree(merged);
+        const isOwn = new Set(changed);
+        const named = ([number, verdict]: [number, string], isMine: boolean): ScanFinding[] =>
+          tree.paths(number).map(name => ({ path: pathText(name), verdict, own: isMine }));
+        // A file that the leaf changed, or took away, is not the root's any more.
+        const kept = root.found.filter(([number]) => !isOwn.has(number) && merged.inode(number));
+        return this.#report(
+          [root, own],
+          [
+            ...kept.flatMap(one => named(one, false)),
+            ...own.found.flatMap(one => named(one, true)),
+          ],
+        );
+      } finally {
+        merged.close();
+        below.close();
+      }
     } finally {
-      rmSync(place, { recursive: true, force: true });
+      stack.close();
     }
-    work.advance(bytes);
+  }
+
+  /** `--force` is for the scan: an index that holds is not made anew for it. */
+  #plain(): IndexOptions {
+    const { force: _, output: __, ...plain } = this.#options;
+    return plain;
+  }
+
+  #root(opened: OpenedRoot, indexPath: string, index: MergedIndex): Promise<Scanned> {
+    return this.#scan(indexPath, `${index.meta('key')}`, () =>
+      filesOf(index, Ext4.open(rootSource(opened)), regularFiles(index)),
+    );
+  }
+
+  async #scan(indexPath: string, of: string, list: () => ScanFile[]): Promise<Scanned> {
+    const digest = createHash('sha256').update(this.#scanner).digest('hex').slice(0, 12);
+    const place = `${indexPath}.scan-${digest}`;
+    const there = this.#options.force ? null : readKept(place, of, this.#scanner);
+    if (there !== null) return { ...there, reused: true };
+    const files = list();
+    this.#work.begin('scanning', files.length);
+    const found = await runScanner(this.#spec.command, files, this.#work);
+    const kept: Kept = { of, scanner: this.#scanner, files: files.length, found: [...found] };
+    keep(place, kept);
+    return { ...kept, reused: false };
+  }
+
+  #report(parts: readonly Scanned[], findings: ScanFinding[]): ScanReport {
+    const sum = (reused: boolean): number =>
+      parts.reduce((all, part) => all + (part.reused === reused ? part.files : 0), 0);
+    findings.sort((a, b) => (a.path < b.path ? -1 : a.path > b.path ? 1 : 0));
+    return { scanner: this.#scanner, scanned: sum(false), reused: sum(true), findings };
   }
 }
 
-/** Below its own path, where that is a path of text that is not too long; else under a number. */
-function copyOut(contents: Contents, file: Subject, place: string, number: number): string {
-  const text = file.path.toString('utf8');
-  const plain = Buffer.from(text).equals(file.path) && file.path.length < PATH_BYTES_MAX;
-  const path = plain ? join(place, 'files', text) : join(place, 'others', String(number));
-  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-  const fd = openSync(path, 'wx', 0o600);
+const IS_FILE = `(mode & ${TYPE_MASK}) = ${TYPE.FILE} AND size > 0`;
+
+function regularFiles(index: MergedIndex): number[] {
+  const sql = `SELECT number FROM inodes WHERE ${IS_FILE} ORDER BY number`;
+  return index.database.prepare<[], number>(sql).pluck().all();
+}
+
+/** Whose bytes differ from the root's, or may. */
+function changedFiles(leaf: MergedIndex): number[] {
+  const sql = `SELECT number FROM main.inode JOIN main.touched_inode USING (number)
+               WHERE content <> 0 AND ${IS_FILE} ORDER BY number`;
+  return leaf.database.prepare<[], number>(sql).pluck().all();
+}
+
+/** Those that a directory leads to. */
+function filesOf(index: MergedIndex, fs: Ext4, numbers: readonly number[]): ScanFile[] {
+  return numbers.flatMap(number => {
+    const path = index.pathOf(number);
+    return path === null ? [] : [{ number, path, file: new Ext4File(fs, number) }];
+  });
+}
+
+function readKept(place: string, of: string, scanner: string): Kept | null {
   try {
-    contents.read(file, piece => {
-      for (let done = 0; done < piece.length; ) done += writeSync(fd, piece, done);
-    });
+    const kept = JSON.parse(readFileSync(place, 'utf8')) as Kept;
+    return kept.of === of && kept.scanner === scanner ? kept : null;
+  } catch {
+    return null; // there is none, or none that can be read: it is made anew
+  }
+}
+
+/** Whole or not at all; of two who keep theirs, the last one counts. */
+function keep(place: string, kept: Kept): void {
+  const beside = `${place}.${randomBytes(6).toString('hex')}.new`;
+  try {
+    writeFileSync(beside, `${JSON.stringify(kept)}\n`, { flush: true });
+    renameSync(beside, place);
   } finally {
-    closeSync(fd);
+    rmSync(beside, { force: true });
   }
-  return path;
-}
-
-async function judge(
-  scanner: Scanner,
-  place: string,
-  files: readonly { inode: number; path: string }[],
-  take: (inode: number, verdict: Verdict) => void,
-): Promise<void> {
-  const verdict = await runScanner(
-    scanner,
-    place,
-    files.map(({ path }) => path),
-  );
-  if (verdict.status === 0) {
-    for (const { inode } of files) take(inode, { status: 0, output: '' });
-  } else if (files.length === 1) {
-    take(files[0]!.inode, verdict);
-  } else {
-    const half = files.length >>> 1;
-    await judge(scanner, place, files.slice(0, half), take);
-    await judge(scanner, place, files.slice(half), take);
-  }
-}
-
-async function runScanner(
-  { command, work }: Scanner,
-  place: string,
-  paths: readonly string[],
-): Promise<Verdict> {
-  const child = spawn('/bin/sh', ['-c', `${command} "$@"`, 'ubd-scan', ...paths], {
-    cwd: place,
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  let output = '';
-  for (const stream of [child.stdout, child.stderr])
-    stream.setEncoding('utf8').on('data', (text: string) => {
-      if (output.length < OUTPUT_BYTES_MAX) output += text;
-    });
-  const ended = new Promise<{ status: number | null; signal: string | null }>((resolve, reject) => {
-    child.on('error', reject);
-    child.on('close', (status, signal) => resolve({ status, signal }));
-  });
-  const { status, signal } = await work.orStop(ended).catch((error: unknown) => {
-    child.kill('SIGKILL');
-    throw error;
-  });
-  const said = output.replaceAll(`${place}/files`, '').replaceAll(place, '').trim();
-  if (status !== null && status < FAILED_STATUS) return { status, output: said };
-  throw new UbdError('usage', `the scanner failed (${signal ?? `status ${status}`}): ${command}`, {
-    next: said === '' ? 'run it by hand on a file' : `it said: ${said.slice(0, 500)}`,
-  });
 }

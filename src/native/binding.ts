@@ -158,6 +158,18 @@ export interface Native {
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;
+  /**
+   * Starts a program without copying our tables of pages, as a fork would: its number, or -errno.
+   * `words`: its path and arguments, each ending with a NUL. It has a session of its own, no
+   * environment, no signal ignored, and of our descriptors those in `fds` (i32), as 0, 1, 2 and so
+   * on.
+   */
+  spawn(words: Uint8Array, fds: Uint8Array): number;
+  /**
+   * The exit status of a child that has ended, which then is gone: 256 and more for a signal.
+   * -EAGAIN: it has not ended.
+   */
+  reap(pid: number): number;
   /** A blocking, close-on-exec netlink socket (NETLINK_*), or -errno. */
   netlinkSocket(protocol: number): number;
 
