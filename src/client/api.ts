@@ -15,6 +15,7 @@
  *     DELETE /v1/replicas?root=ROOT&uri=URI    → ReplicaSpec
  *     POST   /v1/snapshot    SnapshotSpec      → Snapshot
  *     POST   /v1/fork        ForkSpec          → Fork
+ *     POST   /v1/fold        {target}          → {stills}: see src/leaf/still.ts
  *     POST   /v1/leaf        LeafChange        → LeafInfo: of a leaf that nobody uses
  *     POST   /v1/check       CheckSpec         → CheckReport
  *     POST   /v1/takeover                      → for `ubd serve --takeover`, which ends this daemon

@@ -3,6 +3,7 @@
  * them.
  */
 import type { Paths } from '../client/paths.ts';
+import { BootPacks } from './cache/boot-packs.ts';
 import { Chains } from './chains.ts';
 import { PlaneExporter } from './exports/plane-exporter.ts';
 import { FileImages } from './images.ts';
@@ -52,15 +53,17 @@ export async function assemble(
     if (error !== null) events.onDeath(error);
   });
   return {
-    images: new FileImages(chains, remote),
+    images: new FileImages(chains, remote, new BootPacks(paths.roots)),
     replicas: remote,
     live: new PlaneLiveLeaves(plane, chains, shadows),
     cache: {
       stats: () => plane.cacheStats(),
       set: settings => plane.setCache(settings),
       drop: key => plane.dropCache(key),
-      warm: (root, offset, length) =>
-        plane.warmCache((root as FileRoot | UpstreamRoot).takeLayer(), offset, length),
+      warm: (root, ranges) =>
+        plane.warmCache((root as FileRoot | UpstreamRoot).takeLayer(), ranges),
+      record: (key, device) => plane.record(key, device),
+      recorded: key => plane.recorded(key),
     },
     exporter: new PlaneExporter(plane, events.onDisconnected),
     transports: [ublk, nbd, loop],

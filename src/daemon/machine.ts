@@ -6,7 +6,6 @@
  * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf
  * over and then fail; so `close` of what was handed on does nothing.
  */
-
 import { UbdError } from '../base/errors.ts';
 import type {
   CheckReport,
@@ -25,8 +24,16 @@ import type {
   CacheStats,
   DeviceStats,
   FaultEvent,
+  Recorded,
   WarmResult,
 } from './plane-protocol.ts';
+
+/** A root's boot pack, as far as it can be used. */
+export interface FoundBootPack {
+  /** Pairs: first block and count. Null: there is none, or the problem says why not. */
+  ranges: Float64Array | null;
+  problem: UbdError | null;
+}
 
 /** A root that is open for reading. */
 export interface RootHandle {
@@ -38,6 +45,8 @@ export interface RootHandle {
   readonly treeDigest?: string | null;
   /** What its blocks are kept by in the cache; left out where that is not known. */
   readonly contentKey?: string;
+  /** Left out where nobody has looked for one. */
+  readonly boot?: FoundBootPack;
   /** Idempotent; does nothing after a transport has taken it over. */
   close(): void;
 }
@@ -244,6 +253,8 @@ export interface SnapshotMade {
 export interface LiveLeaves {
   /** The leaf becomes the intermediate image `file`; the device goes on in a new one. */
   snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade>;
+  /** Makes stills that stand on each other one; says how many are left over. */
+  fold(device: LiveDevice): Promise<number>;
   /** How much the leaf may hold: from now on, and remembered in it. */
   limit(id: number, quota: Quota | null): Promise<void>;
   /** The leaf of a larger device, durably; then the transport lets the node follow. */
@@ -296,8 +307,11 @@ export interface MachineCache {
   set(settings: CacheSettings): Promise<void>;
   /** Forgets the blocks of one content (`contentKey`), or all; returns how many bytes. */
   drop(key: string | null): Promise<number>;
-  /** Reads a part of a root into it. The root is taken over. */
-  warm(root: RootHandle, offset: number, length: number): Promise<WarmResult>;
+  /** Reads parts of a root into it, in pairs of first block and count. The root is taken over. */
+  warm(root: RootHandle, ranges: Float64Array): Promise<WarmResult>;
+  /** From now on notes what is read of a content: by one device (its id), or by all. */
+  record(key: string, device: number | null): Promise<void>;
+  recorded(key: string): Promise<Recorded>;
 }
 
 export interface Machine {

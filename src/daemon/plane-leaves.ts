@@ -225,17 +225,20 @@ export class PlaneLeaves {
     );
   }
 
-  /** The chain that now includes the sealed leaf takes the place of both. */
+  /**
+   * The chain that now includes the sealed leaf takes the place of both; or, where none was
+   * followed, another chain with the same content that of the one so far.
+   */
   stand(spec: FrozenLayerSpec, done: () => void): void {
     const old = this.#old;
-    assert(old !== null && this.#sealed, 'only a frozen leaf is part of a chain');
+    assert(old === null || this.#sealed, 'only a frozen leaf is part of a chain');
     const chain = new FrozenLayer(this.#io, spec.name, spec.files, spec.owners);
     const change = (): void => {
       this.#below = [chain, ...this.#below.slice(this.#chains)];
       this.#chains = 1;
       this.#old = null;
       this.#union.change(this.#below, this.#top!.leaf, () => {
-        old.close();
+        old?.close();
         done();
       });
     };

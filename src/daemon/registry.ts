@@ -5,8 +5,7 @@
  * which name, leaf and number is entries.ts.
  */
 import { type FSWatcher, watch } from 'node:fs';
-import { readdir, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { rm } from 'node:fs/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import type {
   AttachResult,
@@ -18,6 +17,7 @@ import type {
   TransportStatus,
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
+import { lineageOf } from '../leaf/info.ts';
 import { isStillOf } from '../leaf/still.ts';
 import { bringUp, type Workshop } from './attach.ts';
 import { Choosing } from './choosing.ts';
@@ -459,10 +459,20 @@ function refuseBusy({ name, work }: Entry): void {
   });
 }
 
-/** An ephemeral leaf, with its stills. */
+/**
+ * An ephemeral leaf, with the stills right below it. Not those below an image that somebody took:
+ * it stands on them.
+ */
 async function removeLeafFiles(leaf: string): Promise<void> {
+  const stills: string[] = [];
+  try {
+    for (const { path } of lineageOf(leaf).images) {
+      if (!isStillOf(leaf, path)) break;
+      stills.push(path);
+    }
+  } catch (error) {
+    if (!(error instanceof UbdError)) throw error; // it is gone, or damaged: its stills stay
+  }
   await rm(leaf, { force: true });
-  const directory = dirname(leaf);
-  for (const file of await readdir(directory).catch(() => []))
-    if (isStillOf(leaf, join(directory, file))) await rm(join(directory, file), { force: true });
+  for (const path of stills) await rm(path, { force: true });
 }
