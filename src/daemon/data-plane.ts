@@ -183,6 +183,8 @@ class DataPlane {
       case 'cacheSet':
       case 'cacheDrop':
       case 'cacheWarm':
+      case 'cacheRecord':
+      case 'cacheRecorded':
         this.#plant.cache.take(call, answer);
         return;
       case 'stop':

@@ -14,6 +14,7 @@ import type { LeafParent, Quota as StoredQuota } from '../leaf/superblock.ts';
 import { endFold, foldStills } from '../life/fold.ts';
 import { renewLeaf } from '../life/renew.ts';
 import { diskWorld } from '../life/world.ts';
+import type { BootPacks } from './cache/boot-packs.ts';
 import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
 import type {
@@ -31,16 +32,32 @@ import type { RemoteRoots } from './remote/remote-roots.ts';
 export class FileImages implements Images {
   readonly #chains: Chains;
   readonly #remote: RemoteRoots | null;
+  readonly #packs: BootPacks | null;
 
-  /** @param remote null: remote roots are opened in this thread, and only to be looked at */
-  constructor(chains: Chains = new Chains(null), remote: RemoteRoots | null = null) {
+  /**
+   * @param remote null: remote roots are opened in this thread, and only to be looked at
+   * @param packs null: nobody asks for boot packs
+   */
+  constructor(
+    chains: Chains = new Chains(null),
+    remote: RemoteRoots | null = null,
+    packs: BootPacks | null = null,
+  ) {
     this.#chains = chains;
     this.#remote = remote;
+    this.#packs = packs;
   }
 
-  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
-    if (!isUri(path)) return openIdentified(path);
-    return this.#remote === null ? openContent(path) : this.#remote.open(path, comeback);
+  async openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
+    if (!isUri(path)) {
+      const root = await openIdentified(path);
+      if (this.#packs !== null) root.boot = await this.#packs.find(root, null);
+      return root;
+    }
+    if (this.#remote === null) return openContent(path);
+    const root = await this.#remote.open(path, comeback);
+    if (this.#packs !== null) root.boot = await this.#packs.find(root, root.packBeside);
+    return root;
   }
 
   async createLeaf({ path, sizeBytes, root, ephemeral }: NewLeaf): Promise<void> {
