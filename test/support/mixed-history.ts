@@ -526,8 +526,13 @@ export class MixedHistory {
     return async () => this.#fix(file);
   }
 
-  /** An export of a disk in use; stills that stand on each other become one. */
+  /** Exports of a disk in use; stills that stand on each other become one. */
   async #still(disk: Disk): Promise<() => Promise<void>> {
+    for (let count = this.random.between(1, 4); count > 0; count--) await this.#exportLive(disk);
+    return async () => {};
+  }
+
+  async #exportLive(disk: Disk): Promise<void> {
     const file = stillPath(disk.path);
     const entry = this.#entry(disk);
     await takeSnapshot(this.#shop, this.#live, entry, { file, freeze: false });
@@ -541,7 +546,6 @@ export class MixedHistory {
     const { id, name, leaf } = entry;
     const left = await this.#live.fold({ id, name, leaf, outlives: false });
     if (left > 1) throw new Broken(`${disk.path} stands on ${left} stills`);
-    return async () => {};
   }
 
   async #forkDevice(disk: Disk): Promise<() => Promise<void>> {
