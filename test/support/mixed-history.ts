@@ -30,7 +30,7 @@ import { checkLeaf } from '../../src/leaf/check.ts';
 import { createLeaf } from '../../src/leaf/create.ts';
 import { growLeaf } from '../../src/leaf/grow.ts';
 import { lineageOf } from '../../src/leaf/info.ts';
-import { stillPath } from '../../src/leaf/still.ts';
+import { isStill, stillPath } from '../../src/leaf/still.ts';
 import { abandonSuccessor } from '../../src/leaf/successor.ts';
 import { exportLeaf } from '../../src/life/export.ts';
 import { rebaseLeaf } from '../../src/life/rebase.ts';
@@ -661,7 +661,8 @@ export class MixedHistory {
     const leaf = this.#path('b', 'received');
     this.#expect([leaf], disk.sectors, content);
     const { images } = lineageOf(disk.path);
-    const since = this.random.pick([undefined, ...images.map(({ path }) => path)]);
+    const lasting = images.map(({ path }) => path).filter(path => !isStill(path));
+    const since = this.random.pick([undefined, ...lasting]);
     await sendLeaf({ leaf: disk.path, target: stream, ...(since && { since }) });
     const base = since ?? lineageOf(disk.path).base!.path;
     await receiveLeaf({ source: stream, leaf, base });
