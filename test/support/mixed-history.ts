@@ -806,7 +806,10 @@ export class MixedHistory {
         for (const { path } of images) may.add(path);
         may.add(base!.path);
       }
-    const left = this.fs.openFiles.filter(path => !may.has(path));
+    // A still that became an image may have both names after a crash.
+    const known = (path: string): boolean =>
+      may.has(path) || [...may].some(one => this.fs.isSame(one, path));
+    const left = this.fs.openFiles.filter(path => !known(path));
     if (left.length > 0) throw new Broken(`left open: ${left.join(', ')}`);
   }
 }
