@@ -134,11 +134,6 @@ export class SimFs extends SimDisk {
     );
   }
 
-  /** Two names of one file. */
-  isSame(a: string, b: string): boolean {
-    return this.#names.get(a) !== undefined && this.#names.get(a) === this.#names.get(b);
-  }
-
   /** By descriptor. */
   override file(fd: number): SimFile {
     const file = this.#description(fd).file;
