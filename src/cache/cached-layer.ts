@@ -96,7 +96,8 @@ export class CachedLayer implements Layer {
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
     const { cache } = this;
     this.recording?.note(sector, count);
-    if (!cache.isOn) {
+    // Nothing of ours can write to a registered buffer.
+    if (!cache.isOn || memory.fixed >= 0) {
       this.plain.read(sector, count, memory, start, op);
     } else if (this.#holds(sector, count)) {
       this.#copyOut(sector, count, memory, start);

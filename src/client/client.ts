@@ -124,6 +124,12 @@ export class Client {
     return (await this.#call({ method: 'POST', path: `${API_PREFIX}/snapshot`, body })) as Snapshot;
   }
 
+  /** Makes the stills one that a device stands on: says how many are left. */
+  async fold(target: string): Promise<{ stills: number }> {
+    const path = `${API_PREFIX}/fold`;
+    return (await this.#call({ method: 'POST', path, body: { target } })) as { stills: number };
+  }
+
   /** Makes leaves that stand on the state of a device, a leaf or an intermediate image. */
   async fork(spec: ForkSpec): Promise<Fork> {
     const body: ForkSpec = { ...spec, leaves: spec.leaves.map(leaf => resolve(leaf)) };

@@ -64,6 +64,10 @@ export class PlaneCache {
     this.#cache = new Cache({ io: new RingSlabIo(ring), capacityBytes: sizeBytes, policy });
   }
 
+  get isOn(): boolean {
+    return this.#cache.isOn;
+  }
+
   /** A root as a device sees it. */
   layer(spec: BaseLayerSpec): CachedLayer {
     const { name, fd, sizeBytes } = spec;

@@ -133,11 +133,14 @@ export class PlaneDevice {
 
   #openSession(): Session {
     const { transport } = this.spec;
-    const { fuseSlots, ublkSlots, nbdSlots } = this.#plant;
+    const { fuseSlots, ublkSlots, nbdSlots, cache } = this.#plant;
     const common = { device: this.#union, onEnd: (reason: string | null) => this.#cutOff(reason) };
     switch (transport.kind) {
       case 'ublk':
-        return new UblkSession({ slots: ublkSlots, channel: transport, ...common });
+        return new UblkSession({
+          ...{ slots: ublkSlots, channel: transport, ...common },
+          readsFixed: () => this.#upstream.length === 0 && !cache.isOn,
+        });
       case 'fuse':
         return new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
       case 'nbd': {

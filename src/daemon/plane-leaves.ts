@@ -41,8 +41,11 @@ class Served {
     this.leaf = new Leaf(io, opened, undefined, this.#shadow);
   }
 
-  get hasShadow(): boolean {
-    return this.#shadow !== null;
+  /** Its shadow comes first: one that is too large is fine, and one that is too small is none. */
+  grow(sizeSectors: number, directoryOffset: number, op: IoOp): void {
+    const result = this.#shadow?.grow(sizeSectors) ?? 0;
+    if (result < 0) op.done(result, 0);
+    else this.leaf.grow(sizeSectors, directoryOffset, op);
   }
 
   close(): void {
@@ -143,9 +146,8 @@ export class PlaneLeaves {
   /** The leaf of a larger device. @param directoryOffset see `Leaf.grow` */
   grow(sizeSectors: number, directoryOffset: number, op: IoOp): void {
     const top = this.#top;
-    // A shadow has the size of its device.
-    if (top === null || top.leaf.readOnly || top.hasShadow) op.done(-EOPNOTSUPP, 0);
-    else top.leaf.grow(sizeSectors, directoryOffset, op);
+    if (top === null || top.leaf.readOnly) op.done(-EOPNOTSUPP, 0);
+    else top.grow(sizeSectors, directoryOffset, op);
   }
 
   /**
@@ -218,17 +220,20 @@ export class PlaneLeaves {
     );
   }
 
-  /** The chain that now includes the sealed leaf takes the place of both. */
+  /**
+   * The chain that now includes the sealed leaf takes the place of both; or, where none was
+   * followed, another chain with the same content that of the one so far.
+   */
   stand(spec: FrozenLayerSpec, done: () => void): void {
     const old = this.#old;
-    assert(old !== null && this.#sealed, 'only a frozen leaf is part of a chain');
+    assert(old === null || this.#sealed, 'only a frozen leaf is part of a chain');
     const chain = new FrozenLayer(this.#io, spec.name, spec.files, spec.owners);
     const change = (): void => {
       this.#below = [chain, ...this.#below.slice(this.#chains)];
       this.#chains = 1;
       this.#old = null;
       this.#union.change(this.#below, this.#top!.leaf, () => {
-        old.close();
+        old?.close();
         done();
       });
     };

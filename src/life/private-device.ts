@@ -25,7 +25,9 @@ export async function withPrivateDevice<T>(
   const subject = attach.leaf ?? attach.root ?? '';
   const daemon = await PrivateDaemon.start({ dirs, subject, scrap });
   try {
-    const { name, node } = await daemon.client.attach({ ...attach, name: 'private' });
+    // Loop: a device that outlives its server is the last that is wanted here.
+    const spec = { ...attach, name: 'private', transport: 'loop' } as const;
+    const { name, node } = await daemon.client.attach(spec);
     const result = await work(node!);
     await daemon.client.detach(name);
     publish?.();

@@ -53,6 +53,7 @@ export class FakeMachine implements Machine {
       }
       return { changedBytes: 0, images: 1 };
     },
+    fold: async () => 0,
     limit: async () => {},
     grow: async () => {},
     gone: () => {},
@@ -107,6 +108,7 @@ export class FakeMachine implements Machine {
         attach: device => this.#attach(device),
         detach: (id, { force }) => this.#detach(id, force),
         flush: async () => {},
+        resize: async () => {},
         users: async node => this.users.get(node) ?? [],
         clearStale: async () => [],
         isForeign: node => this.foreign.has(node),

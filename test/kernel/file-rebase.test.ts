@@ -12,14 +12,19 @@ import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t from 'tap';
 import type { FileRebaseReport } from '../../src/life/file-rebase.ts';
+import { step } from '../support/file-history.ts';
 import { fullTree } from '../support/full-tree.ts';
-import { DEVICES, missing } from '../support/requires.ts';
+import { Random } from '../support/random.ts';
+import { DEVICES, missing, QUICK } from '../support/requires.ts';
 import { run, tryRun, until } from '../support/run.ts';
 import { CLI, Sandbox } from '../support/sandbox.ts';
 
 const TOOLS = ['mkfs.ext4', 'e2fsck', 'setfattr', 'setfacl', 'chattr', 'bash'];
 const skip = await missing(...DEVICES, ...TOOLS);
 t.setTimeout(600_000);
+
+/** A script for bash, or what is done below a directory. */
+type Change = string | ((place: string) => void);
 
 /** A root, a refreshed copy of it, and a leaf on the first. Each is changed by a script. */
 class World {
@@ -35,7 +40,7 @@ class World {
     this.leaf = sandbox.path('a.leaf');
   }
 
-  static async make(scripts: { base: string; fresh: string; leaf: string }): Promise<World> {
+  static async make(scripts: { base: Change; fresh: Change; leaf: Change }): Promise<World> {
     const world = new World(await Sandbox.start());
     await run('mkfs.ext4', ['-q', '-F', '-b', '4096', '-O', 'inline_data', world.base, '64M']);
     await world.onImage(world.base, scripts.base);
@@ -47,20 +52,21 @@ class World {
     return world;
   }
 
-  async onImage(image: string, script: string): Promise<void> {
-    await this.#mounted(['-o', 'loop', image], script);
+  async onImage(image: string, change: Change): Promise<void> {
+    await this.#mounted(['-o', 'loop', image], change);
   }
 
-  async onDevice(device: string, script: string): Promise<void> {
-    await this.#mounted([device], script);
+  async onDevice(device: string, change: Change): Promise<void> {
+    await this.#mounted([device], change);
   }
 
-  async #mounted(what: string[], script: string): Promise<void> {
+  async #mounted(what: string[], change: Change): Promise<void> {
     const place = this.sandbox.path('mnt');
     mkdirSync(place, { recursive: true });
     await run('mount', [...what, place]);
     try {
-      await run('bash', ['-euc', script], { cwd: place });
+      if (typeof change === 'function') change(place);
+      else await run('bash', ['-euc', change], { cwd: place });
     } finally {
       await run('umount', [place]);
     }
@@ -302,4 +308,69 @@ function isServed(directory: string): boolean {
       return false;
     }
   });
+}
+
+t.test(
+  'random histories of both sides: each path is as the one that changed it',
+  { skip },
+  async t => {
+    const seeds = QUICK ? 1 : Number(process.env.UBD_TEST_SEEDS ?? 4);
+    for (let seed = 0; seed < seeds; seed++) {
+      const history = (offset: number, steps: number) => (place: string) => {
+        const random = new Random(offset + seed);
+        for (let i = 0; i < steps; i++) step(place, random, offset + i);
+      };
+      const world = await World.make({
+        base: history(1000, 50),
+        fresh: history(2000, 15),
+        leaf: history(3000, 15),
+      });
+      try {
+        const [base, theirs, ours] = [
+          await world.tree(world.base),
+          await world.tree(world.fresh),
+          await world.tree(world.leaf),
+        ];
+        const winner = seed % 2 === 0 ? 'theirs' : 'ours';
+        const { report } = await world.rebase(`--${winner}`, '/');
+        const open = report.conflicts.filter(({ resolution }) => resolution === null);
+        t.ok(report.done || open.length > 0, `seed ${seed}: ${report.conflicts.length} conflicts`);
+        if (!report.done) continue; // something is in the way that is never taken away
+        const inConflict = new Set(report.conflicts.map(({ path }) => path));
+        const result = await world.tree(world.leaf);
+        const wrong: string[] = [];
+        for (const path of new Set([...base.keys(), ...ours.keys(), ...theirs.keys()])) {
+          const [b, o, h] = [base, ours, theirs].map(tree => timeless(tree.get(path)));
+          const byRule = o === b ? h : h === b || o === h ? o : 'conflict';
+          const wanted = inConflict.has(path) ? (winner === 'ours' ? o : h) : byRule;
+          const is = timeless(result.get(path));
+          if (plain(is) === plain(wanted) || path === '') continue;
+          // A directory stays, or comes, with what is in it.
+          const hasMore = [...result.keys()].some(other => other.startsWith(`${path}/`));
+          if (is?.startsWith('directory') && hasMore) continue;
+          // What was below one that was decided to be something else goes with it.
+          const isBelow = [...inConflict].some(top => path.startsWith(`${top}/`));
+          if (isBelow && is === undefined) continue;
+          wrong.push(`${path}: ${is}, not ${wanted} (${b} | ${o} | ${h})`);
+        }
+        t.same(wrong, [], `seed ${seed}: ${winner} where both changed it`);
+        t.same(
+          [...result.keys()].filter(path => !ours.has(path) && !theirs.has(path)),
+          [],
+          `seed ${seed}: nothing comes from nowhere`,
+        );
+      } finally {
+        await world.sandbox.cleanup.run();
+      }
+    }
+  },
+);
+
+function timeless(facts: string | undefined): string | undefined {
+  return facts?.replace(/ mtime \d+/, '');
+}
+
+/** Without the names that share the file, and how sparse it is. */
+function plain(facts: string | undefined): string | undefined {
+  return facts?.replace(/ = .*/, '').replace(/ (sparse|full)\b/, '');
 }

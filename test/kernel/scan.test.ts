@@ -115,6 +115,14 @@ exit $status
   const [, again] = await scan(leaf);
   t.same([given(), again.reused, again.findings.length], [0, 607, 5], 'the second time, nothing');
 
+  const once = await sandbox.attach({ leaf, name: 'a' });
+  const more = await sandbox.mount(once.device, 'mnt');
+  writeFileSync(`${more}/f20`, 'VIRUS');
+  await sandbox.unmount(more);
+  await sandbox.detach('a');
+  const [, later] = await scan(leaf);
+  t.same([given(), later.findings.length], [4, 6], 'verdicts are of one state of the leaf');
+
   const other = sandbox.path('b.leaf');
   await sandbox.attach({ root, leaf: other, name: 'b' });
   const second = await sandbox.mount((await sandbox.client.list())[0]!.device!, 'mnt');

@@ -21,6 +21,7 @@ import {
   syncDirectory,
 } from '../../leaf/successor.ts';
 import type { LeafParent, Superblock } from '../../leaf/superblock.ts';
+import { foldStills } from '../../life/fold.ts';
 import { mounts } from '../../transport/fuse/loop-users.ts';
 import type { Workshop } from '../attach.ts';
 import type { LiveLeaves } from '../machine.ts';
@@ -79,6 +80,7 @@ export async function forkFile(path: string, spec: ForkSpec): Promise<Fork> {
   const { inUseBy, idle } = leafInfo(path);
   const isEmpty = inUseBy === null && idle?.changedBytes === 0 && !isPassing(superblock);
   if (isEmpty && spec.image === undefined) return make(spec, groundUnder(path, superblock));
+  await foldStills(path); // what is made now may not stand on them
   const image = spec.image === undefined ? chooseImagePath(path) : await canonical(spec.image);
   freezeInPlace(path, image);
   return make(spec, { ...groundOn(image, peekSuperblock(image)), frozen: true });

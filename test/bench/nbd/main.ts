@@ -46,6 +46,7 @@ const CLIENTS: Readonly<Record<string, Client>> = {
 const USAGE = `usage: npm run bench:nbd -- [options]
 
   --quick            short runs: to see that it works, not to quote
+  --runtime MS       of each timed workload (default 2500, quick 500)
   --rounds N         interleaved rounds of every target (default 5, quick 1)
   --only A,B         workloads (${WORKLOADS.map(one => one.id).join(', ')})
   --targets A,B      of ${NBD_TARGETS.map(one => one.id).join(', ')}
@@ -66,6 +67,7 @@ async function main(): Promise<void> {
     options: {
       quick: { type: 'boolean', default: false },
       rounds: { type: 'string' },
+      runtime: { type: 'string' },
       only: { type: 'string' },
       targets: { type: 'string' },
       clients: { type: 'string' },
@@ -92,7 +94,7 @@ async function main(): Promise<void> {
   );
   const clients = list(values.clients, Object.keys(CLIENTS));
   const span = (quick ? 32 : 128) * MIB;
-  const shape = { span, runtimeMs: quick ? 500 : 2500 };
+  const shape = { span, runtimeMs: Number(values.runtime ?? (quick ? 500 : 2500)) };
 
   const cleanup = new Cleanup();
   try {
@@ -136,12 +138,18 @@ interface Round {
   workloads: readonly Workload[];
 }
 
+const warmUp: FioJob = {
+  ...{ rw: 'randread', blockBytes: 4096, depth: 1, offset: 0, size: 16 * MIB, runtimeMs: 500 },
+};
+
 /** Every workload on a fresh overlay. */
 async function oneTarget(client: string, target: NbdTarget, plan: Round): Promise<IoSample[]> {
   const { context, round, job, workloads } = plan;
   const serving = await target.up(context);
   const samples: IoSample[] = [];
   try {
+    // A server that has just started is slower, each for its own reasons: none is measured cold.
+    for (const depth of [32, 1]) await CLIENTS[client]!(serving, { ...warmUp, depth }, round + 1);
     for (const workload of workloads) {
       const before = cpuMicros(serving.pids);
       const busyBefore = busyMicros();
