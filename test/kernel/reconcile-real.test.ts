@@ -115,7 +115,8 @@ t.test(`${LEAVES} leaves of one Debian, reconciled`, { skip }, async t => {
   const diskAfter = await takes(leaves);
   const saved = diskBefore - diskAfter;
   t.comment(
-    `${LEAVES} leaves: ${(diskBefore / MIB).toFixed(0)} MiB, now ${(diskAfter / MIB).toFixed(0)}; ` +
+    `${LEAVES} leaves: ${(diskBefore / MIB).toFixed(0)} MiB, ` +
+      `now ${(diskAfter / MIB).toFixed(0)}; ` +
       `${(report.promotedBytes / MIB).toFixed(1)} MiB went into the new root ` +
       `(${((report.newRootBytes ?? 0) / MIB).toFixed(0)} MiB, the old one ` +
       `${(statSync(root).blocks / 2048).toFixed(0)}); ${seconds.toFixed(1)} s`,
