@@ -4,8 +4,10 @@
 #include "calls.h"
 #include "environment.h"
 #include "memory.h"
+#include "process.h"
 #include "ring.h"
 #include "sys.h"
+#include "tree.h"
 
 namespace {
 
@@ -19,7 +21,9 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   ubd::DefineMemory(env, exports, environment);
   ubd::DefineRing(env, exports, environment);
   ubd::DefineCalls(env, exports, environment);
+  ubd::DefineProcess(env, exports, environment);
   ubd::DefineSys(env, exports, environment);
+  ubd::DefineTree(env, exports, environment);
   return exports;
 }
 

@@ -101,6 +101,14 @@ bool ArgumentFits(uint32_t opcode, std::span<const uint8_t> argument, uint32_t c
       }
       return true;
     }
+    case IORING_REGISTER_BUFFERS2: {
+      // Empty places alone: `data` would be addresses.
+      if (!holds(0, 1) || argument.size() != sizeof(io_uring_rsrc_register)) return false;
+      io_uring_rsrc_register registration;
+      memcpy(&registration, argument.data(), sizeof registration);
+      return count == sizeof registration && registration.flags == IORING_RSRC_REGISTER_SPARSE &&
+             registration.data == 0 && registration.tags == 0;
+    }
     case IORING_REGISTER_IOWQ_MAX_WORKERS:
       return holds(0, sizeof(uint32_t)) && count == 2;
     case IORING_REGISTER_SYNC_CANCEL:

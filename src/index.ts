@@ -15,6 +15,12 @@ export type {
 export { type BlockDiff, type DiffRange, type DiffSpec, diffBlocks } from './life/diff.ts';
 export { type ExportReport, type ExportSpec, exportLeaf } from './life/export.ts';
 export {
+  type FileConflict,
+  type FileRebaseReport,
+  type FileRebaseSpec,
+  rebaseFiles,
+} from './life/file-rebase.ts';
+export {
   diffFiles,
   type FileChange,
   type FoundFile,
@@ -29,6 +35,12 @@ export { type RebaseReport, type RebaseSpec, rebaseLeaf } from './life/rebase.ts
 export { type ReceiveReport, type ReceiveSpec, receiveLeaf } from './life/receive.ts';
 export { type ReconcileReport, type ReconcileSpec, reconcile } from './life/reconcile.ts';
 export { type RepairReport, type RepairSpec, repairLeaf } from './life/repair.ts';
+export {
+  type ScanFinding,
+  type ScanReport,
+  type ScanSpec,
+  scanFiles,
+} from './life/scan.ts';
 export { type SendReport, type SendSpec, sendLeaf } from './life/send.ts';
 export { type ShrinkReport, type ShrinkSpec, shrinkLeaf } from './life/shrink.ts';
 export type { WorkOptions } from './life/work.ts';

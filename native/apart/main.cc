@@ -11,7 +11,9 @@
 // Steps run in order until one fails. ON is the step whose result is the descriptor; PUT the one
 // whose result goes into the first four bytes of ARGUMENT, or -1. For each step that ran there is a
 // line on standard output: its result or -errno, and for a buffer the bytes after the call. Exit
-// status 2: the words make no sense.
+// status 2: the words make no sense. Standard output ends when everything else is closed.
+//
+// It uses nothing of the C++ library, whose loading takes longer than all the rest.
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/ioctl.h>
@@ -23,8 +25,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
-#include <string>
-#include <vector>
 
 namespace {
 
@@ -50,16 +50,23 @@ long StepNumber(const char* text, long min, size_t steps) {
   return step;
 }
 
-std::vector<uint8_t> Bytes(const char* hex) {
+uint8_t Digit(char digit) {
+  if (digit >= '0' && digit <= '9') return static_cast<uint8_t>(digit - '0');
+  if (digit >= 'a' && digit <= 'f') return static_cast<uint8_t>(digit - 'a' + 10);
+  Misused("not hexadecimal");
+}
+
+// The bytes of one step; zeroes follow them.
+uint8_t buffer[kBufferBytes];
+
+// Fills `buffer`. Returns how many bytes there were.
+size_t ReadBytes(const char* hex) {
   const size_t length = strlen(hex) / 2;
   if (strlen(hex) % 2 != 0 || length > kBufferBytes) Misused("not a buffer");
-  std::vector<uint8_t> bytes(kBufferBytes);
-  for (size_t i = 0; i < length; i++) {
-    unsigned int byte = 0;
-    if (sscanf(hex + 2 * i, "%2x", &byte) != 1) Misused("not hexadecimal");
-    bytes[i] = static_cast<uint8_t>(byte);
-  }
-  return bytes;
+  memset(buffer, 0, sizeof buffer);
+  for (size_t i = 0; i < length; i++)
+    buffer[i] = static_cast<uint8_t>(Digit(hex[2 * i]) << 4 | Digit(hex[2 * i + 1]));
+  return length;
 }
 
 uint64_t NowMs() {
@@ -88,44 +95,49 @@ long OrErrno(long returned) { return returned < 0 ? -errno : returned; }
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::vector<long> results;
+  // There are fewer steps than words.
+  auto* results = static_cast<long*>(calloc(static_cast<size_t>(argc), sizeof(long)));
+  auto* opened = static_cast<int*>(calloc(static_cast<size_t>(argc), sizeof(int)));
+  if (results == nullptr || opened == nullptr) Misused("too many words");
+  size_t count = 0;
+  size_t openedCount = 0;
   for (int at = 1; at < argc;) {
-    const std::string what = argv[at];
+    const auto is = [&](const char* what) { return strcmp(argv[at], what) == 0; };
     const int left = argc - at;
     long result = 0;
-    if (what == "open" && left >= 3) {
+    if (is("open") && left >= 3) {
       const int flags = static_cast<int>(Number(argv[at + 2]));
       result = OrErrno(open(argv[at + 1], flags | O_CLOEXEC));
+      if (result >= 0) opened[openedCount++] = static_cast<int>(result);
       printf("%ld\n", result);
       at += 3;
-    } else if (what == "ioctl" && left >= 5) {
-      const int fd = static_cast<int>(results[StepNumber(argv[at + 1], 0, results.size())]);
+    } else if (is("ioctl") && left >= 5) {
+      const int fd = static_cast<int>(results[StepNumber(argv[at + 1], 0, count)]);
       const auto request = static_cast<unsigned long>(Number(argv[at + 2]));
-      const long put = StepNumber(argv[at + 3], -1, results.size());
+      const long put = StepNumber(argv[at + 3], -1, count);
       const char* argument = argv[at + 4];
       if (argument[0] == 'x') {
-        std::vector<uint8_t> bytes = Bytes(argument + 1);
+        const size_t length = ReadBytes(argument + 1);
         if (put >= 0) {
           const auto value = static_cast<uint32_t>(results[put]);
-          memcpy(bytes.data(), &value, sizeof value);
+          memcpy(buffer, &value, sizeof value);
         }
         // SAFETY: the buffer is as large as the kernel's largest structure.
-        result = OrErrno(ioctl(fd, request, bytes.data()));
+        result = OrErrno(ioctl(fd, request, buffer));
         printf("%ld ", result);
-        for (size_t i = 0; i < strlen(argument) / 2; i++) printf("%02x", bytes[i]);
+        for (size_t i = 0; i < length; i++) printf("%02x", buffer[i]);
         printf("\n");
       } else {
         result = OrErrno(ioctl(fd, request, Number(argument)));
         printf("%ld\n", result);
       }
       at += 5;
-    } else if (what == "write" && left >= 3 && argv[at + 2][0] == 'x') {
-      const int fd = static_cast<int>(results[StepNumber(argv[at + 1], 0, results.size())]);
-      const std::vector<uint8_t> bytes = Bytes(argv[at + 2] + 1);
-      result = OrErrno(write(fd, bytes.data(), strlen(argv[at + 2]) / 2));
+    } else if (is("write") && left >= 3 && argv[at + 2][0] == 'x') {
+      const int fd = static_cast<int>(results[StepNumber(argv[at + 1], 0, count)]);
+      result = OrErrno(write(fd, buffer, ReadBytes(argv[at + 2] + 1)));
       printf("%ld\n", result);
       at += 3;
-    } else if (what == "wait" && left >= 2) {
+    } else if (is("wait") && left >= 2) {
       fflush(stdout);  // who ends our input wants to know how far we are
       result = WaitForEnd(Number(argv[at + 1]));
       printf("%ld\n", result);
@@ -134,9 +146,10 @@ int main(int argc, char** argv) {
       Misused("open PATH FLAGS, ioctl ON REQUEST PUT ARGUMENT, write ON BYTES, or wait MS");
     }
     if (result < 0) break;
-    results.push_back(result);
+    results[count++] = result;
   }
   // Before anything is closed: what is closed here may wait.
   fflush(stdout);
+  while (openedCount > 0) close(opened[--openedCount]);
   return 0;
 }

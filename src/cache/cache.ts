@@ -5,7 +5,8 @@
  *          └─ reading ─ want ─▶ fills: one for each run of blocks that
  *                               nobody has read or is reading               miss: waits for fills
  *
- * Owns index, slab and contents. Invariants:
+ * Owns index, slab and contents; what is missing comes by filling.ts, and whoever needs it waits in
+ * waiting.ts. Invariants of all three:
  *  1. A block is valid only in the content that it was read for, and a content is one sequence of
  *     bytes for ever: so no block is ever served of another root, or of another generation.
  *  2. A block is read once, whoever asks, until it is dropped.
@@ -16,11 +17,10 @@
  *     not gone yet. Where there is no frame, a read goes past the cache.
  */
 import { assert } from '../base/assert.ts';
-import { BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES } from '../base/units.ts';
+import { BLOCK_BYTES } from '../base/units.ts';
 import type { Lender, Loan } from '../store/loan.ts';
 import type { SlabIo } from '../uring/slab-io.ts';
-import type { CachedLayer } from './cached-layer.ts';
-import { CHUNK_BLOCKS, Chunks, maskOf } from './chunks.ts';
+import { CHUNK_BLOCKS, Chunks } from './chunks.ts';
 import {
   addCounters,
   type Content,
@@ -29,14 +29,12 @@ import {
   type Counters,
   newCounters,
 } from './content.ts';
-import type { Fetch } from './fetch.ts';
-import { FILL_BLOCKS_MAX, Fill } from './fill.ts';
+import { Filling } from './filling.ts';
 import { Lru } from './lru.ts';
 import type { Policy, PolicyName } from './policy.ts';
-import { Reading } from './reading.ts';
 import { Segmented } from './segmented.ts';
 import { FRAME_BYTES, Slab } from './slab.ts';
-import { Wait } from './wait.ts';
+import { Waiting } from './waiting.ts';
 
 const BLOCK_SHIFT = 12;
 assert(1 << BLOCK_SHIFT === BLOCK_BYTES, 'shifts are faster than divisions');
@@ -64,6 +62,8 @@ export class Cache implements Lender {
   readonly slab: Slab;
   readonly chunks: Chunks;
   readonly contents: Contents = new Contents();
+  readonly filling: Filling;
+  readonly waiting: Waiting;
   #policy: Policy = new Lru();
   #policyName: PolicyName = 'lru';
   readonly #forgotten: Counters = newCounters();
@@ -77,21 +77,12 @@ export class Cache implements Lender {
   #season = 1;
   #usesLeft = SEASON_CHUNKS_MIN;
 
-  #fills: Fill | null = null;
-  #readings: Reading | null = null;
-  #waits: Wait | null = null;
-  /** Frames for the chunk that is being planned. */
-  readonly #taken = new Int32Array(CHUNK_BLOCKS);
-  /** Planning: fills that end meanwhile are settled after it. */
-  #planning = false;
-  #settled: Fill | null = null;
-  /** The fill that is being put together. */
-  #open: Fill | null = null;
-
   constructor({ io, capacityBytes, policy }: CacheOptions) {
     this.io = io;
     this.slab = new Slab(io);
     this.chunks = new Chunks(this.slab);
+    this.waiting = new Waiting(this);
+    this.filling = new Filling(this);
     this.setPolicy(policy);
     this.resize(capacityBytes);
   }
@@ -302,77 +293,22 @@ export class Cache implements Lender {
     this.chunks.unpin(chunk);
   }
 
-  // ── Filling ───────────────────────────────────────────────────────────────────────────────────
+  // ── Room ──────────────────────────────────────────────────────────────────────────────────────
 
-  /**
-   * Starts fills for the blocks from `from` to `end` (exclusive) that are neither there nor in
-   * flight. Returns where it stopped: before `end` if there are no frames for more.
-   */
-  want(layer: CachedLayer, from: number, end: number, fetch: Fetch | null): number {
-    this.#planning = true;
-    let block = from;
-    while (block < end) {
-      const index = Math.floor(block / CHUNK_BLOCKS);
-      const stop = Math.min(end, (index + 1) * CHUNK_BLOCKS);
-      if (!this.#wantOfChunk(layer, index, block, stop, fetch)) break;
-      block = stop;
-    }
-    this.#startOpen();
-    this.#planning = false;
-    while (this.#settled !== null) {
-      const fill = this.#settled;
-      this.#settled = fill.next;
-      this.#settle(fill);
-    }
-    return block;
+  /** Sees to it that so many frames can be taken. False: there are none to be had. */
+  makeRoom(frames: number): boolean {
+    while (this.slab.available < frames) if (!this.#evictOne()) return false;
+    return true;
   }
 
-  /** Blocks `from` to `end` of the root, all in chunk `index`. False: there are no frames. */
-  #wantOfChunk(
-    layer: CachedLayer,
-    index: number,
-    from: number,
-    end: number,
-    fetch: Fetch | null,
-  ): boolean {
+  /** A chunk has got frames; its first ones, if it is new. */
+  grown(chunk: number, isNew: boolean): void {
     const { chunks } = this;
-    const { content } = layer;
-    const first = index * CHUNK_BLOCKS;
-    const key = content.firstKey + index;
-    let chunk = this.#policy.peek(key);
-    const have = chunk < 0 ? 0 : chunks.valid[chunk]! | chunks.flight[chunk]!;
-    const missing = maskOf(from - first, end - 1 - first) & ~have;
-    if (missing === 0) return true;
-    const isNew = chunk < 0;
-    if (isNew) chunk = chunks.make(content, key);
-    chunks.pin(chunk); // finding frames must not take its own
-    const ready = this.#giveFrames(chunk, missing, isNew);
-    if (ready)
-      for (let bit = from - first; bit < end - first; bit++)
-        if ((missing & (1 << bit)) !== 0) this.#add(layer, fetch, chunk, bit, first + bit);
-    if (!ready && isNew) chunks.drop(chunk);
-    chunks.unpin(chunk);
-    return ready;
-  }
-
-  /** Frames for all blocks of a mask. False: there are none, and nothing has changed. */
-  #giveFrames(chunk: number, mask: number, isNew: boolean): boolean {
-    const { chunks, slab } = this;
-    let wanted = 0;
-    for (let block = 0; block < CHUNK_BLOCKS; block++)
-      if ((mask & (1 << block)) !== 0 && chunks.frameOf(chunk, block) < 0) wanted++;
-    if (wanted === 0) return true; // of a fill that failed
-    while (slab.available < wanted) if (!this.#evictOne()) return false;
-    if (!slab.take(this.#taken, wanted)) return false;
-    let taken = 0;
-    for (let block = 0; block < CHUNK_BLOCKS; block++)
-      if ((mask & (1 << block)) !== 0 && chunks.frameOf(chunk, block) < 0)
-        chunks.giveFrame(chunk, block, this.#taken[taken++]!);
+    const key = chunks.keys[chunk]!;
     const bytes = chunks.bytesOf(chunk);
     this.#age(SEASON_USES * SEASON_NEWS);
-    if (isNew) this.#policy.add(chunks.keys[chunk]!, chunk, bytes);
-    else this.#policy.grow(chunks.keys[chunk]!, chunk, bytes);
-    return true;
+    if (isNew) this.#policy.add(key, chunk, bytes);
+    else this.#policy.grow(key, chunk, bytes);
   }
 
   /** Lets one chunk go that nobody has in use. */
@@ -396,124 +332,5 @@ export class Cache implements Lender {
     const content = this.chunks.contents[chunk]!;
     this.chunks.drop(chunk);
     this.#forgetIfDone(content);
-  }
-
-  /** Adds a block to the fill that is being put together, or begins the next one. */
-  #add(layer: CachedLayer, fetch: Fetch | null, chunk: number, bit: number, block: number): void {
-    const { chunks } = this;
-    const frame = chunks.frameOf(chunk, bit);
-    let fill = this.#open;
-    if (
-      fill === null ||
-      fill.firstBlock + fill.blocks !== block ||
-      fill.blocks === FILL_BLOCKS_MAX ||
-      !fill.add(frame)
-    ) {
-      this.#startOpen();
-      fill = this.#fills ?? new Fill(this);
-      this.#fills = fill.next;
-      this.#open = fill;
-      fill.next = null;
-      fill.layer = layer;
-      fill.fetch = fetch;
-      fill.firstBlock = block;
-      fill.blocks = 0;
-      fill.chunkCount = 0;
-      fill.count = 0;
-      fill.add(frame);
-    }
-    fill.blocks++;
-    if (fill.chunkCount === 0 || fill.chunks[fill.chunkCount - 1] !== chunk) {
-      chunks.pin(chunk);
-      fill.chunks[fill.chunkCount] = chunk;
-      fill.masks[fill.chunkCount++] = 0;
-    }
-    fill.masks[fill.chunkCount - 1]! |= 1 << bit;
-    chunks.flight[chunk]! |= 1 << bit;
-  }
-
-  #startOpen(): void {
-    const fill = this.#open;
-    if (fill === null) return;
-    this.#open = null;
-    const { layer } = fill;
-    const sector = fill.firstBlock * BLOCK_SECTORS;
-    // The last block of a root may be shorter.
-    const excess = sector + fill.blocks * BLOCK_SECTORS - layer.content.sizeSectors;
-    if (excess > 0) fill.lengths[fill.count - 1]! -= excess * SECTOR_BYTES;
-    layer.fillStarts(fill);
-  }
-
-  /** For Fill: it has ended. */
-  filled(fill: Fill): void {
-    if (this.#planning) {
-      fill.next = this.#settled;
-      this.#settled = fill;
-    } else {
-      this.#settle(fill);
-    }
-  }
-
-  #settle(fill: Fill): void {
-    const { chunks } = this;
-    const { layer, fetch, result, chunkCount } = fill;
-    const bytes = fill.blocks * BLOCK_BYTES;
-    const { fills } = layer.content;
-    fills.count++;
-    if (result < 0) fills.errors++;
-    else fills.bytes += bytes;
-    for (let i = 0; i < chunkCount; i++) {
-      const chunk = fill.chunks[i]!;
-      chunks.flight[chunk]! &= ~fill.masks[i]!;
-      if (result >= 0) chunks.valid[chunk]! |= fill.masks[i]!;
-    }
-    // Only now: whoever is woken finds all of it settled, and may ask for more.
-    for (let i = 0; i < chunkCount; i++) this.#wake(fill.chunks[i]!);
-    for (let i = 0; i < chunkCount; i++) chunks.unpin(fill.chunks[i]!);
-    fill.next = this.#fills;
-    this.#fills = fill;
-    layer.fillEnds(fetch, bytes, result);
-  }
-
-  // ── Waiting ───────────────────────────────────────────────────────────────────────────────────
-
-  takeReading(): Reading {
-    const reading = this.#readings ?? new Reading(this);
-    this.#readings = reading.next;
-    reading.next = null;
-    return reading;
-  }
-
-  putReading(reading: Reading): void {
-    reading.next = this.#readings;
-    this.#readings = reading;
-  }
-
-  /** `reading.arrived` is called once none of these blocks is in flight any more. */
-  wait(reading: Reading, chunk: number, need: number): void {
-    const wait = this.#waits ?? new Wait();
-    this.#waits = wait.next;
-    wait.reading = reading;
-    wait.need = need;
-    wait.next = this.chunks.waits[chunk]!;
-    this.chunks.waits[chunk] = wait;
-  }
-
-  #wake(chunk: number): void {
-    const { chunks } = this;
-    let wait = chunks.waits[chunk] ?? null;
-    chunks.waits[chunk] = null;
-    while (wait !== null) {
-      const { next, reading, need } = wait;
-      if ((chunks.flight[chunk]! & need) !== 0) {
-        wait.next = chunks.waits[chunk]!;
-        chunks.waits[chunk] = wait;
-      } else {
-        wait.next = this.#waits;
-        this.#waits = wait;
-        reading.arrived();
-      }
-      wait = next;
-    }
   }
 }

@@ -13,7 +13,7 @@
  *     a mark    is used: fill the next window, twice as long, up to a limit, and mark its beginning
  */
 import { assert } from '../base/assert.ts';
-import { BLOCK_SECTORS, SECTOR_BYTES } from '../base/units.ts';
+import { BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES } from '../base/units.ts';
 import type { Loan } from '../store/loan.ts';
 import type { Layer } from '../store/store.ts';
 import type { IoOp, Memory } from '../uring/io.ts';
@@ -22,6 +22,7 @@ import { CHUNK_BLOCKS, CHUNK_SECTORS, maskOf } from './chunks.ts';
 import { type Content, type ContentDescription, type Counters, newCounters } from './content.ts';
 import type { Fetch } from './fetch.ts';
 import type { Fill } from './fill.ts';
+import type { Recording } from './recording.ts';
 
 /** How a root likes to be read. In blocks of 4 KiB. */
 export interface Tuning {
@@ -35,7 +36,7 @@ export interface Tuning {
 /** Of a disk of this host: what a read costs grows with its length. */
 export const LOCAL: Tuning = { fillBlocks: 1, aheadBlocksMin: 32, aheadBlocksMax: 256 };
 /** Behind a network: what a read costs is the way there. */
-export const REMOTE: Tuning = { fillBlocks: 32, aheadBlocksMin: 128, aheadBlocksMax: 1024 };
+export const REMOTE: Tuning = { fillBlocks: 32, aheadBlocksMin: 32, aheadBlocksMax: 128 };
 
 /** Sequences that are followed at a time. */
 const STREAMS = 8;
@@ -73,6 +74,8 @@ export class CachedLayer implements Layer {
   #nextStream = 0;
   #fillsUnderWay = 0;
   #whenIdle: (() => void) | null = null;
+  /** Who wants to know what is read. */
+  recording: Recording | null = null;
   /** Nothing is fetched for the future any more. */
   isOpen = true;
 
@@ -92,14 +95,16 @@ export class CachedLayer implements Layer {
 
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
     const { cache } = this;
-    if (!cache.isOn) {
+    this.recording?.note(sector, count);
+    // Nothing of ours can write to a registered buffer.
+    if (!cache.isOn || memory.fixed >= 0) {
       this.plain.read(sector, count, memory, start, op);
     } else if (this.#holds(sector, count)) {
       this.#copyOut(sector, count, memory, start);
       this.countHit(count * SECTOR_BYTES);
       op.done(count * SECTOR_BYTES, 0);
     } else {
-      cache.takeReading().begin(this, sector, count, memory, start, op);
+      cache.waiting.take().begin(this, sector, count, memory, start, op);
     }
   }
 
@@ -124,6 +129,7 @@ export class CachedLayer implements Layer {
       if (chunks.ahead[chunk]! > 0) marked = index;
       at = this.#lendChunk(chunk, index * CHUNK_SECTORS, at, stop, loan);
     }
+    this.recording?.note(sector, at - sector);
     const bytes = (at - sector) * SECTOR_BYTES;
     if (at === end) this.countHit(bytes);
     else this.#countBytes(bytes, 0); // the read of the rest says what it was
@@ -234,7 +240,7 @@ export class CachedLayer implements Layer {
     const stream = this.#streamAt(first, last);
     const ahead = stream >= 0 && aheadBlocksMax > 0 && this.#mayReadAhead ? to : -1;
     if (ahead >= 0) to = Math.min(blocks, to + aheadBlocksMin);
-    this.cache.want(this, from, to, null);
+    this.cache.filling.want(this, from, to, null);
     if (ahead >= 0 && to > ahead) this.#mark(ahead, 1);
     if (stream >= 0) {
       this.#streams[stream] = to;
@@ -269,7 +275,7 @@ export class CachedLayer implements Layer {
     const blocks = Math.ceil(this.content.sizeSectors / BLOCK_SECTORS);
     const from = next * CHUNK_BLOCKS;
     const to = Math.min(blocks, from + window);
-    cache.want(this, from, to, null);
+    cache.filling.want(this, from, to, null);
     this.#mark(from, Math.min(level + 1, LEVEL_MAX));
     const stream = this.#streamAt(from, to);
     if (stream >= 0) this.#streams[stream] = to;
@@ -295,7 +301,7 @@ export class CachedLayer implements Layer {
 
   fillStarts(fill: Fill): void {
     this.#fillsUnderWay++;
-    fill.fetch?.fillStarts();
+    fill.fetch?.fillStarts(fill.blocks * BLOCK_BYTES);
     const sector = fill.firstBlock * BLOCK_SECTORS;
     const { source } = this;
     if (this.scatters) {

@@ -16,7 +16,7 @@ import { BLOCK_BYTES, BLOCK_SECTORS } from '../base/units.ts';
 import type { Content } from './content.ts';
 import { doubled } from './doubled.ts';
 import { FRAME_BYTES, type Slab } from './slab.ts';
-import type { Wait } from './wait.ts';
+import type { Wait } from './waiting.ts';
 
 export const CHUNK_BYTES: number = 128 * 1024;
 export const CHUNK_BLOCKS: number = CHUNK_BYTES / BLOCK_BYTES;

@@ -60,6 +60,6 @@ export class Fill implements IoOp, Pieces {
 
   done(result: number): void {
     this.result = result;
-    this.#cache.filled(this);
+    this.#cache.filling.filled(this);
   }
 }

@@ -104,7 +104,7 @@ export class Reading implements IoOp {
           this.#hitBytes += (stop - at) * SECTOR_BYTES;
         } else {
           this.#pending++;
-          cache.wait(this, chunk, flying);
+          cache.waiting.wait(this, chunk, flying);
         }
         cache.touch(chunk, firstKey + index, need);
         if (chunks.ahead[chunk]! > 0) marked = i;
@@ -159,7 +159,7 @@ export class Reading implements IoOp {
     const result = this.#error < 0 ? this.#error : bytes;
     const op = this.#op;
     this.#layer.countMiss(this.#hitBytes, bytes - this.#hitBytes);
-    this.#cache.putReading(this); // first, so that `done` can start the next one with it
+    this.#cache.waiting.put(this); // first, so that `done` can start the next one with it
     op.done(result, 0);
   }
 }

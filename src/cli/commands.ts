@@ -16,6 +16,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   diff: async () => (await import('./commands/diff.ts')).diff,
   find: async () => (await import('./commands/find.ts')).find,
   index: async () => (await import('./commands/index.ts')).index,
+  scan: async () => (await import('./commands/scan.ts')).scan,
   export: async () => (await import('./commands/export.ts')).exportCommand,
   send: async () => (await import('./commands/send.ts')).send,
   receive: async () => (await import('./commands/receive.ts')).receive,

@@ -22,5 +22,6 @@ export { rebaseLeaf } from '../life/rebase.ts';
 export { receiveLeaf } from '../life/receive.ts';
 export { reconcile } from '../life/reconcile.ts';
 export { repairLeaf } from '../life/repair.ts';
+export { scanFiles } from '../life/scan.ts';
 export { sendLeaf } from '../life/send.ts';
 export { shrinkLeaf } from '../life/shrink.ts';

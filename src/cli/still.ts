@@ -30,14 +30,21 @@ export async function withStill<T>(
   try {
     return await use(file);
   } finally {
-    await foldIfDetached(leaf);
+    await fold(args, leaf);
   }
 }
 
-/** A device that was detached meanwhile could not do it while we read. */
-async function foldIfDetached(leaf: string): Promise<void> {
+/** Where it cannot be done now, it is at the detach; a detach while we read could not do it. */
+async function fold(args: Arguments, leaf: string): Promise<void> {
+  const { device } = subjectOf(args, leaf);
+  if (device !== null) {
+    await withDaemon(args, 'for devices', client => client.fold(device)).catch(ignored);
+    return;
+  }
   const { foldStills } = await import('./offline.ts');
-  await foldStills(leaf).catch((error: unknown) => {
-    if (!(error instanceof UbdError)) throw error; // in use, or gone: it is done at the detach
-  });
+  await foldStills(leaf).catch(ignored);
+}
+
+function ignored(error: unknown): void {
+  if (!(error instanceof UbdError)) throw error;
 }

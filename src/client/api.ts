@@ -15,6 +15,7 @@
  *     DELETE /v1/replicas?root=ROOT&uri=URI    → ReplicaSpec
  *     POST   /v1/snapshot    SnapshotSpec      → Snapshot
  *     POST   /v1/fork        ForkSpec          → Fork
+ *     POST   /v1/fold        {target}          → {stills}: see src/leaf/still.ts
  *     POST   /v1/leaf        LeafChange        → LeafInfo: of a leaf that nobody uses
  *     POST   /v1/check       CheckSpec         → CheckReport
  *     POST   /v1/takeover                      → for `ubd serve --takeover`, which ends this daemon
@@ -85,6 +86,17 @@ export interface Device {
   state: DeviceState;
   /** Why the device is failed. */
   error?: ErrorRecord;
+  /**
+   * In the answer to an attach by `auto` that could not have what it prefers; told once in the life
+   * of a daemon for each transport.
+   */
+  passedOver?: PassedOver[];
+}
+
+/** A transport that `auto` prefers to the one that it took. */
+export interface PassedOver {
+  transport: TransportName;
+  reason: string;
 }
 
 export interface AttachResult {
@@ -109,6 +121,8 @@ export interface TransportStatus {
   offered: boolean;
   /** Why it is not offered. */
   reason: string | null;
+  /** Kernel modules that are not there yet, and are loaded with the first device. */
+  loads: string[];
 }
 
 export interface Status {

@@ -5,6 +5,8 @@
  *     PATCH  /v1/cache          CacheSpec   → CacheStatus, as it is now
  *     DELETE /v1/cache[?target=ROOT|DEV]    → DropReport: blocks of one root, or all, are forgotten
  *     POST   /v1/cache/warm     WarmSpec    → WarmReport, when all is read
+ *     POST   /v1/cache/record   RecordSpec  → begins to note which blocks of a root are read
+ *     POST   /v1/cache/recorded RecordSpec  → RecordReport: ends that, and writes the boot pack
  *
  * What is changed here is remembered in the state directory.
  */
@@ -50,6 +52,8 @@ export interface CacheStatus extends CacheCounters {
   bypassed: number;
   /** What is being read ahead of need. */
   warming: { root: string; length: number; doneBytes: number }[];
+  /** What is being recorded, and how many bytes of it were read so far. */
+  recordings: { root: string; bytes: number }[];
   /** Contents that it knows; two roots are one if they are the same file. */
   roots: CachedRoot[];
 }
@@ -80,6 +84,26 @@ export interface WarmSpec {
   /** Default: from the beginning; to the end. */
   offset?: number;
   length?: number;
+  /** Only what the root's boot pack names. */
+  boot?: boolean;
+}
+
+/** What is noted: which blocks are read while something starts. */
+export interface RecordSpec {
+  /** A device, for what it reads; or a root, for what all read that stand on it. */
+  target: string;
+  /** At the end: where the boot pack goes, if not to its usual place. An absolute path. */
+  output?: string;
+}
+
+export interface RecordReport {
+  root: string;
+  /** The file. */
+  pack: string;
+  ranges: number;
+  /** Bytes that were read at least once; and bytes that the pack makes come. */
+  readBytes: number;
+  fetchBytes: number;
 }
 
 export interface WarmReport {

@@ -32,7 +32,15 @@ import type {
   Status,
 } from './api.ts';
 import { API_PREFIX } from './api.ts';
-import type { CacheSpec, CacheStatus, DropReport, WarmReport, WarmSpec } from './cache.ts';
+import type {
+  CacheSpec,
+  CacheStatus,
+  DropReport,
+  RecordReport,
+  RecordSpec,
+  WarmReport,
+  WarmSpec,
+} from './cache.ts';
 import type {
   Export,
   ExportSpec,
@@ -114,6 +122,12 @@ export class Client {
   async snapshot(spec: SnapshotSpec): Promise<Snapshot> {
     const body: SnapshotSpec = { ...spec, file: resolve(spec.file) };
     return (await this.#call({ method: 'POST', path: `${API_PREFIX}/snapshot`, body })) as Snapshot;
+  }
+
+  /** Makes the stills one that a device stands on: says how many are left. */
+  async fold(target: string): Promise<{ stills: number }> {
+    const path = `${API_PREFIX}/fold`;
+    return (await this.#call({ method: 'POST', path, body: { target } })) as { stills: number };
   }
 
   /** Makes leaves that stand on the state of a device, a leaf or an intermediate image. */
@@ -257,6 +271,20 @@ export class Client {
   async warmCache(spec: WarmSpec): Promise<WarmReport> {
     const body: WarmSpec = { ...spec, target: placeOf(spec.target) };
     return (await this.#call({ method: 'POST', path: `${CACHE}/warm`, body })) as WarmReport;
+  }
+
+  /** Begins to note which blocks of a root are read: of a device, or by all that stand on it. */
+  async recordCache(target: string): Promise<{ root: string }> {
+    const body: RecordSpec = { target: placeOf(target) };
+    return (await this.#call({ method: 'POST', path: `${CACHE}/record`, body })) as {
+      root: string;
+    };
+  }
+
+  /** Ends that, and writes the boot pack. */
+  async cacheRecorded(target: string, output?: string): Promise<RecordReport> {
+    const body: RecordSpec = { target: placeOf(target), ...(output !== undefined && { output }) };
+    return (await this.#call({ method: 'POST', path: `${CACHE}/recorded`, body })) as RecordReport;
   }
 
   async status(): Promise<Status> {

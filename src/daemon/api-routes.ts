@@ -90,6 +90,8 @@ const isSnapshotSpec: Check<SnapshotSpec> = isObject<SnapshotSpec>(
   ['freeze'],
 );
 
+const isFoldSpec: Check<{ target: string }> = isObject<{ target: string }>({ target: isText });
+
 const isForkSpec: Check<ForkSpec> = isObject<ForkSpec>(
   { source: isText, leaves: isArrayOf(isPath, BATCH_MAX), image: isPath, freeze: isBoolean },
   ['image', 'freeze'],
@@ -190,6 +192,9 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
     },
     snapshot: {
       POST: async ({ body }) => ok(await life.snapshot(isSnapshotSpec(body, 'body'))),
+    },
+    fold: {
+      POST: async ({ body }) => ok(await life.fold(isFoldSpec(body, 'body').target)),
     },
     leaf: {
       POST: async ({ body }) => {

@@ -3,6 +3,7 @@
  * them.
  */
 import type { Paths } from '../client/paths.ts';
+import { BootPacks } from './cache/boot-packs.ts';
 import { Chains } from './chains.ts';
 import { PlaneExporter } from './exports/plane-exporter.ts';
 import { FileImages } from './images.ts';
@@ -18,7 +19,7 @@ import { RootBook } from './remote/root-book.ts';
 import { remoteSettings } from './remote/settings.ts';
 import { Upstream } from './remote/upstream.ts';
 import { ShadowFiles } from './shadows.ts';
-import { UblkTransport } from './ublk-transport.ts';
+import { dataWanted, queuesWanted, UblkTransport } from './ublk-transport.ts';
 
 /** @param owner names the state directory in what the whole host sees */
 export async function assemble(
@@ -33,7 +34,11 @@ export async function assemble(
   const { onGone } = events;
   const shadows = new ShadowFiles(paths.shadows);
   const chains = new Chains(shadows);
-  const ublk = new UblkTransport({ plane, owner, shadows, onGone });
+  const ublk = new UblkTransport({
+    ...{ plane, owner, shadows, onGone },
+    queues: queuesWanted(),
+    data: dataWanted(),
+  });
   const connections = connectionsWanted();
   const nbd = new NbdTransport({ plane, owner, shadows, connections, onGone });
   const loop = new LoopTransport(plane, owner, onGone);
@@ -48,19 +53,20 @@ export async function assemble(
     if (error !== null) events.onDeath(error);
   });
   return {
-    images: new FileImages(chains, remote),
+    images: new FileImages(chains, remote, new BootPacks(paths.roots)),
     replicas: remote,
     live: new PlaneLiveLeaves(plane, chains, shadows),
     cache: {
       stats: () => plane.cacheStats(),
       set: settings => plane.setCache(settings),
       drop: key => plane.dropCache(key),
-      warm: (root, offset, length) =>
-        plane.warmCache((root as FileRoot | UpstreamRoot).takeLayer(), offset, length),
+      warm: (root, ranges) =>
+        plane.warmCache((root as FileRoot | UpstreamRoot).takeLayer(), ranges),
+      record: (key, device) => plane.record(key, device),
+      recorded: key => plane.recorded(key),
     },
     exporter: new PlaneExporter(plane, events.onDisconnected),
-    // ublk is the better one, and young: until its tests are as many, it must be asked for.
-    transports: [loop, ublk, nbd],
+    transports: [ublk, nbd, loop],
     stats: () => plane.stats(),
     stop: async () => {
       await plane.stop();

@@ -126,6 +126,8 @@ export async function openDisk(
   undo.add('open the root', () => root.close());
   if (comeback) compareIdentity(comeback.name, plan, root, comeback.root.identity);
   if (plan.identity) compareIdentity('this version', plan, root, plan.identity);
+  const unusable = root.boot?.problem;
+  if (unusable) shop.log.warning(`${unusable.message}; it is not used`);
   const leaf = await prepareLeaf(shop, plan, root, undo);
   return { root, leaf, sizeBytes: leaf?.sizeBytes ?? deviceBytes(plan, root) };
 }

@@ -69,6 +69,11 @@ export class Chains {
     }
   }
 
+  /** The topmost image has more sectors now: who opens the chain from now on reads it anew. */
+  forget(leafPath: string, { parent }: Superblock): void {
+    this.#shared.delete(keyOf(parent, resolveParentPath(leafPath, parent.path)));
+  }
+
   /** How many are open. */
   get size(): number {
     return this.#shared.size;
@@ -78,7 +83,7 @@ export class Chains {
     shared.holds++;
     return new ChainHold(shared.chain, () => {
       if (--shared.holds > 0) return;
-      this.#shared.delete(key);
+      if (this.#shared.get(key) === shared) this.#shared.delete(key);
       shared.chain.close();
       shared.below?.release();
     });

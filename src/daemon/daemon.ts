@@ -97,6 +97,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
     registry,
     log,
     file: paths.cacheSettings,
+    roots: paths.roots,
   });
 
   const status = async (): Promise<Status> => {

@@ -152,7 +152,7 @@ class DataPlane {
         this.#device(call.id).flush(done);
         return;
       case 'prepare':
-        this.#device(call.id).prepare(call.freeze, done);
+        this.#device(call.id).prepare(call.changes, done);
         return;
       case 'succeed':
         this.#succeed(call, answer);
@@ -183,6 +183,8 @@ class DataPlane {
       case 'cacheSet':
       case 'cacheDrop':
       case 'cacheWarm':
+      case 'cacheRecord':
+      case 'cacheRecorded':
         this.#plant.cache.take(call, answer);
         return;
       case 'stop':

@@ -3,17 +3,20 @@
  * each other: that a leaf's parent is a root with an identity.
  */
 import { closeSync } from 'node:fs';
-import { rm, stat } from 'node:fs/promises';
+import { readdir, rm, stat } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import { isUri } from '../base/uri.ts';
 import type { CheckReport, LeafInfo, Quota, RootIdentity } from '../client/api.ts';
 import { createLeaf } from '../leaf/create.ts';
 import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
+import { isStillOf } from '../leaf/still.ts';
 import { peekSuperblock } from '../leaf/successor.ts';
 import type { LeafParent, Quota as StoredQuota } from '../leaf/superblock.ts';
-import { endFold, foldStills } from '../life/fold.ts';
+import { endFold, foldStills, stillUnder } from '../life/fold.ts';
 import { renewLeaf } from '../life/renew.ts';
 import { diskWorld } from '../life/world.ts';
+import type { BootPacks } from './cache/boot-packs.ts';
 import { type ChainHold, Chains } from './chains.ts';
 import { checkFile } from './check.ts';
 import type {
@@ -31,16 +34,32 @@ import type { RemoteRoots } from './remote/remote-roots.ts';
 export class FileImages implements Images {
   readonly #chains: Chains;
   readonly #remote: RemoteRoots | null;
+  readonly #packs: BootPacks | null;
 
-  /** @param remote null: remote roots are opened in this thread, and only to be looked at */
-  constructor(chains: Chains = new Chains(null), remote: RemoteRoots | null = null) {
+  /**
+   * @param remote null: remote roots are opened in this thread, and only to be looked at
+   * @param packs null: nobody asks for boot packs
+   */
+  constructor(
+    chains: Chains = new Chains(null),
+    remote: RemoteRoots | null = null,
+    packs: BootPacks | null = null,
+  ) {
     this.#chains = chains;
     this.#remote = remote;
+    this.#packs = packs;
   }
 
-  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
-    if (!isUri(path)) return openIdentified(path);
-    return this.#remote === null ? openContent(path) : this.#remote.open(path, comeback);
+  async openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
+    if (!isUri(path)) {
+      const root = await openIdentified(path);
+      if (this.#packs !== null) root.boot = await this.#packs.find(root, null);
+      return root;
+    }
+    if (this.#remote === null) return openContent(path);
+    const root = await this.#remote.open(path, comeback);
+    if (this.#packs !== null) root.boot = await this.#packs.find(root, root.packBeside);
+    return root;
   }
 
   async createLeaf({ path, sizeBytes, root, ephemeral }: NewLeaf): Promise<void> {
@@ -94,8 +113,13 @@ export class FileImages implements Images {
     };
   }
 
-  foldLeaf(path: string): Promise<number> {
-    return foldStills(path);
+  async foldLeaf(path: string): Promise<number> {
+    const count = await foldStills(path);
+    // None of them is anybody else's: what is left was left by a crash.
+    if (stillUnder(diskWorld, path) === null)
+      for (const file of await readdir(dirname(path)))
+        if (isStillOf(path, join(dirname(path), file))) await rm(join(dirname(path), file));
+    return count;
   }
 
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport> {

@@ -30,6 +30,7 @@ import {
 import { loopHolders } from '../transport/fuse/loop-users.ts';
 import { mountFuse } from '../transport/fuse/mount.ts';
 import { handOver, type Plane } from './hand-over.ts';
+import { KernelModules } from './kernel-modules.ts';
 import type { Channel, Transport, TransportDevice } from './machine.ts';
 
 interface Attached {
@@ -49,6 +50,7 @@ const KERNEL_MIN = [6, 1] as const;
 
 export class LoopTransport implements Transport {
   readonly name = 'loop';
+  readonly modules: KernelModules = new KernelModules(['fuse', 'loop']);
   readonly #plane: Plane;
   readonly #owner: string;
   readonly #onGone: (id: number, reason: string) => void;

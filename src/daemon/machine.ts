@@ -6,6 +6,7 @@
  * Whoever opens something owns it until it hands it on. `Transport.attach` may take root and leaf
  * over and then fail; so `close` of what was handed on does nothing.
  */
+import { UbdError } from '../base/errors.ts';
 import type {
   CheckReport,
   LeafInfo,
@@ -16,14 +17,23 @@ import type {
   RootReplicas,
   TransportName,
 } from '../client/api.ts';
+import type { KernelModules } from './kernel-modules.ts';
 import type { LogLevel } from './log.ts';
 import type {
   CacheSettings,
   CacheStats,
   DeviceStats,
   FaultEvent,
+  Recorded,
   WarmResult,
 } from './plane-protocol.ts';
+
+/** A root's boot pack, as far as it can be used. */
+export interface FoundBootPack {
+  /** Pairs: first block and count. Null: there is none, or the problem says why not. */
+  ranges: Float64Array | null;
+  problem: UbdError | null;
+}
 
 /** A root that is open for reading. */
 export interface RootHandle {
@@ -35,6 +45,8 @@ export interface RootHandle {
   readonly treeDigest?: string | null;
   /** What its blocks are kept by in the cache; left out where that is not known. */
   readonly contentKey?: string;
+  /** Left out where nobody has looked for one. */
+  readonly boot?: FoundBootPack;
   /** Idempotent; does nothing after a transport has taken it over. */
   close(): void;
 }
@@ -124,6 +136,17 @@ export interface Channel {
   fd: number;
 }
 
+/** The kernel makes no device by this transport now; another one may do. */
+export class TransportRefusal extends UbdError {
+  constructor({ code, message, next, place, cause }: UbdError) {
+    super(code, message, {
+      ...(next === undefined ? {} : { next }),
+      ...(place === undefined ? {} : { place }),
+      cause,
+    });
+  }
+}
+
 /** A way to make a device node. */
 export interface Transport {
   readonly name: TransportName;
@@ -131,7 +154,12 @@ export interface Transport {
   readonly outlives?: boolean;
   /** Why it is not offered here, or null. */
   missing(): Promise<string | null>;
-  /** Makes the device. The node is usable when this returns. */
+  /** What of it the kernel may have as modules. */
+  readonly modules?: KernelModules;
+  /**
+   * Makes the device. The node is usable when this returns. Throws TransportRefusal where the
+   * kernel makes none.
+   */
   attach(device: TransportDevice): Promise<{ node: string }>;
   /**
    * Takes the device away; its leaf is durable and clean afterwards.
@@ -143,8 +171,10 @@ export interface Transport {
   detach(id: number, options: { force: boolean }): Promise<'gone' | 'later'>;
   /** Makes everything written so far durable. */
   flush(id: number): Promise<void>;
-  /** Where the node of a device in use can grow: lets it follow its leaf. */
-  resize?(id: number, sizeBytes: number): Promise<void>;
+  /** Throws `unsupported` where the node of a device in use cannot grow on this kernel. */
+  checkResize?(id: number): void;
+  /** Lets the node of a device in use follow its leaf, which has grown. */
+  resize(id: number, sizeBytes: number): Promise<void>;
   /**
    * Mount points, swap, drivers on top of the node; empty if it is free, or only open somewhere.
    */
@@ -164,9 +194,8 @@ export interface Transport {
    */
   leave?(id: number): Promise<void>;
   /**
-   * Lets go of a device for another daemon that is there already; as `leave` otherwise. Returns
-   * what that one must have to go on; null where the kernel keeps it. It stays open in this
-   * process.
+   * Where devices cannot outlive the daemon: lets go of one for another daemon that is there
+   * already. Returns what that one must have to go on, which stays open in this process.
    */
   handOver?(id: number): Promise<Channel | null>;
   /** What another daemon handed over, in descriptors of ours; before `clearStale`. */
@@ -224,6 +253,8 @@ export interface SnapshotMade {
 export interface LiveLeaves {
   /** The leaf becomes the intermediate image `file`; the device goes on in a new one. */
   snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade>;
+  /** Makes stills that stand on each other one; says how many are left over. */
+  fold(device: LiveDevice): Promise<number>;
   /** How much the leaf may hold: from now on, and remembered in it. */
   limit(id: number, quota: Quota | null): Promise<void>;
   /** The leaf of a larger device, durably; then the transport lets the node follow. */
@@ -276,8 +307,11 @@ export interface MachineCache {
   set(settings: CacheSettings): Promise<void>;
   /** Forgets the blocks of one content (`contentKey`), or all; returns how many bytes. */
   drop(key: string | null): Promise<number>;
-  /** Reads a part of a root into it. The root is taken over. */
-  warm(root: RootHandle, offset: number, length: number): Promise<WarmResult>;
+  /** Reads parts of a root into it, in pairs of first block and count. The root is taken over. */
+  warm(root: RootHandle, ranges: Float64Array): Promise<WarmResult>;
+  /** From now on notes what is read of a content: by one device (its id), or by all. */
+  record(key: string, device: number | null): Promise<void>;
+  recorded(key: string): Promise<Recorded>;
 }
 
 export interface Machine {

@@ -20,7 +20,8 @@ import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { type Connected, listOwned, NbdDevice } from '../transport/nbd/device.ts';
 import { NbdDriver, nodeOf, readDevice } from '../transport/nbd/driver.ts';
 import { handOver, type Plane } from './hand-over.ts';
-import type { Transport, TransportDevice } from './machine.ts';
+import { KernelModules } from './kernel-modules.ts';
+import { type Transport, type TransportDevice, TransportRefusal } from './machine.ts';
 import type { FileLeaf } from './opened-files.ts';
 import type { DisconnectedEvent } from './plane-protocol.ts';
 import type { ShadowFiles } from './shadows.ts';
@@ -57,6 +58,7 @@ export interface NbdTransportOptions {
 export class NbdTransport implements Transport {
   readonly name = 'nbd';
   readonly outlives = true;
+  readonly modules: KernelModules = new KernelModules(['nbd']);
   readonly #plane: NbdTransportOptions['plane'];
   readonly #owner: string;
   readonly #shadows: ShadowFiles;
@@ -71,6 +73,10 @@ export class NbdTransport implements Transport {
     this.#shadows = shadows;
     this.#connections = connections;
     this.#onGone = onGone;
+  }
+
+  livesOn(name: string): boolean {
+    return listOwned(this.#owner).some(shown => shown.name === name);
   }
 
   async missing(): Promise<string | null> {
@@ -89,23 +95,34 @@ export class NbdTransport implements Transport {
     const readOnly = device.readOnly || leaf === null;
     const left = listOwned(this.#owner).find(shown => shown.name === name);
     const goingOn = left !== undefined;
-    if (goingOn && left.sizeBytes !== sizeBytes)
+    // A leaf that has grown just before its daemon died has a device that has not.
+    const hasGrown = goingOn && left.sizeBytes < sizeBytes;
+    if (goingOn && left.sizeBytes > sizeBytes)
       throw new UbdError('busy', `${nodeOf(left.index)} of ${name} lives on with another size`, {
         place: { device: nodeOf(left.index) },
         next: `take it away first: ubd detach ${name}`,
       });
     const made = goingOn
       ? await NbdDevice.adopt(driver, left)
-      : await NbdDevice.create(driver, {
-          owner: this.#owner,
-          name,
-          sizeBytes,
-          readOnly,
-          connections: this.#connections,
-        });
+      : await this.#create(driver, device, readOnly);
     await this.#serve(device, made, { goingOn, readOnly });
     if (!goingOn) await made.device.settle();
+    if (hasGrown) await made.device.resize(sizeBytes);
     return { node: made.device.node };
+  }
+
+  async #create(
+    driver: NbdDriver,
+    { name, sizeBytes }: TransportDevice,
+    readOnly: boolean,
+  ): Promise<Connected> {
+    const connections = this.#connections;
+    try {
+      const options = { owner: this.#owner, name, sizeBytes, readOnly, connections };
+      return await NbdDevice.create(driver, options);
+    } catch (thrown) {
+      throw new TransportRefusal(asUbdError(thrown));
+    }
   }
 
   /** Hands a device that is connected to the data plane; if that fails, it is as it was before. */
@@ -178,15 +195,6 @@ export class NbdTransport implements Transport {
     await this.#plane.close(id);
   }
 
-  async handOver(id: number): Promise<null> {
-    await this.leave(id);
-    return null;
-  }
-
-  livesOn(name: string): boolean {
-    return listOwned(this.#owner).some(shown => shown.name === name);
-  }
-
   /** A connection of a device has ended. */
   disconnected({ id, reason }: DisconnectedEvent): void {
     const attached = this.#attached.get(id);
@@ -217,6 +225,10 @@ export class NbdTransport implements Transport {
 
   async flush(id: number): Promise<void> {
     await this.#plane.flush(id);
+  }
+
+  async resize(id: number, sizeBytes: number): Promise<void> {
+    await this.#attached.get(id)?.device.resize(sizeBytes);
   }
 
   async users(node: string): Promise<string[]> {

@@ -13,7 +13,7 @@ import { baseOf } from '../leaf/chain.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import type { ChainHold } from './chains.ts';
-import type { LeafHandle, RootHandle } from './machine.ts';
+import type { FoundBootPack, LeafHandle, RootHandle } from './machine.ts';
 import type { RootLayerSpec } from './plane-protocol.ts';
 
 /** A descriptor with one owner at a time. */
@@ -48,6 +48,7 @@ export class FileRoot implements RootHandle {
   readonly content: ContentKey;
   readonly image: OpenRoot;
   readonly descriptor: Descriptor;
+  boot: FoundBootPack = { ranges: null, problem: null };
 
   constructor(opened: OpenRoot, identity: RootIdentity, content: ContentKey) {
     this.image = opened;
@@ -65,9 +66,12 @@ export class FileRoot implements RootHandle {
 
   /** Hands it on, as a layer of a device. */
   takeLayer(): RootLayerSpec {
-    const { path: name, sizeBytes, content } = this;
+    const { path: name, sizeBytes, content, boot } = this;
     const cache = { ...content, directFd: this.#openDirectly() };
-    return { kind: 'root', name, fd: this.descriptor.release(), sizeBytes, cache };
+    const fd = this.descriptor.release();
+    const spec: RootLayerSpec = { kind: 'root', name, fd, sizeBytes, cache };
+    if (boot.ranges !== null) spec.boot = boot.ranges;
+    return spec;
   }
 
   /**

@@ -6,11 +6,13 @@
  */
 import { errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
-import { BLOCK_BYTES, bytesToSectors, SECTOR_BYTES } from '../base/units.ts';
+import { bytesToSectors, SECTOR_BYTES } from '../base/units.ts';
+import { rangesBytes } from '../cache/boot-pack.ts';
 import { Cache } from '../cache/cache.ts';
 import { CachedLayer, LOCAL, REMOTE } from '../cache/cached-layer.ts';
 import type { Content } from '../cache/content.ts';
 import { Fetch } from '../cache/fetch.ts';
+import { Recording } from '../cache/recording.ts';
 import { RootLayer } from '../image/raw-image.ts';
 import { RootSource } from '../image/root-source.ts';
 import { native } from '../native/binding.ts';
@@ -19,18 +21,19 @@ import type { Layer } from '../store/store.ts';
 import type { ScatterIo } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
 import { RingSlabIo } from '../uring/slab-io.ts';
-import type {
-  CacheCall,
-  CacheCounters,
-  CacheSettings,
-  CacheStats,
-  PlaneResults,
-  RootLayerSpec,
-  UpstreamLayerSpec,
+import {
+  type BootRanges,
+  type CacheCall,
+  type CacheCounters,
+  type CacheSettings,
+  type CacheStats,
+  type DeviceSpec,
+  type PlaneResults,
+  type Recorded,
+  type RootLayerSpec,
+  type UpstreamLayerSpec,
+  upstreamKey,
 } from './plane-protocol.ts';
-
-/** Fills of a warming that are under way at a time. */
-const WARM_FILLS = 4;
 
 /** What a device stands on in the end. */
 type BaseLayerSpec = RootLayerSpec | UpstreamLayerSpec;
@@ -52,11 +55,17 @@ export class PlaneCache {
   readonly #warming = new Map<Fetch, { root: string; length: number }>();
   /** By the number of the device. */
   readonly #devices = new Map<number, { name: string; layer: CachedLayer }>();
+  /** By the key of the content. */
+  readonly #recordings = new Map<string, { recording: Recording; device: number | null }>();
 
   constructor(ring: Ring, io: ScatterIo, { sizeBytes, policy }: CacheSettings) {
     this.#ring = ring;
     this.#io = io;
     this.#cache = new Cache({ io: new RingSlabIo(ring), capacityBytes: sizeBytes, policy });
+  }
+
+  get isOn(): boolean {
+    return this.#cache.isOn;
   }
 
   /** A root as a device sees it. */
@@ -65,8 +74,9 @@ export class PlaneCache {
     const sizeSectors = bytesToSectors(sizeBytes);
     if (spec.kind === 'upstream') {
       const plain = new UpstreamLayer(this.#ring, name, fd, sizeSectors);
-      const content = { key: `remote ${spec.generation}`, name, sizeSectors, lasting: true };
-      return new CachedLayer(this.#cache, { content, plain, source: plain, tuning: REMOTE });
+      const content = { key: upstreamKey(spec.generation), name, sizeSectors, lasting: true };
+      const source = plain.exact;
+      return new CachedLayer(this.#cache, { content, plain, source, tuning: REMOTE });
     }
     const { key, lasting, directFd } = spec.cache;
     const plain = new RootLayer(this.#io, name, fd, sizeSectors);
@@ -77,10 +87,28 @@ export class PlaneCache {
     return layer;
   }
 
-  /** The device with this number reads through these layers. */
-  attach({ id, name }: { id: number; name: string }, layers: readonly Layer[]): void {
-    for (const layer of layers)
-      if (layer instanceof CachedLayer) this.#devices.set(id, { name, layer });
+  /** The device reads through these layers. What its root's boot pack names begins to come. */
+  attach({ id, name, layers: specs }: DeviceSpec, layers: readonly Layer[]): void {
+    layers.forEach((layer, i) => {
+      if (!(layer instanceof CachedLayer)) return;
+      this.#devices.set(id, { name, layer });
+      this.#record(id, layer);
+      const spec = specs[i]!;
+      if (spec.kind !== 'frozen' && spec.boot !== undefined) this.#fetch(layer, spec.boot);
+    });
+  }
+
+  #record(id: number, layer: CachedLayer): void {
+    const wanted = this.#recordings.get(layer.content.key);
+    if (wanted === undefined) return;
+    if (wanted.device === null || wanted.device === id) layer.recording = wanted.recording;
+  }
+
+  /** Nobody waits for it: what fails is read again by whoever needs it, who then says so. */
+  #fetch(layer: CachedLayer, ranges: BootRanges): void {
+    const fetch = new Fetch(layer, ranges, () => this.#warming.delete(fetch));
+    this.#warming.set(fetch, { root: layer.name, length: rangesBytes(ranges) });
+    fetch.start();
   }
 
   /** No request of the device is under way. `done`: nothing of ours is, either. */
@@ -135,8 +163,31 @@ export class PlaneCache {
         answer(this.#drop(call.key), null);
         return;
       case 'cacheWarm':
-        this.#warm(call.root, call.offset, call.length, answer);
+        this.#warm(call.root, call.ranges, answer);
+        return;
+      case 'cacheRecord':
+        this.#startRecording(call.key, call.device);
+        answer(null, null);
+        return;
+      case 'cacheRecorded':
+        answer(this.#endRecording(call.key), null);
     }
+  }
+
+  #startRecording(key: string, device: number | null): void {
+    if (this.#recordings.has(key)) throw new UbdError('exists', 'it is being recorded already');
+    this.#recordings.set(key, { recording: new Recording(), device });
+    for (const [id, { layer }] of this.#devices) this.#record(id, layer);
+  }
+
+  #endRecording(key: string): Recorded {
+    const entry = this.#recordings.get(key);
+    if (entry === undefined) throw new UbdError('not-found', 'it is not being recorded');
+    this.#recordings.delete(key);
+    const { recording } = entry;
+    for (const { layer } of this.#devices.values())
+      if (layer.recording === recording) layer.recording = null;
+    return { ranges: recording.ranges(), bytes: recording.bytes };
   }
 
   #drop(key: string | null): number {
@@ -145,12 +196,9 @@ export class PlaneCache {
     return content === undefined ? 0 : this.#cache.drop(content);
   }
 
-  #warm(spec: BaseLayerSpec, offset: number, length: number, answer: Answer): void {
+  #warm(spec: BaseLayerSpec, ranges: BootRanges, answer: Answer): void {
     const layer = this.layer(spec);
-    const first = Math.floor(offset / BLOCK_BYTES);
-    const end = Math.ceil(Math.min(offset + length, spec.sizeBytes) / BLOCK_BYTES);
-    const ranges = Float64Array.of(first, Math.max(0, end - first));
-    const fetch = new Fetch(layer, ranges, WARM_FILLS, ({ bytes, doneBytes, error }) => {
+    const fetch = new Fetch(layer, ranges, ({ bytes, doneBytes, error }) => {
       this.#warming.delete(fetch);
       const result = { readBytes: bytes, doneBytes };
       const failure = error < 0 ? warmFailure(spec.name, error) : null;
@@ -159,7 +207,7 @@ export class PlaneCache {
         answer(failure === null ? result : null, failure);
       });
     });
-    this.#warming.set(fetch, { root: spec.name, length });
+    this.#warming.set(fetch, { root: spec.name, length: rangesBytes(ranges) });
     fetch.start();
   }
 
@@ -177,6 +225,10 @@ export class PlaneCache {
         root,
         length,
         doneBytes: fetch.result.doneBytes,
+      })),
+      recordings: [...this.#recordings].map(([key, { recording }]) => ({
+        key,
+        bytes: recording.bytes,
       })),
       roots: cache.contents.all.map(content => ({
         key: content.key,

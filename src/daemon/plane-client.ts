@@ -13,12 +13,14 @@ import {
   Worker,
 } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../base/errors.ts';
+import type { Amendment } from '../leaf/commit.ts';
 import { transferList } from '../leaf/open.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
 import type { DeviceOrder, Lent } from './hand-over.ts';
 import {
+  type BootRanges,
   type CacheSettings,
   type CacheStats,
   type DataPlaneStart,
@@ -33,6 +35,7 @@ import {
   type PlaneRequest,
   type PlaneResults,
   type QuotaEvent,
+  type Recorded,
   type RootLayerSpec,
   type Succeeded,
   type SuccessionSpec,
@@ -128,8 +131,8 @@ export class DataPlane extends EventEmitter<Events> {
     }
   }
 
-  prepare(id: number, freeze: Freeze | null): Promise<void> {
-    return this.#call({ call: 'prepare', id, freeze });
+  prepare(id: number, changes: Amendment): Promise<void> {
+    return this.#call({ call: 'prepare', id, changes });
   }
 
   /** Takes over the descriptors and the leaf's arrays, whatever the outcome. */
@@ -194,12 +197,17 @@ export class DataPlane extends EventEmitter<Events> {
   }
 
   /** Takes over the descriptors of the root, whatever the outcome. */
-  warmCache(
-    root: RootLayerSpec | UpstreamLayerSpec,
-    offset: number,
-    length: number,
-  ): Promise<WarmResult> {
-    return this.#call({ call: 'cacheWarm', root, offset, length });
+  warmCache(root: RootLayerSpec | UpstreamLayerSpec, ranges: BootRanges): Promise<WarmResult> {
+    return this.#call({ call: 'cacheWarm', root, ranges });
+  }
+
+  /** From now on notes what is read of a content: by one device, or by all. */
+  record(key: string, device: number | null): Promise<void> {
+    return this.#call({ call: 'cacheRecord', key, device });
+  }
+
+  recorded(key: string): Promise<Recorded> {
+    return this.#call({ call: 'cacheRecorded', key });
   }
 
   /** Closes every device, and ends the worker. */

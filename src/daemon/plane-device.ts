@@ -13,8 +13,9 @@ import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
 import { CachedLayer } from '../cache/cached-layer.ts';
 import { type Completer, OP, Request } from '../engine/request.ts';
 import { type Fault, type PartPool, UnionDevice } from '../engine/union.ts';
+import type { Amendment } from '../leaf/commit.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
 import { UpstreamLayer } from '../remote/upstream-layer.ts';
 import type { Layer } from '../store/store.ts';
@@ -132,11 +133,14 @@ export class PlaneDevice {
 
   #openSession(): Session {
     const { transport } = this.spec;
-    const { fuseSlots, ublkSlots, nbdSlots } = this.#plant;
+    const { fuseSlots, ublkSlots, nbdSlots, cache } = this.#plant;
     const common = { device: this.#union, onEnd: (reason: string | null) => this.#cutOff(reason) };
     switch (transport.kind) {
       case 'ublk':
-        return new UblkSession({ slots: ublkSlots, channel: transport, ...common });
+        return new UblkSession({
+          ...{ slots: ublkSlots, channel: transport, ...common },
+          readsFixed: () => this.#upstream.length === 0 && !cache.isOn,
+        });
       case 'fuse':
         return new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
       case 'nbd': {
@@ -172,9 +176,9 @@ export class PlaneDevice {
     this.#union.submit(request);
   }
 
-  /** The leaf is about to be frozen; or, with null, it is not after all. */
-  prepare(freeze: Freeze | null, done: Done): void {
-    this.#leaves.prepare(freeze, { done: result => done(this.#failure('preparing', result)) });
+  /** The leaf is about to be frozen, or is not after all: it says so. */
+  prepare(changes: Amendment, done: Done): void {
+    this.#leaves.prepare(changes, { done: result => done(this.#failure('preparing', result)) });
   }
 
   /** A new leaf takes the place of the one in use: the moment of a snapshot. */

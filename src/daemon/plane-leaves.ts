@@ -12,12 +12,13 @@ import { assert } from '../base/assert.ts';
 import { EBUSY, EIO, ENOMEM, EOPNOTSUPP } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import type { UnionDevice } from '../engine/union.ts';
+import type { Amendment } from '../leaf/commit.ts';
 import { FrozenLayer } from '../leaf/frozen-layer.ts';
 import { Leaf } from '../leaf/leaf.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import { LeafShadow, type OpenedShadow } from '../leaf/shadow.ts';
 import { type Names, succeed } from '../leaf/succession.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
 import type { Layer } from '../store/store.ts';
 import type { Io, IoOp } from '../uring/io.ts';
@@ -40,8 +41,11 @@ class Served {
     this.leaf = new Leaf(io, opened, undefined, this.#shadow);
   }
 
-  get hasShadow(): boolean {
-    return this.#shadow !== null;
+  /** Its shadow comes first: one that is too large is fine, and one that is too small is none. */
+  grow(sizeSectors: number, directoryOffset: number, op: IoOp): void {
+    const result = this.#shadow?.grow(sizeSectors) ?? 0;
+    if (result < 0) op.done(result, 0);
+    else this.leaf.grow(sizeSectors, directoryOffset, op);
   }
 
   close(): void {
@@ -126,10 +130,10 @@ export class PlaneLeaves {
   }
 
   /** Says in the leaf that it is about to be frozen; with null, that it is not after all. */
-  prepare(freeze: Freeze | null, op: IoOp): void {
+  prepare(changes: Amendment, op: IoOp): void {
     const leaf = this.writable;
     if (leaf === null || this.#old !== null) op.done(-EBUSY, 0);
-    else leaf.amend({ freeze }, op);
+    else leaf.amend(changes, op);
   }
 
   /** Changes the quota of the leaf; null: there is none. */
@@ -142,9 +146,8 @@ export class PlaneLeaves {
   /** The leaf of a larger device. @param directoryOffset see `Leaf.grow` */
   grow(sizeSectors: number, directoryOffset: number, op: IoOp): void {
     const top = this.#top;
-    // A shadow has the size of its device.
-    if (top === null || top.leaf.readOnly || top.hasShadow) op.done(-EOPNOTSUPP, 0);
-    else top.leaf.grow(sizeSectors, directoryOffset, op);
+    if (top === null || top.leaf.readOnly) op.done(-EOPNOTSUPP, 0);
+    else top.grow(sizeSectors, directoryOffset, op);
   }
 
   /**
@@ -217,17 +220,20 @@ export class PlaneLeaves {
     );
   }
 
-  /** The chain that now includes the sealed leaf takes the place of both. */
+  /**
+   * The chain that now includes the sealed leaf takes the place of both; or, where none was
+   * followed, another chain with the same content that of the one so far.
+   */
   stand(spec: FrozenLayerSpec, done: () => void): void {
     const old = this.#old;
-    assert(old !== null && this.#sealed, 'only a frozen leaf is part of a chain');
+    assert(old === null || this.#sealed, 'only a frozen leaf is part of a chain');
     const chain = new FrozenLayer(this.#io, spec.name, spec.files, spec.owners);
     const change = (): void => {
       this.#below = [chain, ...this.#below.slice(this.#chains)];
       this.#chains = 1;
       this.#old = null;
       this.#union.change(this.#below, this.#top!.leaf, () => {
-        old.close();
+        old?.close();
         done();
       });
     };

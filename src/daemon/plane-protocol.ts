@@ -11,11 +11,12 @@ import type { ErrorRecord } from '../base/errors.ts';
 import type { Counters as CacheCounters } from '../cache/content.ts';
 import type { PolicyName } from '../cache/policy.ts';
 import type { ContentKey } from '../image/identity.ts';
+import type { Amendment } from '../leaf/commit.ts';
 import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
-import type { Freeze, Quota } from '../leaf/superblock.ts';
+import type { Quota } from '../leaf/superblock.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 import type { LeafNames } from './ring-names.ts';
@@ -60,7 +61,14 @@ export interface RootLayerSpec {
   fd: number;
   sizeBytes: number;
   cache: RootCacheSpec;
+  boot?: BootRanges;
 }
+
+/**
+ * Blocks that whoever attaches the root will want, in pairs of first block and count: fetched as
+ * soon as a device stands on it.
+ */
+export type BootRanges = Float64Array;
 
 /** How a root is kept in the cache that the devices of the data plane share. */
 export interface RootCacheSpec extends ContentKey {
@@ -76,6 +84,12 @@ export interface UpstreamLayerSpec {
   sizeBytes: number;
   /** Stands for the content, as exactly as it can be known (remote/remote-root.ts). */
   generation: string;
+  boot?: BootRanges;
+}
+
+/** What blocks of a remote root are kept by in the cache. */
+export function upstreamKey(generation: string): string {
+  return `remote ${generation}`;
 }
 
 /** A read-only layer below the leaf. */
@@ -127,7 +141,7 @@ export type PlaneCall =
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }
   /** The leaf is about to be frozen: it says so, durably. With null: it is not after all. */
-  | { call: 'prepare'; id: number; freeze: Freeze | null }
+  | { call: 'prepare'; id: number; changes: Amendment }
   /**
    * Another leaf takes the place of the one in use, which becomes what it stands on. An error: the
    * rename failed, and nothing has changed. Its descriptors are the data plane's all the same.
@@ -157,9 +171,13 @@ export type CacheCall =
   /** Forgets one content, or all: answered with the bytes of it. */
   | { call: 'cacheDrop'; key: string | null }
   /**
-   * Fetches a part of a root, which is the data plane's from here on. Answered when it is there.
+   * Fetches parts of a root, which is the data plane's from here on. Answered when they are there.
    */
-  | { call: 'cacheWarm'; root: RootLayerSpec | UpstreamLayerSpec; offset: number; length: number };
+  | { call: 'cacheWarm'; root: RootLayerSpec | UpstreamLayerSpec; ranges: BootRanges }
+  /** From now on notes what is read of a content: by one device, or by all that stand on it. */
+  | { call: 'cacheRecord'; key: string; device: number | null }
+  /** Ends that, and is answered with what was read. */
+  | { call: 'cacheRecorded'; key: string };
 
 export type { CacheCounters };
 
@@ -187,7 +205,15 @@ export interface CacheStats extends CacheSettings, CacheCounters {
   bypassed: number;
   /** In bytes. */
   warming: { root: string; length: number; doneBytes: number }[];
+  /** Contents whose reads are noted, by key, with the bytes of it. */
+  recordings: { key: string; bytes: number }[];
   roots: CachedRootStats[];
+}
+
+export interface Recorded {
+  ranges: BootRanges;
+  /** Bytes that were read at least once. */
+  bytes: number;
 }
 
 export interface WarmResult {
@@ -231,6 +257,8 @@ export interface PlaneResults {
   cacheSet: null;
   cacheDrop: number;
   cacheWarm: WarmResult;
+  cacheRecord: null;
+  cacheRecorded: Recorded;
   stop: null;
 }
 

@@ -5,8 +5,7 @@
  * which name, leaf and number is entries.ts.
  */
 import { type FSWatcher, watch } from 'node:fs';
-import { readdir, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { rm } from 'node:fs/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import type {
   AttachResult,
@@ -14,18 +13,20 @@ import type {
   Detached,
   DetachResult,
   Device,
-  TransportChoice,
+  PassedOver,
   TransportStatus,
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
+import { lineageOf } from '../leaf/info.ts';
 import { isStillOf } from '../leaf/still.ts';
 import { bringUp, type Workshop } from './attach.ts';
+import { Choosing } from './choosing.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, type LeafStats, toDevice, toRecord } from './device.ts';
 import { Entries } from './entries.ts';
 import { Links } from './links.ts';
 import type { Log } from './log.ts';
-import type { Channel, Machine, Transport } from './machine.ts';
+import type { Channel, Machine } from './machine.ts';
 import { makePlan, refuseContradictions } from './plan.ts';
 import type { DeviceStats } from './plane-protocol.ts';
 import { RecordStore } from './record.ts';
@@ -51,6 +52,8 @@ export class Registry {
   readonly #shop: Workshop;
   /** Attaches and detaches under way; `stop` waits for them. */
   readonly #underWay = new Set<Promise<unknown>>();
+  /** Transports of which somebody was told that `auto` passes them over. */
+  readonly #told = new Set<string>();
   #stopping = false;
   #watcher: FSWatcher | null = null;
 
@@ -87,7 +90,8 @@ export class Registry {
   async #attach(spec: AttachSpec): Promise<Device> {
     this.#checkGoingOn();
     refuseContradictions(spec);
-    const transport = await this.#chooseTransport(spec.transport ?? 'auto');
+    const choosing = new Choosing(this.#machine.transports, spec.transport ?? 'auto');
+    let transport = await choosing.next();
     const { paths, images, log } = this.#shop;
     const entry = await this.#entries.reserve(spec, paths);
     let changedBytes: number;
@@ -95,7 +99,15 @@ export class Registry {
       const plan = await makePlan(spec, entry.name, paths, images);
       this.#entries.reserveLeaf(entry, plan);
       if (plan.note !== undefined) log.info(`${entry.name}: ${plan.note}`);
-      changedBytes = await bringUp(this.#shop, entry, plan, transport);
+      const make = async (): Promise<number> => {
+        for (;;)
+          try {
+            return await bringUp(this.#shop, entry, plan, transport);
+          } catch (error) {
+            transport = await choosing.after(transport, error);
+          }
+      };
+      changedBytes = await make();
     } catch (error) {
       this.#entries.remove(entry);
       log.warning(`attach ${entry.name}: ${(error as Error).message}`);
@@ -103,25 +115,24 @@ export class Registry {
     }
     log.info(`${entry.name}: attached as ${this.#linkPath(entry)} (${entry.node})`);
     const stats = (await this.stats()).find(({ id }) => id === entry.id);
-    return this.show(entry, {
+    const shown = this.show(entry, {
       quota: stats?.quota ?? null,
       refused: 0,
       changedBytes,
       cache: stats?.cache ?? null,
     });
+    const passedOver = this.#untold(choosing.passedOver);
+    return passedOver.length === 0 ? shown : { ...shown, passedOver };
   }
 
-  async #chooseTransport(choice: TransportChoice): Promise<Transport> {
-    const reasons: string[] = [];
-    for (const transport of this.#machine.transports) {
-      if (choice !== 'auto' && choice !== transport.name) continue;
-      const missing = await transport.missing();
-      if (missing === null) return transport;
-      reasons.push(`${transport.name}: ${missing}`);
+  /** Those of which nobody was told yet. */
+  #untold(passedOver: readonly PassedOver[]): PassedOver[] {
+    const untold = passedOver.filter(({ transport }) => !this.#told.has(transport));
+    for (const { transport, reason } of untold) {
+      this.#told.add(transport);
+      this.#shop.log.info(`auto passes ${transport} over: ${reason}`);
     }
-    throw new UbdError('unsupported', `no transport is offered here: ${reasons.join('; ')}`, {
-      next: '`ubd status` shows what this kernel lacks',
-    });
+    return untold;
   }
 
   // ---- detach
@@ -224,8 +235,11 @@ export class Registry {
   async transports(): Promise<TransportStatus[]> {
     return Promise.all(
       this.#machine.transports.map(async transport => {
-        const reason = await transport.missing();
-        return { name: transport.name, offered: reason === null, reason };
+        const { name, modules } = transport;
+        const missing = await transport.missing();
+        if (missing === null || !(await modules?.loadable()))
+          return { name, offered: missing === null, reason: missing, loads: [] };
+        return { name, offered: true, reason: null, loads: [...modules!.names] };
       }),
     );
   }
@@ -307,7 +321,7 @@ export class Registry {
         shop: this.#shop,
         entries: this.#entries,
         transports: this.#machine.transports,
-        choose: name => this.#chooseTransport(name),
+        choose: name => new Choosing(this.#machine.transports, name).next(),
         onGone: entry => this.#gone(entry),
       }),
     );
@@ -373,12 +387,11 @@ export class Registry {
     const { id, name, node, transport } = entry;
     const { log } = this.#shop;
     if (node === null || transport === null) return null;
-    if (transport.handOver === undefined) {
-      await this.#stopOne(entry);
-      return null;
-    }
     try {
-      const channel = await transport.handOver(id);
+      let channel: Channel | null = null;
+      if (transport.handOver) channel = await transport.handOver(id);
+      else if (transport.leave) await transport.leave(id);
+      else await this.#stopOne(entry);
       log.info(`${name}: ${node} is handed over`);
       return channel;
     } catch (error) {
@@ -446,10 +459,20 @@ function refuseBusy({ name, work }: Entry): void {
   });
 }
 
-/** An ephemeral leaf, with its stills. */
+/**
+ * An ephemeral leaf, with the stills right below it. Not those below an image that somebody took:
+ * it stands on them.
+ */
 async function removeLeafFiles(leaf: string): Promise<void> {
+  const stills: string[] = [];
+  try {
+    for (const { path } of lineageOf(leaf).images) {
+      if (!isStillOf(leaf, path)) break;
+      stills.push(path);
+    }
+  } catch (error) {
+    if (!(error instanceof UbdError)) throw error; // it is gone, or damaged: its stills stay
+  }
   await rm(leaf, { force: true });
-  const directory = dirname(leaf);
-  for (const file of await readdir(directory).catch(() => []))
-    if (isStillOf(leaf, join(directory, file))) await rm(join(directory, file), { force: true });
+  for (const path of stills) await rm(path, { force: true });
 }

@@ -6,12 +6,12 @@
  *              ─▶ data plane ─▶ started
  *     detach   stopped, while it is served ─▶ leaf made durable and closed ─▶ device removed
  *              in use and forced: made durable, and looked at until its last user is gone
- *     leave,   quiesced ─▶ leaf made durable and closed; the device waits for the next daemon
- *     handOver
+ *     leave    quiesced ─▶ leaf made durable and closed; the device waits for the next daemon
  *
  * A device that lives on is recognised by the marks of this state directory and of its name.
  */
 import { closeSync, existsSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { bytesToSectors, sectorsToBytes } from '../base/units.ts';
@@ -20,9 +20,15 @@ import { describeUsers, holders, openProcesses } from '../transport/fuse/loop-us
 import { removeDevice, UblkDevice } from '../transport/ublk/device.ts';
 import { listOwned, makeMarks } from '../transport/ublk/marks.ts';
 import { openUblk, type Ublk } from '../transport/ublk/probe.ts';
-import { DEVICE_STATE, type DeviceInfo } from '../transport/ublk/wire.ts';
+import {
+  type DataMode,
+  DEVICE_STATE,
+  type DeviceInfo,
+  MODE_FEATURES,
+} from '../transport/ublk/wire.ts';
 import { handOver, type Plane } from './hand-over.ts';
-import type { Transport, TransportDevice } from './machine.ts';
+import { KernelModules } from './kernel-modules.ts';
+import { type Transport, type TransportDevice, TransportRefusal } from './machine.ts';
 import type { FileLeaf } from './opened-files.ts';
 import type { ShadowFiles } from './shadows.ts';
 
@@ -31,6 +37,7 @@ const LAST_USER_MS = 500;
 /** How long a detach waits for those who have the device open for a moment, as udev does. */
 const CLOSE_MS = 5000;
 const LOOK_MS = 100;
+const QUEUES_DEFAULT = 4;
 
 interface Attached {
   device: UblkDevice;
@@ -68,8 +75,29 @@ async function stopUnused(device: UblkDevice, patienceMs: number): Promise<void>
   await device.stop({ force: false, patienceMs });
 }
 
+/**
+ * How many queues a new device gets: UBD_UBLK_QUEUES, else one for each processor, up to four. They
+ * share one thread of ours; what they save is the processors' waiting for each other.
+ */
+export function queuesWanted(): number {
+  const text = process.env.UBD_UBLK_QUEUES ?? `${Math.min(availableParallelism(), QUEUES_DEFAULT)}`;
+  if (/^[1-9]\d?$/.test(text)) return Number(text);
+  throw new UbdError('usage', `UBD_UBLK_QUEUES is ${text}, and must be 1 to 99`);
+}
+
+/** How data are moved: UBD_UBLK_DATA, else the best that the kernel has. */
+export function dataWanted(): DataMode {
+  const text = process.env.UBD_UBLK_DATA ?? 'zero copy';
+  if (Object.hasOwn(MODE_FEATURES, text)) return text as DataMode;
+  const modes = Object.keys(MODE_FEATURES).join(', ');
+  throw new UbdError('usage', `UBD_UBLK_DATA is ${text}, and must be one of: ${modes}`);
+}
+
 export interface UblkTransportOptions {
   plane: Plane;
+  /** Of each new device. */
+  queues: number;
+  data: DataMode;
   /** Names the state directory in devices. */
   owner: string;
   shadows: ShadowFiles;
@@ -79,7 +107,10 @@ export interface UblkTransportOptions {
 export class UblkTransport implements Transport {
   readonly name = 'ublk';
   readonly outlives = true;
+  readonly modules: KernelModules = new KernelModules(['ublk_drv']);
   readonly #plane: Plane;
+  readonly #queues: number;
+  readonly #data: DataMode;
   readonly #owner: string;
   readonly #shadows: ShadowFiles;
   readonly #onGone: UblkTransportOptions['onGone'];
@@ -88,8 +119,10 @@ export class UblkTransport implements Transport {
   /** Of devices that a dead daemon left, and that come back: names, and nodes. */
   readonly #keptNodes = new Map<string, string>();
 
-  constructor({ plane, owner, shadows, onGone }: UblkTransportOptions) {
+  constructor({ plane, queues, data, owner, shadows, onGone }: UblkTransportOptions) {
     this.#plane = plane;
+    this.#queues = queues;
+    this.#data = data;
     this.#owner = owner;
     this.#shadows = shadows;
     this.#onGone = onGone;
@@ -107,20 +140,15 @@ export class UblkTransport implements Transport {
 
   async attach(device: TransportDevice): Promise<{ node: string }> {
     const ublk = await this.#open();
-    const { id, name, sizeBytes, leaf } = device;
+    const { id, name, sizeBytes } = device;
     const left = await this.#findLeft(ublk, name);
     const goingOn = left !== undefined;
-    const made = goingOn
-      ? await UblkDevice.adopt(ublk, left)
-      : await UblkDevice.create(ublk, {
-          owner: this.#owner,
-          name,
-          sizeSectors: bytesToSectors(sizeBytes),
-          readOnly: device.readOnly || leaf === null,
-        });
+    const made = goingOn ? await UblkDevice.adopt(ublk, left) : await this.#create(ublk, device);
     let served = false;
     try {
-      if (sectorsToBytes(made.sizeSectors) !== sizeBytes)
+      // A leaf that has grown just before its daemon died has a device that has not.
+      const hasGrown = sizeBytes > sectorsToBytes(made.sizeSectors);
+      if (sectorsToBytes(made.sizeSectors) !== sizeBytes && !(hasGrown && made.resizes))
         throw new UbdError('busy', `${made.node} of ${name} lives on with another size`, {
           place: { device: made.node },
           next: `take it away first: ubd detach ${name}`,
@@ -137,10 +165,26 @@ export class UblkTransport implements Transport {
       served = true;
       this.#attached.set(id, { device: made, name, ending: false });
       await made.start();
+      if (hasGrown) await made.resize(bytesToSectors(sizeBytes));
       return { node: made.node };
     } catch (error) {
       await this.#takeBack(id, made, { served, goingOn });
       throw error;
+    }
+  }
+
+  async #create(ublk: Ublk, { name, sizeBytes, ...device }: TransportDevice): Promise<UblkDevice> {
+    try {
+      return await UblkDevice.create(ublk, {
+        owner: this.#owner,
+        name,
+        sizeSectors: bytesToSectors(sizeBytes),
+        readOnly: device.readOnly || device.leaf === null,
+        queues: this.#queues,
+        data: this.#data,
+      });
+    } catch (thrown) {
+      throw new TransportRefusal(asUbdError(thrown));
     }
   }
 
@@ -202,11 +246,6 @@ export class UblkTransport implements Transport {
     await this.#plane.close(id);
   }
 
-  async handOver(id: number): Promise<null> {
-    await this.leave(id);
-    return null;
-  }
-
   livesOn(name: string): boolean {
     return this.#keptNodes.has(name);
   }
@@ -229,6 +268,14 @@ export class UblkTransport implements Transport {
 
   async flush(id: number): Promise<void> {
     await this.#plane.flush(id);
+  }
+
+  checkResize(id: number): void {
+    this.#attached.get(id)?.device.checkResize();
+  }
+
+  async resize(id: number, sizeBytes: number): Promise<void> {
+    await this.#attached.get(id)?.device.resize(bytesToSectors(sizeBytes));
   }
 
   async users(node: string): Promise<string[]> {

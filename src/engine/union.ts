@@ -17,7 +17,7 @@
  * line move on.
  */
 import { assert } from '../base/assert.ts';
-import { EIO, ENODATA, EROFS } from '../base/errno.ts';
+import { EIO, ENOBUFS, ENODATA, EROFS } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { Layer, WritableLayer } from '../store/store.ts';
 import type { IoOp } from '../uring/io.ts';
@@ -311,8 +311,12 @@ export class UnionDevice {
     }
     const start = request.start + (sector - request.sector) * SECTOR_BYTES;
     const bytes = (limit - sector) * SECTOR_BYTES;
-    request.memory.bytes.fill(0, start, start + bytes);
-    request.loan?.own(request.memory, start, bytes);
+    if (request.memory.fixed >= 0) {
+      if (!request.loan!.lendZeroes(bytes)) request.result = -ENOBUFS;
+    } else {
+      request.memory.bytes.fill(0, start, start + bytes);
+      request.loan?.own(request.memory, start, bytes);
+    }
     return limit - sector;
   }
 

@@ -48,7 +48,7 @@ interface Sides {
 }
 
 /** Is it still the file that it was? Numbers of deleted files are given to new ones. */
-function sameFile(a: InodeRow, b: InodeRow): boolean {
+export function sameFile(a: InodeRow, b: InodeRow): boolean {
   return a.generation === b.generation && fileType(a.mode) === fileType(b.mode);
 }
 

@@ -39,7 +39,9 @@ export class MergedIndex {
   readonly onRoot: boolean;
   readonly rootInode: number;
   readonly #parentOf;
-  readonly #inode;
+  readonly #own;
+  readonly #below;
+  readonly #touched;
   readonly #paths = new Map<number, string | null>();
 
   private constructor(database: Database, onRoot: boolean) {
@@ -59,7 +61,13 @@ export class MergedIndex {
     this.#parentOf = database.prepare<[number], EntryRow>(
       'SELECT parent, name, raw, inode FROM entries WHERE inode = ? LIMIT 1',
     );
-    this.#inode = database.prepare<[number], InodeRow>('SELECT * FROM inodes WHERE number = ?');
+    const inodeOf = (schema: string) =>
+      database.prepare<[number], InodeRow>(`SELECT * FROM ${schema}.inode WHERE number = ?`);
+    this.#own = inodeOf('main');
+    this.#below = onRoot ? inodeOf('root') : null;
+    this.#touched = onRoot
+      ? database.prepare<[number]>('SELECT 1 FROM main.touched_inode WHERE number = ?')
+      : null;
   }
 
   /** The index of a root. Throws UbdError as `openIndex`. */
@@ -95,7 +103,10 @@ export class MergedIndex {
   }
 
   inode(number: number): InodeRow | undefined {
-    return this.#inode.get(number);
+    // As the view has it, and several times as fast: half of a large diff is this question.
+    const own = this.#own.get(number);
+    if (own !== undefined || this.#touched?.get(number) !== undefined) return own;
+    return this.#below?.get(number);
   }
 
   /**

@@ -10,6 +10,7 @@
  * somebody reads it. Who has which sector is in one merged map.
  */
 import { realpathSync } from 'node:fs';
+import { dirname } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { FileMedia } from './file-media.ts';
 import { finishFreeze } from './freeze.ts';
@@ -18,6 +19,7 @@ import { frozenIdentity, requireParent, resolveParentPath } from './lineage.ts';
 import { loadImage } from './load.ts';
 import { mergeOwners, type OwnerMap } from './owner-map.ts';
 import type { SectorMap } from './sector-map.ts';
+import { syncDirectory } from './successor.ts';
 import type { Superblock } from './superblock.ts';
 import { chooseSuperblock, type LeafParent, readSuperblockCopies } from './superblock.ts';
 
@@ -161,6 +163,8 @@ function openImage(
       // With a second name it still is where it was: see "Freezing" in FORMAT.md.
       if (expected === null || media.names > 1) throw notFrozen(path);
       media.close();
+      // Somebody was killed who may not have made durable yet that the child has its place.
+      syncDirectory(dirname(realPath(child)));
       finishFreeze(path, options.shadowOf?.(superblock.uuid));
       return openImage(path, expected, child, options);
     }

@@ -230,6 +230,17 @@ export class FileMedia implements Media {
     return named?.ino === ino && named.dev === dev;
   }
 
+  /** Of a file open for reading: nobody else reads it from now on; false if somebody does. */
+  lockAlone(): boolean {
+    if (native.flock(this.fd, LOCK.EXCLUSIVE | LOCK.NONBLOCKING) === 0) return true;
+    this.lockShared(); // the kernel may have let go of ours
+    return false;
+  }
+
+  lockShared(): void {
+    native.flock(this.fd, LOCK.SHARED | LOCK.NONBLOCKING);
+  }
+
   #lock(readOnly: boolean): void {
     const kind = readOnly ? LOCK.SHARED : LOCK.EXCLUSIVE;
     const result = native.flock(this.fd, kind | LOCK.NONBLOCKING);

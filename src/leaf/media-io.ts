@@ -10,6 +10,7 @@ import type { Media } from './media.ts';
 
 class HeapMemory implements Memory {
   readonly address = 0;
+  readonly fixed = -1;
   readonly bytes: Uint8Array;
   readonly view: DataView;
 

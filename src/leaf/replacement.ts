@@ -105,10 +105,12 @@ function syncIfThere(names: Names, directory: string): void {
   if (names.exists(directory)) names.syncDirectory(directory);
 }
 
-/** Of an exchange that counts: the new root gets its name. */
+/**
+ * Of an exchange that counts: the new root gets its name, durably; also where somebody has given it
+ * that and was killed then.
+ */
 export function placeRoot(names: Names, { root, output }: Replacement): void {
-  if (!names.exists(root)) return;
-  names.rename(root, output);
+  if (names.exists(root)) names.rename(root, output);
   names.syncDirectory(dirname(output));
 }
 

@@ -8,7 +8,7 @@
  * commit. So each bit of a first write is also set here, by a store into a shared mapping of a
  * file, before the write is answered.
  *
- *     byte 0     header: magic, boot, leaf
+ *     byte 0     header: magic, boot, leaf, and its size when the shadow was made
  *     byte 4096  one bit for each sector, in little-endian words; allocated piece by piece
  *
  * The next process puts the bits into the map, and goes on with the same shadow. After a leaf was
@@ -30,7 +30,7 @@ import {
   rmSync,
   writeSync,
 } from 'node:fs';
-import { errnoName } from '../base/errno.ts';
+import { EFBIG, EIO, errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import { layout, text, u64 } from '../base/layout.ts';
 import { native } from '../native/binding.ts';
@@ -73,21 +73,47 @@ export interface Shadow {
 /** Sets bits on the data path. */
 export class LeafShadow implements Shadow {
   readonly #fd: number;
-  readonly #address: number;
-  readonly #words: Uint32Array;
+  #address = 0;
+  #words: Uint32Array = new Uint32Array(0);
   /** For each piece: not 0 if it is allocated. */
-  readonly #allocated: Uint8Array;
+  #allocated: Uint8Array = new Uint8Array(0);
 
   /** The descriptor stays the caller's, who closes it after `close`. */
   constructor({ fd, sizeSectors }: OpenedShadow) {
-    const length = fileBytes(sizeSectors);
-    const mapped = native.mapFile(fd, length, 0);
-    if (typeof mapped === 'number')
-      throw new UbdError('io', `mapping the shadow of a leaf: ${errnoName(mapped)}`);
     this.#fd = fd;
+    const result = this.#map(fileBytes(sizeSectors));
+    if (result < 0) throw new UbdError('io', `mapping the shadow of a leaf: ${errnoName(result)}`);
+  }
+
+  /**
+   * Makes it the shadow of a leaf that is going to grow: 0, or a negative errno, and then it is as
+   * it was. One that is larger than its leaf is fine.
+   */
+  grow(sizeSectors: number): number {
+    const length = fileBytes(sizeSectors);
+    if (length > FILE_BYTES_MAX) return -EFBIG;
+    if (length <= this.#words.byteLength + BITS_AT) return 0;
+    try {
+      ftruncateSync(this.#fd, length);
+    } catch (thrown) {
+      return (thrown as NodeJS.ErrnoException).errno ?? -EIO;
+    }
+    const [address, allocated] = [this.#address, this.#allocated];
+    const result = this.#map(length);
+    if (result < 0) return result;
+    this.#allocated.set(allocated);
+    native.unmapMemory(address);
+    return 0;
+  }
+
+  /** Changes nothing where it fails. */
+  #map(length: number): number {
+    const mapped = native.mapFile(this.#fd, length, 0);
+    if (typeof mapped === 'number') return mapped;
     this.#address = mapped.address;
     this.#words = new Uint32Array(mapped.buffer, BITS_AT);
     this.#allocated = new Uint8Array((length - BITS_AT) / PIECE_BYTES);
+    return 0;
   }
 
   reserve(sector: number, count: number): number {
@@ -187,7 +213,7 @@ function isOf(header: Header, { superblock }: OpenedLeaf): boolean {
     header.magic === MAGIC &&
     header.boot === bootId() &&
     header.leaf === superblock.uuid &&
-    header.sizeSectors === superblock.sizeSectors
+    header.sizeSectors <= superblock.sizeSectors // it may have grown since
   );
 }
 

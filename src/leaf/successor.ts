@@ -10,6 +10,7 @@ import {
   linkSync,
   lstatSync,
   openSync,
+  readdirSync,
   renameSync,
   rmSync,
   statSync,
@@ -17,14 +18,16 @@ import {
 import { basename, dirname, join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
+import type { Amendment } from './commit.ts';
 import { createLeaf } from './create.ts';
 import { FileMedia, fileError } from './file-media.ts';
 import { freezeMedia, newFreeze } from './freeze.ts';
-import { parentOf, storedPath } from './lineage.ts';
+import { parentOf, resolveParentPath, storedPath } from './lineage.ts';
 import { loadLeaf, writeSuperblock } from './load.ts';
 import {
   chooseSuperblock,
   type Freeze,
+  type LeafParent,
   readSuperblockCopies,
   type Superblock,
 } from './superblock.ts';
@@ -50,10 +53,12 @@ export function peekSuperblock(path: string): Superblock {
 }
 
 /**
- * Finds out whether the leaf can become `file`. Changes nothing.
- * @param leafPath without links
+ * Finds out whether the leaf can become `file`. Changes nothing, but for what an earlier one has
+ * left that was killed.
+ * @param leafPath without links; the caller has it open for writing
  */
 export function planSuccessor(leafPath: string, file: string): Successor {
+  clearInterrupted(leafPath);
   const leaf = statSync(leafPath);
   const refuse = (what: string, next: string): never => {
     throw new UbdError('unsupported', what, { place: { file: leafPath }, next });
@@ -104,10 +109,45 @@ export function makeSuccessor(successor: Successor, ephemeral: boolean): void {
   }
 }
 
+/** Takes back what somebody was killed at who had the leaf as we have it now. */
+function clearInterrupted(leafPath: string): void {
+  const directory = dirname(leafPath);
+  for (const name of readdirSync(directory)) {
+    if (!/^\.ubd-.*\.next$/.test(name)) continue;
+    const path = join(directory, name);
+    const parent = parentOfNext(path);
+    if (parent === null || parent.uuid !== peekSuperblock(leafPath).uuid) continue;
+    dropSuccessor({ leafPath, file: resolveParentPath(leafPath, parent.path), path });
+  }
+}
+
+/** Null where it is gone already, or no leaf. */
+function parentOfNext(path: string): LeafParent | null {
+  try {
+    return peekSuperblock(path).parent;
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * What the leaf in use says before the other one takes its place. In another directory than now, it
+ * would no longer find its parent by a relative path.
+ */
+export function aboutToFreeze({ leafPath, file, freeze }: Successor): Amendment {
+  if (dirname(file) === dirname(leafPath)) return { freeze };
+  const { parent } = peekSuperblock(leafPath);
+  return { freeze, parent: { ...parent, path: resolveParentPath(leafPath, parent.path) } };
+}
+
 /** Takes back `makeSuccessor`, where the new leaf has not taken the other's place. */
 export function dropSuccessor({ leafPath, file, path }: Omit<Successor, 'freeze'>): void {
+  // The new leaf goes last: by it the second name is found again, should we be killed.
+  if (sameFile(leafPath, file)) {
+    rmSync(file);
+    syncDirectory(dirname(file));
+  }
   rmSync(path, { force: true });
-  if (sameFile(leafPath, file)) rmSync(file);
 }
 
 /**
@@ -133,13 +173,14 @@ export function abandonSuccessor(files: Omit<Successor, 'freeze'>): void {
  * takes its place.
  */
 export function freezeInPlace(leafPath: string, file: string): void {
-  const successor = planSuccessor(leafPath, file);
   const media = FileMedia.open(leafPath);
+  let successor: Successor | null = null;
   try {
     const opened = loadLeaf(media);
     const { superblock } = opened;
+    successor = planSuccessor(leafPath, file);
     makeSuccessor(successor, false);
-    superblock.freeze = successor.freeze;
+    Object.assign(superblock, aboutToFreeze(successor));
     superblock.generation++;
     writeSuperblock(media, superblock);
     renameSync(successor.path, leafPath);
@@ -148,7 +189,7 @@ export function freezeInPlace(leafPath: string, file: string): void {
   } catch (error) {
     if (sameFile(leafPath, file)) {
       loadLeaf(media); // with two names: no longer about to be frozen
-      dropSuccessor(successor);
+      if (successor !== null) dropSuccessor(successor);
     }
     throw fileError(error, `freeze it as ${file}`, leafPath);
   } finally {

@@ -119,7 +119,10 @@ export async function findInLeaf(
   }
 }
 
-function ensureRootIndex({ file, identity }: OpenedRoot, options: IndexOptions): IndexReport {
+export function ensureRootIndex(
+  { file, identity }: OpenedRoot,
+  options: IndexOptions,
+): IndexReport {
   const key = rootKey(identity);
   const facts = { key, ...(options.digests && { digests: 1 }) };
   const places = rootIndexPlaces(file.name, identity, options.directory);
@@ -147,7 +150,7 @@ function ensureRootIndex({ file, identity }: OpenedRoot, options: IndexOptions):
   return { path, made: true, inodes };
 }
 
-function ensureLeafIndex(
+export function ensureLeafIndex(
   stack: Stack,
   leaf: string,
   options: IndexOptions,

@@ -15,7 +15,7 @@
 import { dirname } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
-import { Commit } from '../leaf/commit.ts';
+import { type Amendment, Commit } from '../leaf/commit.ts';
 import type { OpenFile } from '../leaf/files.ts';
 import { requireParent, resolveParentPath } from '../leaf/lineage.ts';
 import { loadLeaf } from '../leaf/load.ts';
@@ -40,12 +40,15 @@ export async function foldStills(leaf: string, options: WorkOptions = {}): Promi
   return count;
 }
 
-/** The still that a leaf stands on, without opening it; null if it stands on none. */
-export function stillUnder(world: World, path: string): string | null {
+/**
+ * The still that a leaf, or a still, stands on, without opening it; null if it stands on none.
+ * @param leaf whose still it is to be
+ */
+export function stillUnder(world: World, path: string, leaf: string = path): string | null {
   const file = world.open(path, { readOnly: true, noLock: true });
   try {
     const { parent } = chooseSuperblock(readSuperblockCopies(file), path);
-    return stillOf(path, parent);
+    return stillOf(leaf, parent);
   } finally {
     file.close();
   }
@@ -117,7 +120,7 @@ async function foldOne(path: string, work: Work): Promise<boolean> {
       if (superblock.freeze?.done !== true || still.names > 1) return false;
       if (superblock.sizeSectors !== leaf.superblock.sizeSectors) return false;
       await copyInto(file, leaf, still, below, work);
-      mergeMaps(still, below, leaf);
+      mergeMaps(still, below, leaf, { freeze: null, quota: leaf.superblock.quota });
       takePlace(world, image, path, leaf.superblock.parent.uuid, still);
       return true;
     } finally {
@@ -180,8 +183,42 @@ async function copySparse(
   }
 }
 
-/** The still gets the leaf's bits; then, and durably after them, it is thawed. */
-function mergeMaps(still: OpenFile, below: OpenedLeaf, leaf: OpenedLeaf): void {
+/**
+ * Makes a still one with the still that it stands on, while a leaf stands on both: the lower one
+ * has then what both have, for those who open it anew, and stays what it is known as. Who reads it
+ * now through the upper one sees no change. The caller sees to it that nobody else reads the lower
+ * one.
+ */
+export async function foldImage(
+  world: World,
+  upper: string,
+  lower: string,
+  options: WorkOptions = {},
+): Promise<LeafParent | null> {
+  const work = new Work({ ...options, world });
+  const file = world.open(upper, { readOnly: true });
+  try {
+    const leaf = loadLeaf(file, { readOnly: true });
+    const still = world.open(lower, { noLock: true });
+    try {
+      const below = loadLeaf(still, { readOnly: true });
+      const { freeze, sizeSectors } = below.superblock;
+      requireParent(leaf.superblock.parent, below.superblock, upper, lower);
+      if (freeze?.done !== true || still.names > 1) return null;
+      if (sizeSectors !== leaf.superblock.sizeSectors) return null;
+      await copyInto(file, leaf, still, below, work);
+      mergeMaps(still, below, leaf, { freeze });
+      return leaf.superblock.parent;
+    } finally {
+      still.close();
+    }
+  } finally {
+    file.close();
+  }
+}
+
+/** The still gets the leaf's bits; then, and durably after them, the last changes. */
+function mergeMaps(still: OpenFile, below: OpenedLeaf, leaf: OpenedLeaf, last: Amendment): void {
   const { superblock } = below;
   const map = SectorMap.fromState(below.map);
   const added = SectorMap.fromState(leaf.map);
@@ -203,5 +240,5 @@ function mergeMaps(still: OpenFile, below: OpenedLeaf, leaf: OpenedLeaf): void {
     unwritten: true,
   });
   // It syncs the data before all that tells of them.
-  io.run(op => commit.close(op, { freeze: null, quota: leaf.superblock.quota }));
+  io.run(op => commit.close(op, last));
 }

@@ -310,7 +310,7 @@ function recognizeAny(
   return null;
 }
 
-function rootSource({ file, identity }: OpenedRoot): BlockSource {
+export function rootSource({ file, identity }: OpenedRoot): BlockSource {
   return {
     name: file.name,
     sizeBytes: identity.sizeBytes,

@@ -158,8 +158,47 @@ export interface Native {
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   mlockall(flags: number): number;
+  /**
+   * Starts a program without copying our tables of pages, as a fork would: its number, or -errno.
+   * `words`: its path and arguments, each ending with a NUL. It has a session of its own, no
+   * environment, no signal ignored, and of our descriptors those in `fds` (i32), as 0, 1, 2 and so
+   * on.
+   */
+  spawn(words: Uint8Array, fds: Uint8Array): number;
+  /**
+   * The exit status of a child that has ended, which then is gone: 256 and more for a signal.
+   * -EAGAIN: it has not ended.
+   */
+  reap(pid: number): number;
   /** A blocking, close-on-exec netlink socket (NETLINK_*), or -errno. */
   netlinkSocket(protocol: number): number;
+
+  // Files, exactly. Paths and names are bytes, as file systems have them; 0 or -errno where nothing
+  // else is said.
+
+  /**
+   * A descriptor of what lies below the directory `fd`, or -errno: no link is followed (-ELOOP), no
+   * other mount entered (-EXDEV), nothing above it reached. Close-on-exec.
+   */
+  openBelow(fd: number, path: Uint8Array, flags: number): number;
+  /** Bytes that the names take, each with a NUL behind it; with an empty buffer, would take. */
+  listAttributes(path: Uint8Array, names: Uint8Array): number;
+  /** Bytes of the value; with an empty buffer, how many it has. */
+  getAttribute(path: Uint8Array, name: Uint8Array, value: Uint8Array): number;
+  setAttribute(path: Uint8Array, name: Uint8Array, value: Uint8Array): number;
+  removeAttribute(path: Uint8Array, name: Uint8Array): number;
+  /** mknod(2): also sockets and pipes. */
+  makeNode(path: Uint8Array, mode: number, major: number, minor: number): number;
+  /** syncfs(2): of the file system that holds `fd`. */
+  syncFileSystem(fd: number): number;
+  /** Seconds since 1970 and nanoseconds, of access and of modification. */
+  setTimes(
+    path: Uint8Array,
+    accessSeconds: number,
+    accessNanoseconds: number,
+    modifiedSeconds: number,
+    modifiedNanoseconds: number,
+  ): number;
 }
 
 const require = createRequire(import.meta.url);

@@ -8,8 +8,14 @@ import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { UbdError } from '../base/errors.ts';
 import { type OpenRoot, openRoot } from '../image/raw-image.ts';
-import { MANIFEST_SUFFIX } from './manifest.ts';
-import { abortable, asPlaceError, type Place, PlaceError, type PlaceFacts } from './place.ts';
+import {
+  abortable,
+  asPlaceError,
+  type Beside,
+  type Place,
+  PlaceError,
+  type PlaceFacts,
+} from './place.ts';
 import type { RootUri } from './uri.ts';
 
 const closeAsync = promisify(close);
@@ -63,9 +69,9 @@ export class FilePlace implements Place {
     }
   }
 
-  async readManifest(signal: AbortSignal): Promise<Buffer | null> {
+  async readBeside({ suffix }: Beside, signal: AbortSignal): Promise<Buffer | null> {
     try {
-      return await readFile(this.#path + MANIFEST_SUFFIX, { signal });
+      return await readFile(this.#path + suffix, { signal });
     } catch (thrown) {
       const error = asPlaceError(thrown);
       if (error.trouble === 'missing') return null;

@@ -16,9 +16,8 @@
  */
 import * as http from 'node:http';
 import * as https from 'node:https';
-import { MANIFEST_BYTES_MAX, MANIFEST_SUFFIX } from './manifest.ts';
 import { findLogin } from './netrc.ts';
-import { asPlaceError, type Place, PlaceError, type PlaceFacts } from './place.ts';
+import { asPlaceError, type Beside, type Place, PlaceError, type PlaceFacts } from './place.ts';
 import { systemAuthorities } from './trust.ts';
 import type { RootUri } from './uri.ts';
 
@@ -103,16 +102,19 @@ export class HttpPlace implements Place {
     }
   }
 
-  async readManifest(signal: AbortSignal): Promise<Buffer | null> {
+  async readBeside(
+    { what, suffix, bytesMax }: Beside,
+    signal: AbortSignal,
+  ): Promise<Buffer | null> {
     const url = new URL(this.#first);
-    url.pathname += MANIFEST_SUFFIX;
+    url.pathname += suffix;
     let response: http.IncomingMessage | undefined;
     try {
       response = await this.#follow(url, {}, signal);
       if (response.statusCode !== 200) throw statusError(response);
-      const length = Number(response.headers['content-length'] ?? MANIFEST_BYTES_MAX);
-      if (length > MANIFEST_BYTES_MAX) throw nonsense(`has a manifest of ${length} bytes`);
-      return await readAll(response, MANIFEST_BYTES_MAX);
+      const length = Number(response.headers['content-length'] ?? bytesMax);
+      if (length > bytesMax) throw nonsense(`has a ${what} of ${length} bytes`);
+      return await readAll(response, bytesMax);
     } catch (thrown) {
       const error = asPlaceError(thrown);
       // A store may hide what is not there (S3 does, from those who may not list).

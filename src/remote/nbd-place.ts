@@ -72,7 +72,7 @@ export class NbdPlace implements Place {
   }
 
   /** An export has nothing beside it. */
-  async readManifest(): Promise<null> {
+  async readBeside(): Promise<null> {
     return null;
   }
 

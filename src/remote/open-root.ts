@@ -13,6 +13,7 @@ import { type ErrorCode, UbdError } from '../base/errors.ts';
 import { FOREIGN_HEAD_BYTES, foreignFormat } from '../image/foreign.ts';
 import { type RootIdentity, sameIdentity } from '../image/identity.ts';
 import { checkSize } from '../image/raw-image.ts';
+import { BOOT_PACK, MANIFEST } from './beside.ts';
 import type { DiskCache } from './disk-cache.ts';
 import { decodeManifest, type Manifest } from './manifest.ts';
 import type { RemoteOptions } from './options.ts';
@@ -35,6 +36,8 @@ export interface OpenRootSpec {
   manifest: Buffer | null;
   /** Use none, wherever it is. */
   ignoreManifest?: boolean;
+  /** Look for a boot pack beside it, too. */
+  wantBootPack?: boolean;
 }
 
 export interface RootMachine {
@@ -48,6 +51,8 @@ export interface OpenedRoot {
   root: RemoteRoot;
   /** The manifest that lies beside a place, to be kept; null: none, or not seen now. */
   manifest: Buffer | null;
+  /** The boot pack that lies beside a place, as it is. */
+  bootPack: Buffer | null;
 }
 
 export async function openRemoteRoot(
@@ -57,6 +62,7 @@ export async function openRemoteRoot(
   const { options, report } = machine;
   const name = parseRootUri(spec.uri).text;
   const [first, ...others] = [spec.uri, ...spec.replicas].map(uri => makePlace(parseRootUri(uri)));
+  const looking = lookForBootPack([first!, ...others], spec, options);
   const found = spec.ignoreManifest
     ? null
     : await findManifest(name, [first!, ...others], spec, machine);
@@ -69,7 +75,7 @@ export async function openRemoteRoot(
     if (set.replicas.some(({ state }) => state === 'live')) await refuseForeign(name, set);
     const manifest = found?.manifest ?? null;
     const root = await RemoteRoot.over({ ...machine, set, manifest });
-    return { root, manifest: found?.raw ?? null };
+    return { root, manifest: found?.raw ?? null, bootPack: await looking };
   } catch (error) {
     set.close();
     throw error;
@@ -160,6 +166,25 @@ async function refuseForeign(name: string, set: ReplicaSet): Promise<void> {
   });
 }
 
+/**
+ * The first that any of the places has. Only those who start something new want one: what comes
+ * back has its blocks on the disk, or its pack in the state directory.
+ */
+async function lookForBootPack(
+  places: readonly Place[],
+  { wantBootPack, patient }: OpenRootSpec,
+  { openMs }: RemoteOptions,
+): Promise<Buffer | null> {
+  if (!wantBootPack || patient) return null;
+  const found = await Promise.all(
+    places.map(place =>
+      // Nobody needs it: whatever is wrong with it is no reason not to open the root.
+      place.readBeside(BOOT_PACK, AbortSignal.timeout(openMs / 2)).catch(() => null),
+    ),
+  );
+  return found.find(raw => raw !== null) ?? null;
+}
+
 // ---- the manifest
 
 interface Found {
@@ -180,13 +205,15 @@ async function findManifest(
   const isKnown = spec.patient && kept !== null;
   const beside = await Promise.all(
     (isKnown ? [] : places).map(place =>
-      place.readManifest(AbortSignal.timeout(options.openMs / 2)).catch((thrown: unknown) => {
-        const { trouble, message } = asPlaceError(thrown);
-        // Whoever cannot be reached says so soon enough.
-        if (trouble === 'failing' || trouble === 'nonsense')
-          report('warning', `${name}: ${place.uri}: its manifest cannot be read: it ${message}`);
-        return null;
-      }),
+      place
+        .readBeside(MANIFEST, AbortSignal.timeout(options.openMs / 2))
+        .catch((thrown: unknown) => {
+          const { trouble, message } = asPlaceError(thrown);
+          // Whoever cannot be reached says so soon enough.
+          if (trouble === 'failing' || trouble === 'nonsense')
+            report('warning', `${name}: ${place.uri}: its manifest cannot be read: it ${message}`);
+          return null;
+        }),
     ),
   );
   const candidates = beside.map((raw, i) => ({ from: places[i]!.uri, raw }));

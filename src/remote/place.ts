@@ -20,6 +20,13 @@ export interface PlaceFacts {
   validator: string | null;
 }
 
+/** What may lie beside a root, under its name with an ending. */
+export interface Beside {
+  readonly what: string;
+  readonly suffix: string;
+  readonly bytesMax: number;
+}
+
 export interface Place {
   /** As it was named, without credentials: for messages and lists. */
   readonly uri: string;
@@ -28,8 +35,8 @@ export interface Place {
   open(signal: AbortSignal): Promise<PlaceFacts>;
   /** `length` bytes from `position` on. After `open`, from several callers at once. */
   read(position: number, length: number, signal: AbortSignal): Promise<Buffer>;
-  /** The manifest that lies beside it; null if there is none. Needs no `open`. */
-  readManifest(signal: AbortSignal): Promise<Buffer | null>;
+  /** A small file that lies beside it; null if there is none. Needs no `open`. */
+  readBeside(kind: Beside, signal: AbortSignal): Promise<Buffer | null>;
   /** Ends all connections; reads under way fail. Idempotent; `open` brings it back. */
   close(): void;
 }

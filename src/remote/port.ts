@@ -7,12 +7,15 @@
  */
 import { Socket } from 'node:net';
 import { EINVAL, EIO } from '../base/errno.ts';
-import { LENGTH_MAX, MESSAGE_BYTES, REPLY_MAGIC } from './wire.ts';
+import { EXACT, LENGTH_MAX, MESSAGE_BYTES, REPLY_MAGIC } from './wire.ts';
 
 export interface PortSource {
   readonly sizeBytes: number;
-  /** Whole, as one or several pieces; or it throws, within a bound. */
-  read(position: number, length: number, reader: object): Promise<readonly Uint8Array[]>;
+  /**
+   * Whole, as one or several pieces; or it throws, within a bound.
+   * @param reader fetched ahead of, if he goes through it in order; null: fetches ahead himself
+   */
+  read(position: number, length: number, reader: object | null): Promise<readonly Uint8Array[]>;
 }
 
 const HALF = 2 ** 32;
@@ -41,19 +44,20 @@ export class Port {
     let at = 0;
     for (; at + MESSAGE_BYTES <= bytes.length; at += MESSAGE_BYTES) {
       const id = bytes.readUInt32LE(at);
-      const length = bytes.readUInt32LE(at + 4);
+      const word = bytes.readUInt32LE(at + 4);
+      const exact = word >= EXACT;
       const position = bytes.readUInt32LE(at + 8) + bytes.readUInt32LE(at + 12) * HALF;
-      this.#serve(id, position, length);
+      this.#serve(id, position, exact ? word - EXACT : word, exact);
     }
     this.#rest = bytes.subarray(at);
   }
 
-  #serve(id: number, position: number, length: number): void {
+  #serve(id: number, position: number, length: number, exact: boolean): void {
     if (length === 0 || length > LENGTH_MAX || position + length > this.#source.sizeBytes) {
       this.#reply(id, -EINVAL, []);
       return;
     }
-    this.#source.read(position, length, this).then(
+    this.#source.read(position, length, exact ? null : this).then(
       pieces => this.#reply(id, 0, pieces),
       () => this.#reply(id, -EIO, []), // who failed and why is told where it is known
     );

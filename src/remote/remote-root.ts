@@ -123,13 +123,13 @@ export class RemoteRoot implements PortSource {
     this.#report = report;
   }
 
-  async read(position: number, length: number, reader: object): Promise<Uint8Array[]> {
+  async read(position: number, length: number, reader: object | null): Promise<Uint8Array[]> {
     const { chunkBytes } = this;
     const first = Math.floor(position / chunkBytes);
     const last = Math.floor((position + length - 1) / chunkBytes);
     this.#counters.chunks += last - first + 1;
     const chunks = this.#start(first, last + 1);
-    this.#readAhead(reader, first, last);
+    if (reader !== null) this.#readAhead(reader, first, last);
     const pieces = await Promise.all(chunks);
     const start = position - first * chunkBytes;
     pieces[0] = pieces[0]!.subarray(start, Math.min(start + length, pieces[0]!.length));

@@ -7,7 +7,7 @@
  */
 import { AwsV4Signer } from 'aws4fetch';
 import { HttpPlace } from './http-place.ts';
-import type { Place, PlaceFacts } from './place.ts';
+import type { Beside, Place, PlaceFacts } from './place.ts';
 import { findS3Settings, type S3Settings } from './s3-credentials.ts';
 import type { RootUri } from './uri.ts';
 
@@ -40,8 +40,8 @@ export class S3Place implements Place {
     return (this.#http ?? (await this.#connect())).read(position, length, signal);
   }
 
-  async readManifest(signal: AbortSignal): Promise<Buffer | null> {
-    return (await this.#connect()).readManifest(signal);
+  async readBeside(kind: Beside, signal: AbortSignal): Promise<Buffer | null> {
+    return (await this.#connect()).readBeside(kind, signal);
   }
 
   close(): void {

@@ -19,7 +19,15 @@ import type { IoOp, Memory } from '../uring/io.ts';
 import { allocateMemory } from '../uring/memory.ts';
 import type { Ring } from '../uring/ring.ts';
 import { OPCODE, setAddress, setLength, setOpFlags } from '../uring/sqe.ts';
-import { LENGTH_MAX, MESSAGE_BYTES, MESSAGE_WORDS, REPLY, REPLY_MAGIC, REQUEST } from './wire.ts';
+import {
+  EXACT,
+  LENGTH_MAX,
+  MESSAGE_BYTES,
+  MESSAGE_WORDS,
+  REPLY,
+  REPLY_MAGIC,
+  REQUEST,
+} from './wire.ts';
 
 /** <linux/socket.h>: the kernel goes on until all is there; and no SIGPIPE. */
 const MSG_WAITALL = 0x100;
@@ -38,6 +46,8 @@ class Slot {
   start = 0;
   length = 0;
   position = 0;
+  /** EXACT, or 0. */
+  flags = 0;
   op: IoOp | null = null;
   readonly id: number;
   /** In the list of free ones, or in line. */
@@ -50,6 +60,8 @@ class Slot {
 
 export class UpstreamLayer implements Layer {
   readonly name: string;
+  /** The same root, for those who fetch ahead for themselves: nobody does it for them. */
+  readonly exact: Layer;
   readonly #ring: Ring;
   readonly #fd: number;
   readonly #sizeSectors: number;
@@ -76,13 +88,26 @@ export class UpstreamLayer implements Layer {
 
   #broken = false;
   #whenClosed: IoOp | null = null;
+  /** It names the descriptor, which must be ours until it is over. */
+  #cancelling = false;
 
   readonly #sent: IoOp = { done: result => this.#onSent(result) };
   readonly #received: IoOp = { done: result => this.#onReceived(result) };
-  readonly #cancelled: IoOp = { done: () => this.#tryClose() };
+  readonly #cancelled: IoOp = {
+    done: () => {
+      this.#cancelling = false;
+      this.#tryClose();
+    },
+  };
 
   constructor(ring: Ring, name: string, fd: number, sizeSectors: number) {
     this.name = name;
+    this.exact = {
+      name,
+      run: (sector, end) => this.run(sector, end),
+      read: (sector, count, memory, start, op) =>
+        this.#ask(sector, count, memory, start, op, EXACT),
+    };
     this.#ring = ring;
     this.#fd = fd;
     this.#sizeSectors = sizeSectors;
@@ -96,6 +121,17 @@ export class UpstreamLayer implements Layer {
   }
 
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {
+    this.#ask(sector, count, memory, start, op, 0);
+  }
+
+  #ask(
+    sector: number,
+    count: number,
+    memory: Memory,
+    start: number,
+    op: IoOp,
+    flags: number,
+  ): void {
     assert(count * SECTOR_BYTES <= LENGTH_MAX, 'a read fits into a reply');
     if (this.#broken) {
       op.done(-EIO, 0);
@@ -106,6 +142,7 @@ export class UpstreamLayer implements Layer {
     slot.start = start;
     slot.length = count * SECTOR_BYTES;
     slot.position = sector * SECTOR_BYTES;
+    slot.flags = flags;
     slot.op = op;
     if (this.#lineHead === null && this.#hasRoom()) this.#write(slot);
     else this.#queue(slot);
@@ -113,13 +150,14 @@ export class UpstreamLayer implements Layer {
   }
 
   /**
-   * Ends receiving. What is under way gets -EIO; then `op` gets 0, the memory is free, and the
-   * descriptor may be closed.
+   * Ends receiving; also from inside of the end of a read. What is under way gets -EIO; then `op`
+   * gets 0, the memory is free, and the descriptor may be closed.
    */
   close(op: IoOp): void {
     assert(this.#whenClosed === null, 'a layer is closed once');
     this.#whenClosed = op;
     this.#mute = true;
+    this.#cancelling = true;
     this.#ring.cancelAll(this.#fd, this.#cancelled);
   }
 
@@ -135,7 +173,7 @@ export class UpstreamLayer implements Layer {
     const at = (this.#sendAt + this.#sendBytes) % HEADER_AT;
     const word = at / 4;
     words[word + REQUEST.ID] = slot.id;
-    words[word + REQUEST.LENGTH] = slot.length;
+    words[word + REQUEST.LENGTH] = slot.length + slot.flags;
     words[word + REQUEST.POSITION_LOW] = slot.position; // kept modulo 2^32
     words[word + REQUEST.POSITION_HIGH] = slot.position / HALF;
     this.#sendBytes += MESSAGE_BYTES;
@@ -225,7 +263,13 @@ export class UpstreamLayer implements Layer {
       this.#gotBytes = 0;
       this.#end(reply, reply.length);
     }
-    this.#receive();
+    if (this.#whenClosed === null) {
+      this.#receive();
+      return;
+    }
+    // Whoever was told has closed us: nothing must be started that the cancellation has missed.
+    this.#receiving = false;
+    this.#tryClose();
   }
 
   /** False if it is no reply to anything that is under way. */
@@ -287,7 +331,7 @@ export class UpstreamLayer implements Layer {
 
   #tryClose(): void {
     const op = this.#whenClosed;
-    if (op === null || this.#receiving || this.#sending) return;
+    if (op === null || this.#receiving || this.#sending || this.#cancelling) return;
     this.#break();
     this.#whenClosed = CLOSED;
     if (op === CLOSED) return;

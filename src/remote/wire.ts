@@ -9,6 +9,8 @@
  *              word 3  position, high half             word 3  magic
  *                                                      then as many bytes of data as `length` says
  *
+ * The top bit of the length (EXACT) says that this reader fetches ahead for himself.
+ *
  * Replies come in any order. Every request is answered once, within a bound that the upstream side
  * keeps (options.ts). An end that closes gives up what is not answered.
  */
@@ -20,6 +22,9 @@ export const REPLY = { ID: 0, STATUS: 1, LENGTH: 2, MAGIC: 3 } as const;
 
 /** 'UBDr': a stream that lost its step is noticed at the next reply. */
 export const REPLY_MAGIC = 0x72444255;
+
+/** In the word of a request's length. */
+export const EXACT: number = 2 ** 31;
 
 /** A longer request is a bug of whoever asks. */
 export const LENGTH_MAX: number = 64 * 1024 * 1024;

@@ -10,6 +10,9 @@
  *     else         the data are the pieces, from 0 to count - 1; after the reply: `giveBack`
  *
  * A read that failed has no pieces.
+ *
+ * A transport whose own memory is a registered buffer, which nothing of ours can write to, gives a
+ * loan as well. Zeroes are lent then, too; and a read of more pieces than fit fails with -ENOBUFS.
  */
 import type { Memory, Pieces } from '../uring/io.ts';
 
@@ -22,8 +25,9 @@ export interface Lender {
 /** Beyond it data are copied: a transport has room for the addresses of so many pieces. */
 export const PIECES_MAX = 32;
 
-/** Token of a piece that is the request's own. */
+/** Tokens of pieces that have no lender: the request's own, and zeroes. */
 const OWN = -1;
+const ZEROES = -2;
 
 export class Loan implements Pieces {
   count = 0;
@@ -32,10 +36,22 @@ export class Loan implements Pieces {
   readonly #tokens: Int32Array = new Int32Array(PIECES_MAX);
   /** Of all pieces: a device has one layer that lends. */
   #lender: Lender | null = null;
+  readonly #zeroes: Memory | null;
+  #lendsZeroes = false;
+
+  /** @param zeroes as many as a request may ask for: of a transport that has zeroes lent, too */
+  constructor(zeroes: Memory | null = null) {
+    this.#zeroes = zeroes;
+  }
 
   /** Whether anything is lent: else all pieces are the request's own. */
   get lends(): boolean {
-    return this.#lender !== null;
+    return this.#lender !== null || this.#lendsZeroes;
+  }
+
+  /** Whether a piece is in the request's own memory. */
+  isOwn(piece: number): boolean {
+    return this.#tokens[piece] === OWN;
   }
 
   /** Whether one more piece may be lent: one place stays free for what is not. */
@@ -53,6 +69,14 @@ export class Loan implements Pieces {
     this.#add(memory, start, length, token);
   }
 
+  /** The next bytes are zeroes. False if there is no room. */
+  lendZeroes(length: number): boolean {
+    if (this.#zeroes === null || !this.hasRoom) return false;
+    this.#lendsZeroes = true;
+    this.#add(this.#zeroes, 0, length, ZEROES);
+    return true;
+  }
+
   /** The next bytes are the request's own. */
   own(memory: Memory, start: number, length: number): void {
     const last = this.count - 1;
@@ -67,10 +91,11 @@ export class Loan implements Pieces {
     const lender = this.#lender;
     this.count = 0;
     this.#lender = null;
+    this.#lendsZeroes = false;
     if (lender === null) return;
     for (let i = 0; i < count; i++) {
       const token = this.#tokens[i]!;
-      if (token !== OWN) lender.giveBack(token);
+      if (token >= 0) lender.giveBack(token);
     }
   }
 

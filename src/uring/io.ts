@@ -22,6 +22,11 @@
 export interface Memory {
   /** Absolute address of its first byte: a whole number below 2^53. */
   readonly address: number;
+  /**
+   * Of a registered buffer: its place (see fixed-buffers.ts). It has no address and no bytes of
+   * ours, and can be the target of `Io.read` alone. -1: ordinary memory.
+   */
+  readonly fixed: number;
   readonly bytes: Uint8Array;
   readonly view: DataView;
   /** Gives it back. No operation may be under way on it. Idempotent. */

@@ -6,6 +6,7 @@ type MappedRange = ReturnType<typeof native.mapMemory>;
 
 class MappedMemory implements Memory {
   readonly address: number;
+  readonly fixed = -1;
   readonly bytes: Uint8Array;
   readonly view: DataView;
   #mapped = true;

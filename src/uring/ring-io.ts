@@ -2,7 +2,7 @@
  * `Io` on a real kernel: which road each operation takes.
  *
  *     read          plain pread of what is cached, at the end of the turn, in one crossing with all
- *                   others; what is not, through the ring
+ *                   others; what is not, and reads into registered buffers, through the ring
  *     write         plain pwrite, likewise: a buffered write through the ring is handed to a kernel
  *                   thread and costs several times as much. Through the ring where it might wait
  *                   for a disk (dirty.ts)
@@ -54,7 +54,8 @@ export class RingIo implements ScatterIo {
     position: number,
     op: IoOp,
   ): void {
-    this.#transfer(ROAD.READ_CACHED, fd, memory, start, length, position, op);
+    const road = memory.fixed < 0 ? ROAD.READ_CACHED : ROAD.READ_FIXED;
+    this.#transfer(road, fd, memory, start, length, position, op);
   }
 
   readScattered(fd: number, pieces: Pieces, position: number, op: IoOp): void {

@@ -8,7 +8,15 @@ import { EAGAIN, EINTR, EIO, ENODATA } from '../base/errno.ts';
 import { CALL } from './calls.ts';
 import type { IoOp, Memory } from './io.ts';
 import type { Ring } from './ring.ts';
-import { OPCODE, RWF_DSYNC, setAddress, setLength, setOpFlags, setPosition } from './sqe.ts';
+import {
+  OPCODE,
+  RWF_DSYNC,
+  setAddress,
+  setBufferIndex,
+  setLength,
+  setOpFlags,
+  setPosition,
+} from './sqe.ts';
 
 export const ROAD = {
   /** READ through the ring. */
@@ -21,8 +29,20 @@ export const ROAD = {
   WRITE_DURABLE: 3,
   /** Plain pread of what is cached; what is not, through the ring. */
   READ_CACHED: 4,
+  /** READ through the ring, into a registered buffer. */
+  READ_FIXED: 5,
 } as const;
 export type Road = (typeof ROAD)[keyof typeof ROAD];
+
+/** By road. */
+const OPCODES: readonly number[] = [
+  OPCODE.READ,
+  OPCODE.WRITE,
+  OPCODE.WRITE,
+  OPCODE.WRITE,
+  OPCODE.READ,
+  OPCODE.READ_FIXED,
+];
 
 /** The kernel moves no more than this in one go (MAX_RW_COUNT). */
 const TRANSFER_BYTES_MAX = 0x7ffff000;
@@ -38,8 +58,9 @@ export class Transfer implements IoOp {
   readonly #pool: Transfer[];
   #road: Road = ROAD.READ;
   #fd = -1;
-  /** What is still to be moved. */
+  /** What is still to be moved; in a registered buffer, addresses count from its first byte. */
   #address = 0;
+  #fixed = -1;
   #length = 0;
   #position = 0;
   #whole = 0;
@@ -63,6 +84,7 @@ export class Transfer implements IoOp {
   ): void {
     this.#road = road;
     this.#fd = fd;
+    this.#fixed = memory.fixed;
     this.#address = memory.address + start; // here: a double that is passed on is an allocation
     this.#length = length;
     this.#position = position;
@@ -97,7 +119,8 @@ export class Transfer implements IoOp {
     } else {
       // Nothing moved: the end of the file in a read. A write that moves nothing without an error
       // would never end.
-      this.#end(this.#road === ROAD.READ ? -ENODATA : -EIO);
+      const isRead = this.#road === ROAD.READ || this.#road === ROAD.READ_FIXED;
+      this.#end(isRead ? -ENODATA : -EIO);
     }
   }
 
@@ -118,12 +141,12 @@ export class Transfer implements IoOp {
 
   #submit(): void {
     const { words } = this.#ring;
-    const opcode = this.#road === ROAD.READ ? OPCODE.READ : OPCODE.WRITE;
-    const word = this.#ring.prepare(opcode, this.#fd, this);
+    const word = this.#ring.prepare(OPCODES[this.#road]!, this.#fd, this);
     setAddress(words, word, this.#address);
     setLength(words, word, Math.min(this.#length, TRANSFER_BYTES_MAX));
     setPosition(words, word, this.#position);
     if (this.#road === ROAD.WRITE_DURABLE) setOpFlags(words, word, RWF_DSYNC);
+    if (this.#road === ROAD.READ_FIXED) setBufferIndex(words, word, this.#fixed);
   }
 
   #end(result: number): void {

@@ -46,6 +46,16 @@ const GOALS: readonly Goal[] = [
   figure('attach, sparse 10 TiB root', /^attach$/, 'sparse 10 TiB root', 20, 'ms'),
   figure('memory of an idle device', /devices$/, 'daemon memory per idle device', 256, 'KiB'),
   figure('ubd list, to node -e 0', /^command line$/, 'ubd list / node -e 0', 1.5, 'times'),
+  ...['4K, 2000 a second', '4K, depth 8, at full speed'].map(load =>
+    figure(
+      `pause of a snapshot (${load})`,
+      new RegExp(`^snapshot under load \\(${load}\\)$`),
+      'pause beyond the flush, p99',
+      10,
+      'ms',
+    ),
+  ),
+  figure('fork of 100 leaves', /^fork of 100 leaves/, 'slowest', 1000, 'ms'),
 ];
 
 export function goalTable(report: Report): string[] {

@@ -10,6 +10,10 @@ import { run, which } from '../support/run.ts';
 import { Sandbox } from '../support/sandbox.ts';
 import { attachTimes, bringUpTimes, commandLine, manyDevices } from './figures.ts';
 import { measureIo } from './io.ts';
+import { chains } from './life/chains.ts';
+import { forks } from './life/forks.ts';
+import { offlineWork } from './life/offline.ts';
+import { snapshotPauses } from './life/pauses.ts';
 import { machineFacts } from './machine.ts';
 import { type Options, parse } from './options.ts';
 import { render } from './report.ts';
@@ -58,8 +62,10 @@ async function bench(options: Options, cleanup: Cleanup): Promise<void> {
     : { span: 128 * MIB, runtimeMs: 2500 };
 
   const root = join(dir, 'root.img');
-  progress('filling the root image');
-  await run('dd', ['if=/dev/urandom', `of=${root}`, 'bs=1M', `count=${(4 * shape.span) / MIB}`]);
+  if (options.sections.has('io')) {
+    progress('filling the root image');
+    await run('dd', ['if=/dev/urandom', `of=${root}`, 'bs=1M', `count=${(4 * shape.span) / MIB}`]);
+  }
   const overlays = join(dir, 'overlays');
   mkdirSync(overlays);
   const needsUbd =
@@ -88,6 +94,12 @@ async function bench(options: Options, cleanup: Cleanup): Promise<void> {
   if (options.sections.has('attach')) report.figures.push(...(await attachTimes(sandbox, scale)));
   if (options.sections.has('many')) report.figures.push(...(await manyDevices(sandbox, scale)));
   if (options.sections.has('cli')) report.figures.push(...(await commandLine(sandbox, scale)));
+  if (options.sections.has('pauses'))
+    report.figures.push(...(await snapshotPauses(sandbox, scale)));
+  if (options.sections.has('forks')) report.figures.push(...(await forks(sandbox, scale)));
+  if (options.sections.has('chains'))
+    report.figures.push(...(await chains(sandbox, scale, options.engine)));
+  if (options.sections.has('offline')) report.figures.push(...(await offlineWork(dir, scale)));
 
   process.stdout.write(render(report, workloads));
   if (options.json !== undefined) {

@@ -3,7 +3,18 @@ import { parseArgs } from 'node:util';
 import { TARGETS } from './targets.ts';
 import { WORKLOADS } from './workloads.ts';
 
-export const SECTIONS = ['io', 'bring-up', 'attach', 'many', 'cli'] as const;
+export const SECTIONS = [
+  'io',
+  'bring-up',
+  'attach',
+  'many',
+  'cli',
+  // What is done with leaves: life/.
+  'pauses',
+  'forks',
+  'chains',
+  'offline',
+] as const;
 export type Section = (typeof SECTIONS)[number];
 
 export interface Options {

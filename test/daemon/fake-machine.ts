@@ -2,9 +2,11 @@
  * A machine without a kernel: roots and leaves are small text files, nodes are files in a
  * directory. It counts what is open, and fails at the step that it is told to.
  */
+
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { UbdError } from '../../src/base/errors.ts';
+import { rangesBytes } from '../../src/cache/boot-pack.ts';
 import type { CheckReport, LeafInfo, RootIdentity } from '../../src/client/api.ts';
 import { findPaths, type Paths } from '../../src/client/paths.ts';
 import { Log } from '../../src/daemon/log.ts';
@@ -51,6 +53,7 @@ export class FakeMachine implements Machine {
       }
       return { changedBytes: 0, images: 1 };
     },
+    fold: async () => 0,
     limit: async () => {},
     grow: async () => {},
     gone: () => {},
@@ -105,6 +108,7 @@ export class FakeMachine implements Machine {
         attach: device => this.#attach(device),
         detach: (id, { force }) => this.#detach(id, force),
         flush: async () => {},
+        resize: async () => {},
         users: async node => this.users.get(node) ?? [],
         clearStale: async () => [],
         isForeign: node => this.foreign.has(node),
@@ -149,14 +153,18 @@ export class FakeMachine implements Machine {
       evictions: 0,
       bypassed: 0,
       warming: [],
+      recordings: [],
       roots: [],
     }),
     set: async settings => {
       this.cacheSettings = settings;
     },
     drop: async () => 4096,
-    warm: async (root, _, length) => {
+    record: async () => {},
+    recorded: async () => ({ ranges: Float64Array.of(1, 2), bytes: 8192 }),
+    warm: async (root, ranges) => {
       root.close();
+      const length = rangesBytes(ranges);
       return { readBytes: length, doneBytes: length };
     },
   };

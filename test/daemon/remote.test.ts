@@ -7,6 +7,7 @@ import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Worker } from 'node:worker_threads';
 import t from 'tap';
 import { RemoteRoots } from '../../src/daemon/remote/remote-roots.ts';
 import { RootBook } from '../../src/daemon/remote/root-book.ts';
@@ -163,6 +164,39 @@ t.test('the end of the thread is an error, and the next call has a new one', asy
   const reopened = await fresh.remote.open(server.url());
   reopened.close();
 });
+
+t.test(
+  'the death of the thread is told, its devices get errors, and the next one works',
+  async t => {
+    const server = await HttpRoot.start(image);
+    t.teardown(() => server.stop());
+    // A message that makes no sense is a bug, and of a bug the thread dies: as it may in use.
+    let worker: Worker | undefined;
+    const post = Worker.prototype.postMessage;
+    Worker.prototype.postMessage = function (this: Worker, ...args) {
+      worker = this;
+      post.apply(this, args);
+    };
+    t.teardown(() => {
+      Worker.prototype.postMessage = post;
+    });
+    const { upstream, remote, log } = setUp(t.teardown);
+    const root = await remote.open(server.url());
+    const device = ask(root.takeLayer().fd);
+    t.equal((await device.read(0, 512)).status, 0);
+    const waiting = upstream.call({ call: 'stats' });
+    post.call(worker!, null);
+    await waiting; // asked before that
+    await until('its devices are told', () => device.isEnded());
+    t.match(log, [/^error the upstream thread died: /]);
+    const again = await remote.open(server.url());
+    const other = ask(again.takeLayer().fd);
+    const { status, data } = await other.read(4096, 512);
+    t.equal(status, 0);
+    t.ok(data.equals(image.subarray(4096, 4608)));
+    other.close();
+  },
+);
 
 t.test('a damaged record is told, with its file', async t => {
   const { book } = setUp(t.teardown);

@@ -47,6 +47,7 @@ async function serve(teardown: (fn: () => unknown) => void): Promise<Served> {
         registry,
         log,
         file: paths.cacheSettings,
+        roots: paths.roots,
       }),
       roots: new NamedRoots({ paths, images: machine.images, registry, log }),
       images: machine.images,

@@ -10,6 +10,7 @@ const SECTORS = 64;
 const bytes = new Uint8Array(SECTORS * 512);
 const memory: Memory = {
   address: 0,
+  fixed: -1,
   bytes,
   view: new DataView(bytes.buffer),
   free() {},

@@ -57,3 +57,23 @@ t.test('the examples run jobs in copies of an image', { skip }, async t => {
   t.same(await sandbox.client.list(), [], 'its disk is gone, too');
   t.equal(await sha256(image), before, 'the image is as it was');
 });
+
+const HOST = join(project, 'examples/host');
+
+t.test('the unit is one that systemd understands', async t => {
+  if ((await tryRun('systemd-analyze', ['--version'])).status !== 0)
+    return t.plan(0, 'systemd-analyze is not there');
+  const { status, stderr } = await tryRun('systemd-analyze', [
+    'verify',
+    '--man=no',
+    join(HOST, 'ubd.service'),
+  ]);
+  t.same([status, stderr.split('\n').filter(line => line.includes('ubd.service'))], [0, []]);
+});
+
+t.test('the rules are some that udev understands', async t => {
+  if ((await tryRun('udevadm', ['verify', '--help'])).status !== 0)
+    return t.plan(0, 'udevadm verify is not there (systemd 254 or newer)');
+  const { status, stderr } = await tryRun('udevadm', ['verify', join(HOST, '60-ubd.rules')]);
+  t.equal(status, 0, stderr);
+});

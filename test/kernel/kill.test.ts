@@ -39,6 +39,14 @@ function start(command: string, args: readonly string[]): Program {
   return { child, ended, said: () => said };
 }
 
+/**
+ * fio as one process: jobs that are processes of their own live on when it is killed, some for
+ * ever, and hold its output.
+ */
+function startLoad(args: readonly string[]): Program {
+  return start('fio', ['--thread', ...args]);
+}
+
 function startWriter(file: string, ledger: string, seed: number): Program {
   // rounds of a later writer are larger than those of an earlier one
   const first = seed * 1_000_000;
@@ -91,7 +99,7 @@ t.test('SIGKILL under load, on the bare device', { skip, timeout: 600_000 }, asy
 
   for (let round = 1; round <= ROUNDS; round++) {
     const program = startWriter(disk.node, ledger, round);
-    const load = start('fio', [
+    const load = startLoad([
       ...['--name=load', `--filename=${disk.node}`, '--offset=64M', '--rw=randwrite'],
       ...['--bsrange=512-64k', '--blockalign=512', '--direct=1', '--ioengine=libaio'],
       ...['--iodepth=16', '--fsync=20', '--time_based', '--runtime=60', `--randseed=${round}`],
@@ -130,7 +138,7 @@ t.test('SIGKILL under load, below ext4', { skip, timeout: 600_000 }, async t => 
 
   for (let round = 1; round <= ROUNDS; round++) {
     const program = startWriter(file, ledger, round);
-    const load = start('fio', [
+    const load = startLoad([
       ...['--name=load', `--directory=${place}`, '--nrfiles=8', '--size=64M', '--rw=randwrite'],
       ...['--bs=4k', '--ioengine=psync', '--fsync=10', '--time_based', '--runtime=60'],
       ...['--numjobs=2', `--randseed=${round}`],

@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { Status } from '../../src/client/api.ts';
 import { Cleanup } from '../support/cleanup.ts';
+import { testGrowing } from '../support/growing.ts';
 import { here } from '../support/guest.ts';
 import { QUICK } from '../support/requires.ts';
 import { run, tryRun, until } from '../support/run.ts';
@@ -273,14 +274,9 @@ if (await here(import.meta.url, NBD)) {
     t.pass();
   });
 
-  t.test('growing it in use is refused', async t => {
+  t.test('a device grows under its file system, and its daemon may die then', async t => {
     const { sandbox, root } = await start(t, 64);
-    await attach(sandbox, root, 'disk');
-    const { status, stderr } = await sandbox.ubd(['set', 'disk', '--size', '128M'], {
-      allowFailure: true,
-    });
-    t.equal(status, 1);
-    t.match(stderr, /nbd device does not grow in use/);
+    await testGrowing(t, sandbox, root, 'nbd');
   });
 
   t.test('status says why nbd is not offered', async t => {

@@ -11,6 +11,7 @@ import t, { type Test } from 'tap';
 import { listOwned } from '../../src/transport/ublk/marks.ts';
 import { openUblk, type Ublk } from '../../src/transport/ublk/probe.ts';
 import { MIB, makeRoot } from '../support/disk.ts';
+import { testGrowing } from '../support/growing.ts';
 import { here } from '../support/guest.ts';
 import { errorsInLog } from '../support/kernel-log.ts';
 import { run, sleep, tryRun, until } from '../support/run.ts';
@@ -74,8 +75,11 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
       { offered: false, reason: /\/dev\/ublk-control is not there.*(ublk_drv|container)/ },
     );
     await t.rejects(attach(sandbox, 'web'), { code: 'unsupported', message: /ublk-control/ });
-    const other = await sandbox.attach({ root, name: 'web' });
-    t.not(other.transport, 'ublk');
+    const other = await sandbox.attach({ root, name: 'web', transport: 'auto' });
+    t.match(other, {
+      transport: 'nbd',
+      passedOver: [{ transport: 'ublk', reason: /\/dev\/ublk-control is not there/ }],
+    });
     await sandbox.detach('web');
     const device = '/sys/class/misc/ublk-control/dev';
     const [major, minor] = (await run('cat', [device])).trim().split(':');
@@ -188,6 +192,11 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
       ublk.control.close();
     });
 
+  t.test('a device grows under its file system, and its daemon may die then', async t => {
+    const sandbox = await start(t);
+    await testGrowing(t, sandbox, sandbox.path('root.img'), 'ublk');
+  });
+
   t.test('many devices: as many as are asked for, each with its node', async t => {
     const sandbox = await start(t);
     const count = 100;
@@ -228,6 +237,8 @@ async function clear(ublk: Ublk, owner: string): Promise<void> {
     plane: { open: unused, close: unused, flush: unused },
     owner,
     shadows: new ShadowFiles('/nowhere'),
+    queues: 1,
+    data: 'user copy',
     onGone: () => {},
   });
   await transport.clearStale(new Set());

@@ -4,13 +4,13 @@
  * O_DIRECT, on this kernel if it has ublk, else in a guest.
  */
 import { constants, existsSync, readdirSync, readFileSync } from 'node:fs';
-import { type FileHandle, mkdtemp, open, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, open, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { native } from '../../src/native/binding.ts';
 import { allocateMemory } from '../../src/uring/memory.ts';
 import { here } from '../support/guest.ts';
+import { MODEL_BYTES, runModel } from '../support/live-model.ts';
 import { Random } from '../support/random.ts';
 import { run, tryRun } from '../support/run.ts';
 import { UblkProcess } from '../support/ublk-process.ts';
@@ -18,7 +18,7 @@ import type { ServedDevice } from '../support/ublk-server.ts';
 
 const MIB = 1024 * 1024;
 const OWNER = `ublk-test-${process.pid}`;
-const DATA = ['user copy', 'copy'] as const;
+const DATA = ['zero copy', 'user copy', 'copy'] as const;
 
 async function withDevices(
   t: Test,
@@ -97,11 +97,26 @@ if (await here(import.meta.url, { device: '/dev/ublk-control' })) {
     });
 
     t.test(`${data}: random operations at 512 bytes agree with a model`, async t => {
-      await withDevices(t, [{ data, queues: 2 }], async ({ node }) => {
-        await runModel(t, node, 20_260_727);
+      const directory = await mkdtemp(join(tmpdir(), 'ubd-ublk-'));
+      const root = join(directory, 'root'); // ends before the device does
+      const content = pattern(17, MODEL_BYTES / 2);
+      await writeFile(root, content);
+      await withDevices(t, [{ data, root, sizeBytes: MODEL_BYTES }], async server => {
+        t.equal(server.shown[0]!.data, data, 'the kernel gave what was asked for');
+        await runModel(t, server.node, 20_260_727, content);
       });
+      await rm(directory, { recursive: true });
     });
   }
+
+  t.test('zero copy without a place for its pages goes as user copy', async t => {
+    // The kernel has 16384 places for a ring: four of these devices take them all.
+    const wide = { depth: 4096, data: 'zero copy' as const, sizeBytes: MODEL_BYTES };
+    await withDevices(t, [wide, wide, wide, wide, wide], async server => {
+      if (server.shown[0]!.data !== 'zero copy') return t.comment('this kernel has no zero copy');
+      await Promise.all([0, 4].map(i => runModel(t, server.nodes[i]!, i)));
+    });
+  });
 
   t.test(
     'the kernel knows the device as a disk of 512-byte sectors with a write cache',
@@ -118,6 +133,7 @@ if (await here(import.meta.url, { device: '/dev/ublk-control' })) {
         t.equal(of(disk, 'queue/write_cache'), 'write back');
         t.equal(of(disk, 'queue/fua'), '1');
         t.equal(of(disk, 'queue/rotational'), '0');
+        t.match(of(disk, 'queue/scheduler'), '[none]');
         t.equal(of(disk, 'ro'), '0');
         t.equal(of(fixed, 'ro'), '1');
         t.not((await tryRun('dd', ['if=/dev/zero', `of=${fixed}`, 'count=1'])).status, 0);
@@ -211,74 +227,4 @@ async function readStart(node: string, length: number): Promise<Buffer> {
   memory.free();
   await device.close();
   return copy;
-}
-
-const SECTOR = 512;
-const MODEL_SECTORS = 4096;
-const MODEL_OPERATIONS = 1500;
-const IN_FLIGHT = 8;
-/** <linux/fs.h>: for a range of bytes, as two u64. */
-const BLKDISCARD = 0x1277;
-const BLKZEROOUT = 0x127f;
-
-function erase(device: FileHandle, request: number, from: number, to: number): void {
-  const range = new BigUint64Array([BigInt(from), BigInt(to - from)]);
-  const result = native.ioctl(device.fd, request, new Uint8Array(range.buffer));
-  if (result < 0) throw new Error(`ioctl ${request} at ${from}: ${result}`);
-}
-
-/**
- * Random reads, writes, discards and zeroings under way together, on ranges that do not overlap.
- */
-async function runModel(t: Test, node: string, seed: number): Promise<void> {
-  const random = new Random(seed);
-  const model = Buffer.alloc(MODEL_SECTORS * SECTOR);
-  const written = new Uint8Array(MODEL_SECTORS);
-  const busy = new Uint8Array(MODEL_SECTORS);
-  const device = await open(node, constants.O_RDWR | constants.O_DIRECT);
-  let operations = 0;
-  const worker = async (): Promise<void> => {
-    const memory = allocateMemory(256 * SECTOR); // page-aligned, as O_DIRECT wants it
-    const whole = Buffer.from(memory.bytes.buffer);
-    while (operations++ < MODEL_OPERATIONS) {
-      const count = random.between(1, random.chance(0.1) ? 256 : 24);
-      const first = random.below(MODEL_SECTORS - count);
-      const end = first + count;
-      if (busy.subarray(first, end).includes(1)) continue;
-      busy.fill(1, first, end);
-      const [from, to] = [first * SECTOR, end * SECTOR];
-      const buffer = whole.subarray(0, to - from);
-      const kind = random.below(100);
-      if (kind < 45) {
-        for (let i = 0; i < buffer.length; i += 4) buffer.writeUInt32LE(random.word(), i);
-        await device.write(buffer, 0, buffer.length, from);
-        buffer.copy(model, from);
-        written.fill(1, first, end);
-      } else if (kind < 50) {
-        erase(device, BLKZEROOUT, from, to);
-        model.fill(0, from, to);
-        written.fill(1, first, end);
-      } else if (kind < 58) {
-        // Sectors that the leaf has read as zeroes afterwards, where whole granules of them are
-        // discarded.
-        const [inner, outer] = [Math.ceil(from / 4096) * 4096, Math.floor(to / 4096) * 4096];
-        if (inner < outer && written.subarray(first, end).every(Boolean)) {
-          erase(device, BLKDISCARD, inner, outer);
-          model.fill(0, inner, outer);
-        }
-      } else {
-        await device.read(buffer, 0, buffer.length, from);
-        if (!buffer.equals(model.subarray(from, to)))
-          t.fail(`seed ${seed}: sectors ${first} to ${end} differ`);
-      }
-      busy.fill(0, first, end);
-    }
-    memory.free();
-  };
-  await Promise.all(Array.from({ length: IN_FLIGHT }, worker));
-  const all = allocateMemory(model.length);
-  await device.read(all.bytes, 0, model.length, 0);
-  t.ok(model.equals(all.bytes), `seed ${seed}: the device holds what the model holds`);
-  all.free();
-  await device.close();
 }

@@ -7,7 +7,9 @@ import { closeSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import { EFBIG } from '../../src/base/errno.ts';
 import { createLeaf, NO_PARENT } from '../../src/leaf/create.ts';
+import { makeRoom } from '../../src/leaf/grow.ts';
 import { Leaf } from '../../src/leaf/leaf.ts';
 import { openLeaf } from '../../src/leaf/open.ts';
 import { LeafShadow, openShadow, removeShadow } from '../../src/leaf/shadow.ts';
@@ -117,6 +119,34 @@ t.test('what was answered and not flushed is there after a death, and durable la
   const last = openLeaf(path);
   closeSync(last.fd);
   t.equal(last.map.mapped, 16, 'the first flush writes down what the dead had answered');
+});
+
+t.test('a leaf that grows keeps its shadow', async t => {
+  const larger = SIZE_SECTORS + 2 ** 20;
+  const first = new Life(false);
+  first.write(5, 3);
+  const at = makeRoom(path, first.opened.superblock, larger * SECTOR);
+  t.equal(first.shadow.grow(larger), 0);
+  first.write(100, 1);
+  first.die();
+
+  const second = new Life(true);
+  t.equal(second.leaf.changedSectors, 4, 'one that is larger than its leaf is fine');
+  t.equal(second.shadow.grow(larger), 0);
+  t.equal(second.shadow.grow(larger), 0, 'again, after a failure');
+  t.equal(
+    wait(op => second.leaf.grow(larger, at, op)),
+    0,
+  );
+  second.write(larger - 9, 9);
+  second.write(7, 4);
+  second.die();
+
+  const third = new Life(true);
+  t.equal(third.leaf.changedSectors, 16);
+  t.equal(third.leaf.run(larger - 9, larger), 9);
+  third.close();
+  t.equal(new LeafShadow(openShadow(shadowPath, openLeaf(path), false)).grow(2 ** 40), -EFBIG);
 });
 
 t.test('random ranges over many deaths: the map is what was written', async t => {

@@ -85,6 +85,35 @@ t.test('reads in a row stop at the first one that moves nothing', t => {
   t.end();
 });
 
+t.test('the first read of a batch looks at nothing before the batch', t => {
+  // Mappings follow each other downwards: one ends where another one begins, and its last bytes are
+  // where the result of a record before that one's first would lie.
+  const pages = Array.from({ length: 64 }, () => native.mapMemory(4096));
+  const places = new Map(pages.map(page => [page.address, page.buffer]));
+  const batch = pages.find(page => places.has(page.address - 4096));
+  if (batch === undefined) throw new Error('no two mappings lie side by side');
+  new Int32Array(places.get(batch.address - 4096)!).fill(-5);
+  const fd = openSync(join(t.testdir({ file: 'abc' }), 'file'), 'r');
+  const ints = new Int32Array(batch.buffer);
+  ints[0] = READ_NEXT;
+  ints[1] = fd;
+  new Float64Array(batch.buffer).set([address, 3, 0], 1);
+  native.runCalls(batch.buffer, 1);
+  t.equal(ints[8], 3);
+  closeSync(fd);
+  for (const page of pages) native.unmapMemory(page.address);
+  t.end();
+});
+
+t.test('a read of what is cached is one that must not wait', t => {
+  // What cannot say whether it would wait refuses to be asked so: any file of /proc.
+  const fd = openSync('/proc/self/stat', 'r');
+  t.same(run([PREAD_CACHED, fd, address, 1, 0]), [-95], 'EOPNOTSUPP');
+  t.same(run([PREAD, fd, address, 1, 0]), [1]);
+  closeSync(fd);
+  t.end();
+});
+
 t.test('a read of what is cached moves it, or says that it would have to wait', t => {
   const directory = t.testdir();
   const fd = openSync(join(directory, 'file'), 'w+');

@@ -7,6 +7,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import { MANIFEST } from '../../src/remote/beside.ts';
 import { type HttpPlace, httpPlace } from '../../src/remote/http-place.ts';
 import { parseNetrc } from '../../src/remote/netrc.ts';
 import type { PlaceError } from '../../src/remote/place.ts';
@@ -333,13 +334,13 @@ t.test('netrc: the first entry of a host counts, then the default', async t => {
 
 t.test('a manifest beside the root is found; none is none; a bad answer is an error', async t => {
   const { server, place } = await setUp();
-  t.equal(await place.readManifest(soon()), null);
+  t.equal(await place.readBeside(MANIFEST, soon()), null);
   server.answer = (request, response) => {
     if (request.url !== '/root.img.ubdmanifest') return false;
     response.end('the manifest');
     return true;
   };
-  t.equal((await place.readManifest(soon()))?.toString(), 'the manifest');
+  t.equal((await place.readBeside(MANIFEST, soon()))?.toString(), 'the manifest');
   server.answer = status(500);
-  await t.rejects(place.readManifest(soon()), like({ trouble: 'failing' }));
+  await t.rejects(place.readBeside(MANIFEST, soon()), like({ trouble: 'failing' }));
 });

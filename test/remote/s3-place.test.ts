@@ -6,6 +6,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import { MANIFEST } from '../../src/remote/beside.ts';
 import { findS3Settings, parseIni } from '../../src/remote/s3-credentials.ts';
 import { objectUrl, S3Place } from '../../src/remote/s3-place.ts';
 import { parseRootUri } from '../../src/remote/uri.ts';
@@ -62,14 +63,14 @@ t.test(
         t.ok(bytes.equals(image.subarray(i * 32768, (i + 1) * 32768)));
       }),
     );
-    t.equal((await good.readManifest(soon()))?.toString(), 'manifest');
+    t.equal((await good.readBeside(MANIFEST, soon()))?.toString(), 'manifest');
 
     await t.rejects(place('').open(soon()), like({ trouble: 'denied', message: /HTTP 403/ }));
     process.env.AWS_ACCESS_KEY_ID = S3_KEYS.accessKeyId;
     process.env.AWS_SECRET_ACCESS_KEY = S3_KEYS.secretAccessKey;
     t.match(await place('').open(soon()), { sizeBytes: SIZE }, 'keys of the environment');
     await t.rejects(place('', 'none.img').open(soon()), like({ trouble: 'missing' }));
-    t.equal(await place('', 'none.img').readManifest(soon()), null);
+    t.equal(await place('', 'none.img').readBeside(MANIFEST, soon()), null);
 
     const changed = Buffer.from(image);
     changed[99]! ^= 1;

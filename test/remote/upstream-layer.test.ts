@@ -209,6 +209,28 @@ t.test('closing ends what is under way, also in the middle of its data', async t
   ring.close();
 });
 
+for (const [how, sector] of [
+  ['well', 0],
+  ['badly', 500],
+] as const)
+  t.test(`whoever is told that a read ended ${how} may close`, async t => {
+    const source = new ImageSource();
+    source.fail = position => position >= 500 * 512;
+    const { ring, layer, port } = setUp(source);
+    const memory = allocateMemory(4096);
+    t.teardown(() => memory.free());
+    const closed = new Recorder();
+    const op = new Recorder();
+    op.next = () => layer.close(closed);
+    layer.read(sector, 1, memory, 0, op);
+    await turnUntil(ring, () => closed.results.length > 0);
+    t.strictSame(op.results, [sector === 0 ? 512 : -EIO]);
+    t.strictSame(closed.results, [0]);
+    t.equal(ring.underWay, 0, 'nothing names its descriptor any more');
+    ring.close();
+    port.close();
+  });
+
 t.test('a reply to nothing, or without its magic, breaks the connection', async t => {
   for (const spoil of [0, 8, 12]) {
     const ring = new Ring({ entries: 64 });

@@ -273,7 +273,7 @@ export class CacheWorld {
     }
     this.fetches++;
     this.counts.fetches++;
-    const fetch = new Fetch(layer, Float64Array.from(ranges), random.between(1, 4), () => {
+    const fetch = new Fetch(layer, Float64Array.from(ranges), () => {
       this.fetches--;
     });
     fetch.start();

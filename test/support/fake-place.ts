@@ -1,7 +1,8 @@
 /** A place in memory that does as it is told: slow, failing, changed, wrong, stopped. */
 
+import { MANIFEST } from '../../src/remote/beside.ts';
 import { DEFAULTS, type RemoteOptions } from '../../src/remote/options.ts';
-import { type Place, PlaceError, type PlaceFacts } from '../../src/remote/place.ts';
+import { type Beside, type Place, PlaceError, type PlaceFacts } from '../../src/remote/place.ts';
 
 /** Times that tests can wait for. Only bounds: nothing is measured. */
 export const FAST: Readonly<RemoteOptions> = {
@@ -30,6 +31,7 @@ export class FakePlace implements Place {
   content: Buffer;
   validator: string | null = null;
   manifest: Buffer | null = null;
+  bootPack: Buffer | null = null;
   /** Before each answer. */
   delayMs = 0;
   /** Answers nothing at all. */
@@ -73,8 +75,8 @@ export class FakePlace implements Place {
     }
   }
 
-  async readManifest(): Promise<Buffer | null> {
-    return this.manifest;
+  async readBeside({ suffix }: Beside): Promise<Buffer | null> {
+    return suffix === MANIFEST.suffix ? this.manifest : this.bootPack;
   }
 
   close(): void {

@@ -17,12 +17,18 @@ const INSIDE = 'UBD_INSIDE_GUEST';
 
 export const IN_GUEST: boolean = process.env[INSIDE] !== undefined;
 
+const MODULES: Readonly<Record<string, readonly string[]>> = {
+  '/dev/ublk-control': ['ublk_drv', 'ext4'],
+  '/sys/module/nbd': ['nbd', 'ext4'],
+};
+
 export interface GuestNeeds {
   /** `/dev/ublk-control`: what the kernel must have. */
   device: string;
-  /** Loaded first, where the kernel has modules. */
+  /** Loaded first, where the kernel has modules; default: those of the device, and ext4. */
   modules?: readonly string[];
   memory?: string;
+  cpus?: number;
   limitSeconds?: number;
 }
 
@@ -32,7 +38,13 @@ export interface GuestNeeds {
  * @param url import.meta.url of the test file
  */
 export async function here(url: string, needs: GuestNeeds): Promise<boolean> {
-  const { device, modules = [], memory = '3G', limitSeconds = 300 } = needs;
+  const {
+    device,
+    modules = MODULES[device] ?? [],
+    memory = '3G',
+    cpus = 1,
+    limitSeconds = 300,
+  } = needs;
   const named = process.env.UBD_TEST_KERNEL as Kernel | undefined;
   // A kernel under emulation needs its time.
   const patience = (named ?? 'uml') === 'uml' ? 1 : 20;
@@ -50,6 +62,7 @@ export async function here(url: string, needs: GuestNeeds): Promise<boolean> {
     ['env', 'TMPDIR=/run', process.execPath, '--enable-source-maps', fileURLToPath(url)],
     {
       memory,
+      cpus,
       limitSeconds: limitSeconds * patience,
       modules: kernel === 'uml' ? [] : modules,
       env: { ...process.env, [INSIDE]: '1' },

@@ -8,6 +8,7 @@ import { parentOf, storedPath } from '../../src/leaf/lineage.ts';
 import { loadLeaf } from '../../src/leaf/load.ts';
 import { MediaIo } from '../../src/leaf/media-io.ts';
 import type { Superblock } from '../../src/leaf/superblock.ts';
+import { diskWorld } from '../../src/life/world.ts';
 import { fillSectors } from './sector-model.ts';
 
 /** Sector, count, and the version that they get; zero for zeroes. */
@@ -15,6 +16,15 @@ export type Change = readonly [sector: number, count: number, version: number];
 
 export function makeLeaf(path: string, sizeSectors: number, parent: LeafParent = NO_PARENT): void {
   createLeaf({ path, sizeBytes: sizeSectors * 512, parent, logBytes: 4096, ephemeral: true });
+}
+
+/** What a leaf on this root says of it. */
+export async function rootParent(path: string): Promise<LeafParent> {
+  const { file, identity } = await diskWorld.openRoot(path);
+  file.close();
+  const { sizeBytes, fingerprint } = identity;
+  const known = Buffer.from(fingerprint, 'hex');
+  return { kind: 'root', sizeBytes, path, fingerprint: known, digest: null, uuid: null };
 }
 
 /** Writes to a leaf as its device would, and closes it in order. */

@@ -174,7 +174,11 @@ export async function testLife(transport: TransportName): Promise<void> {
       version: /^\d/,
       state: 'running',
       devices: { attached: 1, failed: 0 },
-      transports: [{ name: 'loop', offered: true, reason: null }, { name: 'ublk' }],
+      transports: [
+        { name: 'ublk' },
+        { name: 'nbd' },
+        { name: 'loop', offered: true, reason: null },
+      ],
       stateDir: `${dir}/state`,
     });
     const stat = readFileSync(`/proc/${await pid()}/stat`, 'utf8')

@@ -35,13 +35,30 @@ export class Postgres {
     }
     const initdb = ['--pgdata', postgres.#data, '--data-checksums', '--auth=trust', '--no-sync'];
     await postgres.#run('initdb', initdb);
-    const options = `-c listen_addresses='' -c unix_socket_directories=${postgres.#sockets}`;
-    await postgres.#run('pg_ctl', [
-      ...['start', '--pgdata', postgres.#data, '--wait', '--timeout=120', '--silent'],
-      ...['--log', `${postgres.#sockets}/log`, '--options', options],
-    ]);
+    await postgres.#start();
     await postgres.#run('pgbench', [...postgres.#client, '--initialize', '--quiet']);
     return postgres;
+  }
+
+  /** The same database in another place: a copy of a disk. It recovers, as after a crash. */
+  async startCopyOn(place: string): Promise<Postgres> {
+    const copy = new Postgres(this.#programs, this.#uid, place);
+    await copy.#start();
+    return copy;
+  }
+
+  #start(): Promise<string> {
+    const options = `-c listen_addresses='' -c unix_socket_directories=${this.#sockets}`;
+    return this.#run('pg_ctl', [
+      ...['start', '--pgdata', this.#data, '--wait', '--timeout=120', '--silent'],
+      ...['--log', `${this.#sockets}/log`, '--options', options],
+    ]);
+  }
+
+  /** What a query answers: fields between bars. */
+  async ask(query: string): Promise<string> {
+    const options = ['--no-psqlrc', '--tuples-only', '--no-align', '--command', query];
+    return (await this.#run('psql', [...options, ...this.#client])).trim();
   }
 
   get #client(): string[] {

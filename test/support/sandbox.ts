@@ -26,6 +26,9 @@ export interface Attached extends Device {
   node: string;
 }
 
+/** An emulated machine starts it some twenty times slower. */
+const START_MS_MAX = (process.env.UBD_VM ?? 'uml') === 'uml' ? 30_000 : 200_000;
+
 export class Sandbox {
   readonly dir: string;
   readonly env: NodeJS.ProcessEnv;
@@ -97,16 +100,20 @@ export class Sandbox {
   }
 
   async #answers(daemon: ChildProcess): Promise<void> {
-    await until('the daemon answers', async () => {
-      if (daemon.exitCode !== null || daemon.signalCode !== null) {
-        throw new Error(`the daemon ended: ${this.log().slice(-2000)}`);
-      }
-      const client = await this.connect().catch(() => undefined);
-      const status = await client?.status().catch(() => undefined);
-      if (status?.pid !== daemon.pid) return false;
-      this.#client = client;
-      return true;
-    });
+    await until(
+      'the daemon answers',
+      async () => {
+        if (daemon.exitCode !== null || daemon.signalCode !== null) {
+          throw new Error(`the daemon ended: ${this.log().slice(-2000)}`);
+        }
+        const client = await this.connect().catch(() => undefined);
+        const status = await client?.status().catch(() => undefined);
+        if (status?.pid !== daemon.pid) return false;
+        this.#client = client;
+        return true;
+      },
+      START_MS_MAX,
+    );
   }
 
   /** A client of our daemon; never starts another one. */
@@ -174,8 +181,9 @@ export class Sandbox {
     return result;
   }
 
+  /** On a loop device, unless the test says otherwise: `auto` is another one on other kernels. */
   async attach(spec: AttachSpec): Promise<Attached> {
-    const device = await this.client.attach(spec);
+    const device = await this.client.attach({ transport: 'loop', ...spec });
     if (device.device === null || device.node === null) {
       throw new Error(`attached and not usable: ${JSON.stringify(device)}`);
     }

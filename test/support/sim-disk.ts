@@ -78,6 +78,15 @@ export class SparseBytes {
   }
 }
 
+/** A copy of its own: `slice` of a Buffer is none. */
+export function copyOf(
+  source: Uint8Array,
+  start = 0,
+  length: number = source.length - start,
+): Uint8Array {
+  return Uint8Array.prototype.slice.call(source, start, start + length);
+}
+
 /** A change that a crash may undo: bytes, or zeroes where `data` is null. */
 export interface Change {
   position: number;

@@ -67,11 +67,8 @@ interface Snapshot {
 }
 
 class MapShadow implements Shadow {
-  readonly map: SectorMap;
-
-  constructor(sectors: number) {
-    this.map = new SectorMap(sectors);
-  }
+  /** Larger than any leaf of a history grows. */
+  readonly map: SectorMap = new SectorMap(2 ** 24);
 
   reserve(): number {
     return 0;
@@ -225,7 +222,7 @@ export class History {
     let shadow: MapShadow | null = null;
     if (this.#options.outlives) {
       const { uuid } = opened.superblock;
-      shadow = this.#shadows.get(uuid) ?? new MapShadow(this.#sectors);
+      shadow = this.#shadows.get(uuid) ?? new MapShadow();
       this.#shadows.set(uuid, shadow);
     }
     return new Leaf(this.#io, opened, limits, shadow);
@@ -309,7 +306,7 @@ export class History {
     const grow = this.random.chance(0.2) ? this.random.below(count) : -1;
     for (let issued = 0; issued < count; ) {
       if (issued === begin && this.#taking === null) this.snapshot();
-      if (issued === grow && this.#taking === null && !this.#options.outlives) this.grow();
+      if (issued === grow && this.#taking === null) this.grow();
       const slot = this.#slots.find(entry => !entry.busy);
       if (slot !== undefined && this.random.chance(0.6)) {
         this.#issue(slot);

@@ -194,9 +194,9 @@ export class SimIo implements ScatterIo {
   crash(kind: 'power' | 'kill'): void {
     const stopped = this.underWay;
     this.underWay = [];
-    this.disk.files.forEach((file, fd) => {
+    this.disk.files.forEach(file => {
       const changes = stopped
-        .filter(sim => sim.fd === fd)
+        .filter(sim => sim.kind !== 'sync' && this.disk.file(sim.fd) === file)
         .map(sim => this.changeOf(sim))
         .filter(change => change !== null);
       if (kind === 'power') file.powerLoss(this.random, changes);

@@ -15,7 +15,7 @@ import type { OpenFile, OpenOptions } from '../../src/leaf/files.ts';
 import { settleReplacement } from '../../src/leaf/replacement.ts';
 import type { OpenedRoot, RootIdentity, World } from '../../src/life/world.ts';
 import type { Random } from './random.ts';
-import { PowerLoss, SimFile } from './sim-disk.ts';
+import { copyOf, PowerLoss, SimFile } from './sim-disk.ts';
 
 interface NameChange {
   directory: string;
@@ -73,7 +73,7 @@ export class SimMachine implements World {
   put(path: string, content: Uint8Array): SimFile {
     const file = new SimFile();
     file.sizeBytes = content.length;
-    file.apply({ position: 0, length: content.length, data: content.slice() });
+    file.apply({ position: 0, length: content.length, data: copyOf(content) });
     file.syncUpTo(file.mark());
     this.#names.set(path, file);
     this.#durable.set(path, file);
@@ -283,7 +283,7 @@ class SimOpenFile implements OpenFile {
     }
     this.#file.sizeBytes = Math.max(this.#file.sizeBytes, position + length);
     // A write in whose middle the machine dies is there as any other that was not synced.
-    this.#file.apply({ position, length, data: source.slice() });
+    this.#file.apply({ position, length, data: copyOf(source) });
     this.#world.step();
   }
 

@@ -1,7 +1,7 @@
 /** `Media` on the simulated disk. The power can be made to fail at any of its calls. */
 import { corrupt } from '../../src/base/errors.ts';
 import type { Media } from '../../src/leaf/media.ts';
-import { PowerLoss, type SimDisk, type SimFile } from './sim-disk.ts';
+import { copyOf, PowerLoss, type SimDisk, type SimFile } from './sim-disk.ts';
 
 export class SimMedia implements Media {
   readonly name: string;
@@ -34,7 +34,7 @@ export class SimMedia implements Media {
 
   write(source: Uint8Array, position: number): void {
     // A write in whose middle the power fails is there as any other that was not synced.
-    this.#file.apply({ position, length: source.length, data: source.slice() });
+    this.#file.apply({ position, length: source.length, data: copyOf(source) });
     this.#call();
   }
 

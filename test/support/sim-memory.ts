@@ -8,6 +8,7 @@ const SPACE_BYTES = 2 ** 32;
 
 export class SimMemory implements Memory {
   readonly address: number;
+  readonly fixed = -1;
   readonly bytes: Uint8Array;
   readonly view: DataView;
   freed = false;

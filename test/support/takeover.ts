@@ -3,7 +3,7 @@
  * them notices. Method: databases, fio and plain files on devices, through several takeovers; then
  * whatever checks them.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
+import type { ChildProcess } from 'node:child_process';
 import {
   chmodSync,
   existsSync,
@@ -12,7 +12,6 @@ import {
   readlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { createInterface } from 'node:readline';
 import t, { type Test } from 'tap';
 import type { TransportName } from '../../src/client/api.ts';
 import { MIB, makeRoot } from './disk.ts';
@@ -21,6 +20,7 @@ import { Postgres } from './postgres.ts';
 import { missing, QUICK } from './requires.ts';
 import { run, sleep, tryRun, until } from './run.ts';
 import { type Attached, Sandbox } from './sandbox.ts';
+import { Sqlite } from './sqlite.ts';
 
 const TAKEOVERS = QUICK ? 2 : 4;
 
@@ -29,32 +29,6 @@ async function start(t: Test): Promise<Sandbox> {
   t.teardown(() => sandbox.cleanup.run());
   chmodSync(sandbox.dir, 0o755); // PostgreSQL runs as another user
   return sandbox;
-}
-
-/** One process that works through transactions, and says so after each. */
-class Sqlite {
-  readonly #child: ChildProcess;
-  readonly #answers: AsyncIterator<string>;
-
-  constructor(file: string) {
-    this.#child = spawn('sqlite3', ['-bail', file], { stdio: ['pipe', 'pipe', 'inherit'] });
-    this.#answers = createInterface({ input: this.#child.stdout! })[Symbol.asyncIterator]();
-  }
-
-  /** Runs statements; returns the last line that they print. */
-  async ask(statements: string): Promise<string> {
-    this.#child.stdin!.write(`${statements}\n.print done\n`);
-    for (let last = ''; ; ) {
-      const { value, done } = await this.#answers.next();
-      if (done) throw new Error(`sqlite3 ended: ${last}`);
-      if (value === 'done') return last;
-      last = value as string;
-    }
-  }
-
-  end(): void {
-    this.#child.stdin!.end();
-  }
 }
 
 export async function testTakeover(transport: TransportName): Promise<void> {

@@ -9,8 +9,17 @@ import type { ServedDevice } from './ublk-server.ts';
 
 const PROGRAM = fileURLToPath(new URL('ublk-server.js', import.meta.url));
 
+/** What the kernel gave. */
+export interface ShownDevice {
+  node: string;
+  data: string;
+  queues: number;
+  depth: number;
+}
+
 export class UblkProcess {
   readonly nodes: string[] = [];
+  readonly shown: ShownDevice[] = [];
   readonly #child: ChildProcess;
   readonly #lines: Interface;
   readonly #answers: AsyncIterator<string>;
@@ -31,7 +40,11 @@ export class UblkProcess {
   /** Returns once all devices are usable. */
   static async start(owner: string, devices: ServedDevice[]): Promise<UblkProcess> {
     const server = new UblkProcess(JSON.stringify({ owner, devices }));
-    for (const _ of devices) server.nodes.push((await server.#next()).node as string);
+    for (const _ of devices) {
+      const shown = (await server.#next()) as unknown as ShownDevice;
+      server.shown.push(shown);
+      server.nodes.push(shown.node);
+    }
     return server;
   }
 

@@ -20,6 +20,7 @@ import { openShadow, removeShadow } from '../../src/leaf/shadow.ts';
 import { UblkDevice, type UblkDeviceOptions } from '../../src/transport/ublk/device.ts';
 import { listOwned, makeMarks } from '../../src/transport/ublk/marks.ts';
 import { openUblk, type Ublk } from '../../src/transport/ublk/probe.ts';
+import type { DataMode } from '../../src/transport/ublk/wire.ts';
 
 export interface ServedDevice {
   name: string;
@@ -27,8 +28,9 @@ export interface ServedDevice {
   /** Null: read-only. */
   leaf: string | null;
   root?: string;
-  data?: 'user copy' | 'copy';
+  data?: DataMode;
   queues?: number;
+  depth?: number;
 }
 
 export interface ServerArgument {
@@ -46,6 +48,7 @@ async function bringUp(ublk: Ublk, owner: string, served: ServedDevice): Promise
   };
   if (served.data !== undefined) options.data = served.data;
   if (served.queues !== undefined) options.queues = served.queues;
+  if (served.depth !== undefined) options.depth = served.depth;
   const { nameMark } = makeMarks(owner, name);
   const found = (await listOwned(ublk.control, owner)).find(info => info.nameMark === nameMark);
   return found === undefined ? UblkDevice.create(ublk, options) : UblkDevice.adopt(ublk, found);
@@ -79,7 +82,8 @@ async function serve({ owner, devices: list }: ServerArgument): Promise<void> {
     await plane.open(spec);
     await device.start();
     devices.push(device);
-    console.log(JSON.stringify({ node: device.node }));
+    const { node, data, queues, depth } = device;
+    console.log(JSON.stringify({ node, data, queues, depth }));
   }
   for await (const line of createInterface({ input: process.stdin })) {
     if (line === 'stats') {

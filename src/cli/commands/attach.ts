@@ -58,7 +58,7 @@ export const attach: Command = {
       type: 'text',
       value: 'WHICH',
       choices: TRANSPORTS,
-      about: 'how the kernel reaches the device; auto takes the first that works: loop, ublk, nbd',
+      about: 'how the kernel reaches the device; auto takes the first that works: ublk, nbd, loop',
     },
   },
   examples: [
@@ -82,6 +82,7 @@ export const attach: Command = {
         const device = await client.attach(specs[0]!);
         if (json) printJson(device);
         else print(device.device!);
+        tellPassedOver([device]);
         return EXIT.OK;
       }
       return printResults(await client.attachAll(specs), json);
@@ -97,7 +98,15 @@ function printResults(results: readonly AttachResult[], json: boolean): number {
     else if (!json) print((device as Device).device!);
   }
   for (const error of json ? [] : errors) printError(error, false);
+  tellPassedOver(results.flatMap(({ device }) => device ?? []));
   return errors.length === 0 ? EXIT.OK : EXIT.FAILED;
+}
+
+/** On what else than the best transport a device is, and why: beside the output, for people. */
+function tellPassedOver(devices: readonly Device[]): void {
+  for (const { name, transport, passedOver = [] } of devices)
+    for (const { transport: better, reason } of passedOver)
+      process.stderr.write(`note: ${name} is on ${transport}, not on ${better}: ${reason}\n`);
 }
 
 /** One request entry for each device that the line asks for. */

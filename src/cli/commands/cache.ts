@@ -17,7 +17,7 @@ import { facts, hitShare, Progress, print, printJson, table } from '../output.ts
 import { helpHint } from '../parse.ts';
 import { withDaemon } from '../session.ts';
 
-const ACTIONS = ['stats', 'warm', 'drop', 'resize', 'policy'] as const;
+const ACTIONS = ['stats', 'warm', 'record', 'drop', 'resize', 'policy'] as const;
 type Action = (typeof ACTIONS)[number];
 
 /** Between two looks at how far a warming is. */
@@ -31,7 +31,7 @@ export const cache: Command = {
     {
       name: 'ROOT|DEV|SIZE|POLICY',
       count: 'optional',
-      about: `warm, drop: a root, or a device that stands on it; resize: 0 for none; policy: ${CACHE_POLICIES.join(', ')}`,
+      about: `warm, record, drop: a root, or a device that stands on it; resize: 0 for none; policy: ${CACHE_POLICIES.join(', ')}`,
     },
   ],
   options: {
@@ -40,10 +40,19 @@ export const cache: Command = {
       value: 'FROM-TO',
       about: 'warm only this part of the root: 0-1G, 512M-',
     },
+    boot: { type: 'flag', about: 'warm only what the root’s boot pack names' },
+    stop: { type: 'flag', about: 'end a recording, and write the boot pack' },
+    output: {
+      type: 'text',
+      value: 'FILE',
+      about: 'with --stop: where the pack goes; beside a local root by default',
+    },
   },
   examples: [
     { line: 'ubd cache', about: 'what it holds, and what it was good for' },
     { line: 'ubd cache warm debian.img --range 0-512M', about: 'before the first device needs it' },
+    { line: 'ubd cache record web', about: 'note which blocks are read; now boot from the device' },
+    { line: 'ubd cache record web --stop', about: 'write them down: the boot pack of its root' },
     { line: 'ubd cache resize 8G', about: 'at once, while devices run; remembered' },
     { line: 'ubd cache drop', about: 'forget all blocks; the memory is given back' },
   ],
@@ -72,11 +81,12 @@ const RUN: Readonly<
   async warm(client, operand, args) {
     const range = args.texts.get('range');
     const part = range === undefined ? {} : parseRange(range, helpHint(cache));
+    const boot = args.flags.has('boot') ? { boot: true } : {};
     const progress = new Progress('warming');
     const stop = follow(client, progress);
     try {
       const report = await byPlace(operand!, target => {
-        const spec: WarmSpec = { target, ...part };
+        const spec: WarmSpec = { target, ...part, ...boot };
         return client.warmCache(spec);
       });
       progress.end();
@@ -90,6 +100,24 @@ const RUN: Readonly<
       stop();
       progress.end();
     }
+  },
+
+  async record(client, operand, args) {
+    if (!args.flags.has('stop')) {
+      const started = await byPlace(operand!, target => client.recordCache(target));
+      if (args.flags.has('json')) printJson(started);
+      else
+        print(
+          `recording what is read of ${started.root}; to end it: ubd cache record ${operand} --stop`,
+        );
+      return EXIT.OK;
+    }
+    const output = args.texts.get('output');
+    const file = output === undefined ? undefined : resolve(output);
+    const report = await byPlace(operand!, target => client.cacheRecorded(target, file));
+    if (args.flags.has('json')) printJson(report);
+    else print(`${report.pack}: ${formatSize(report.readBytes)} read, in ${report.ranges} ranges`);
+    return EXIT.OK;
   },
 
   async drop(client, operand, args) {
@@ -125,11 +153,18 @@ function checkUsage(action: string, operand: string | undefined, args: Arguments
   if (!ACTIONS.includes(action as Action))
     throw wrong(`one of ${ACTIONS.join(', ')}, not '${action}'`);
   if (action === 'stats' && operand !== undefined) throw wrong(`unexpected argument '${operand}'`);
-  if (action === 'warm' && operand === undefined) throw wrong('warm needs ROOT or DEV');
+  if ((action === 'warm' || action === 'record') && operand === undefined)
+    throw wrong(`${action} needs ROOT or DEV`);
   if (action === 'resize' && operand === undefined) throw wrong('resize needs SIZE');
   if (action === 'policy' && !CACHE_POLICIES.includes(operand as CachePolicy))
     throw wrong(`policy: one of ${CACHE_POLICIES.join(', ')}, not '${operand ?? ''}'`);
   if (action !== 'warm' && args.texts.has('range')) throw wrong('--range goes with warm');
+  if (action !== 'warm' && args.flags.has('boot')) throw wrong('--boot goes with warm');
+  if (args.flags.has('boot') && args.texts.has('range'))
+    throw wrong('--boot and --range exclude each other');
+  const stops = args.flags.has('stop');
+  if (action !== 'record' && stops) throw wrong('--stop goes with record');
+  if (!stops && args.texts.has('output')) throw wrong('--output goes with record --stop');
 }
 
 /** A device's name comes before a file of that name; ./NAME is always a file. */

@@ -10,6 +10,7 @@ import { indexDirectory } from '../files.ts';
 import { printable } from '../names.ts';
 import { print, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
+import { givenDirs } from '../session.ts';
 import { detachedLeaf, running } from '../work.ts';
 
 export const rebase: Command = {
@@ -70,7 +71,10 @@ export const rebase: Command = {
       const files =
         blocks.way === null
           ? await running(options =>
-              rebaseFiles({ ...common, leaf, ours, theirs }, { ...options, directory }),
+              rebaseFiles(
+                { ...common, leaf, ours, theirs, dirs: givenDirs(args) },
+                { ...options, directory },
+              ),
             )
           : null;
       const result: Result = { ...blocks, files };
@@ -99,7 +103,7 @@ function pathsOf(args: Arguments, option: string): readonly string[] {
 }
 
 function isFine({ way, files }: Result): boolean {
-  return way !== null || (files !== null && files.conflicts.length === 0);
+  return way !== null || files?.conflicts.every(({ resolution }) => resolution !== null) === true;
 }
 
 const WAYS = {
@@ -142,14 +146,18 @@ function printRefusal(result: Result): void {
 
 function printFiles(
   { leaf, dryRun }: Result,
-  { done, carried, removed, taken, conflicts, kept }: NonNullable<Result['files']>,
+  { done, carried, removed, conflicts, kept }: NonNullable<Result['files']>,
 ): void {
-  const sum = `${carried} files carried over, ${removed} removed, ${taken} of the new root`;
-  if (done) print(`${leaf}: moved: ${sum}`);
-  else if (conflicts.length === 0)
-    print(`${leaf}: ${dryRun ? 'could be moved' : 'not moved'}: ${sum}`);
-  else print(`${leaf}: not moved, nothing was changed: ${conflicts.length} conflicts`);
-  for (const { path, ours, theirs } of conflicts)
-    print(`  conflict: ${printable(path)}: ${ours} in the leaf, ${theirs} in the new root`);
+  const sum = `${carried} files carried over, ${removed} removed`;
+  const open = conflicts.filter(({ resolution }) => resolution === null);
+  if (done) print(`${leaf}: moved, file by file: ${sum}`);
+  else if (open.length === 0)
+    print(`${leaf}: ${dryRun ? 'could be moved' : 'not moved'}, file by file: ${sum}`);
+  else print(`${leaf}: not moved, nothing was changed: ${open.length} conflicts are undecided`);
+  for (const { path, why, kind, resolution } of conflicts) {
+    const what = kind === 'packages' ? 'package database' : 'conflict';
+    const decided = resolution === null ? '' : ` (decided: ${resolution})`;
+    print(`  ${what}: ${printable(path)}: ${printable(why)}${decided}`);
+  }
   if (kept !== null) print(`  as it was: ${kept}`);
 }

@@ -5,6 +5,7 @@ import { CACHE_POLICIES, type CachePolicy, type CacheSpec } from '../../client/c
 import type { ListenerSpec } from '../../client/exports.ts';
 import { EXIT_LOCKED } from '../../client/launch.ts';
 import { findPaths } from '../../client/paths.ts';
+import { removeScrap, watchInput } from '../../client/private-daemon.ts';
 import type { Serving } from '../../daemon/exports/exports.ts';
 import { parseCacheSize } from '../cache-options.ts';
 import type { Arguments, Command } from '../command.ts';
@@ -56,6 +57,11 @@ export const serve: Command = {
       about: 'what goes when the cache is full: segmented keeps what is used often, lru what last',
     },
     background: { type: 'flag', about: 'write only to the log: as other commands start it' },
+    'while-input': {
+      type: 'flag',
+      about: 'end with standard input, and remove both directories: for one command of ours',
+    },
+    scrap: { type: 'items', value: 'PATH', about: 'with --while-input: remove this too' },
   },
   examples: [
     { line: 'ubd serve', about: 'Ctrl-C ends it in order; its devices come back with it' },
@@ -77,15 +83,19 @@ export const serve: Command = {
       import('../../daemon/directories.ts'),
       import('../../daemon/takeover.ts'),
     ]);
+    const scrap = args.flags.has('while-input') ? (args.lists.get('scrap') ?? []) : null;
+    if (scrap !== null) watchInput(() => process.kill(process.pid, 'SIGTERM'));
     try {
       const inheritance = args.flags.has('takeover') ? await takeOver(paths) : null;
-      return await runDaemon({
+      const status = await runDaemon({
         paths,
         foreground,
         cache,
         ...(serving === null ? {} : { serving }),
         ...(inheritance === null ? {} : { inheritance }),
       });
+      if (scrap !== null) removeScrap(paths, scrap);
+      return status;
     } catch (error) {
       if (error instanceof LockedError && !foreground) return EXIT_LOCKED;
       throw error;

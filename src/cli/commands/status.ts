@@ -1,6 +1,6 @@
 /** `ubd status`: the daemon, and the transports that this kernel offers. Never starts a daemon. */
 import { formatSize } from '../../base/units.ts';
-import type { Status } from '../../client/api.ts';
+import type { Status, TransportStatus } from '../../client/api.ts';
 import { type Command, EXIT } from '../command.ts';
 import { facts, hitShare, print, printJson } from '../output.ts';
 import { withDaemon } from '../session.ts';
@@ -27,15 +27,18 @@ function render(found: Status): string {
     ['version', `${found.version} (Node ${found.node}, Linux ${found.kernel})`],
     ['devices', `${attached} attached${failed > 0 ? `, ${failed} failed (see: ubd list)` : ''}`],
     ...(found.exports.listeners.length > 0 ? [exportsLine(found.exports)] : []),
-    ...found.transports.map(({ name, reason }): [string, string] => [
-      `transport ${name}`,
-      reason === null ? 'offered' : `not offered: ${reason}`,
-    ]),
+    ...found.transports.map(status => transportLine(status)),
     ['cache', cacheOf(found.cache)],
     ['state directory', found.stateDir],
     ['runtime directory', found.runtimeDir],
     ['log', found.log],
   ]);
+}
+
+function transportLine({ name, reason, loads = [] }: TransportStatus): [string, string] {
+  const later =
+    loads.length > 0 ? `, once loaded: ${loads.join(', ')} (with the first device)` : '';
+  return [`transport ${name}`, reason === null ? `offered${later}` : `not offered: ${reason}`];
 }
 
 function exportsLine({ connections, listeners }: Status['exports']): [string, string] {

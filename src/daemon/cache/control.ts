@@ -1,6 +1,7 @@
 /** The cache, as the control plane sees it: asks the data plane, and remembers what is set. */
 import { realpath } from 'node:fs/promises';
 import { UbdError } from '../../base/errors.ts';
+import { BLOCK_BYTES } from '../../base/units.ts';
 import { isUri } from '../../base/uri.ts';
 import type { Status } from '../../client/api.ts';
 import type {
@@ -12,10 +13,13 @@ import type {
   WarmSpec,
 } from '../../client/cache.ts';
 import type { Log } from '../log.ts';
-import type { Images, MachineCache } from '../machine.ts';
+import type { Images, MachineCache, RootHandle } from '../machine.ts';
 import type { CachedRootStats, CacheSettings, CacheStats } from '../plane-protocol.ts';
 import type { Registry } from '../registry.ts';
+import { BootPacks } from './boot-packs.ts';
+import { Recordings } from './recordings.ts';
 import { writeSettings } from './settings.ts';
+import { rootPathOf } from './target.ts';
 
 const SUMMARY_MS_MAX = 1000;
 
@@ -26,16 +30,20 @@ export interface CacheControlOptions {
   log: Log;
   /** Where settings are kept. */
   file: string;
+  /** Where boot packs are that lie beside no root. */
+  roots: string;
 }
 
 export class CacheControl {
+  readonly recordings: Recordings;
   readonly #cache: MachineCache;
   readonly #images: Images;
   readonly #registry: Pick<Registry, 'tryFind'>;
   readonly #log: Log;
   readonly #file: string;
 
-  constructor({ cache, images, registry, log, file }: CacheControlOptions) {
+  constructor({ cache, images, registry, log, file, roots }: CacheControlOptions) {
+    this.recordings = new Recordings({ cache, images, registry, packs: new BootPacks(roots) });
     this.#cache = cache;
     this.#images = images;
     this.#registry = registry;
@@ -44,7 +52,12 @@ export class CacheControl {
   }
 
   async status(): Promise<CacheStatus> {
-    return toStatus(await this.#cache.stats());
+    const stats = await this.#cache.stats();
+    const recordings = stats.recordings.flatMap(({ key, bytes }) => {
+      const root = this.recordings.rootOf(key);
+      return root === undefined ? [] : [{ root, bytes }];
+    });
+    return { ...toStatus(stats), recordings };
   }
 
   /** What `status` tells; null if the data plane is too busy to say it soon. */
@@ -80,15 +93,12 @@ export class CacheControl {
     return { droppedBytes };
   }
 
-  async warm({ target, offset = 0, length }: WarmSpec): Promise<WarmReport> {
-    const root = await this.#images.openRoot(this.#registry.tryFind(target)?.root ?? target);
+  async warm(spec: WarmSpec): Promise<WarmReport> {
+    const { target } = spec;
+    const root = await this.#images.openRoot(rootPathOf(this.#registry, target));
     try {
-      if (offset >= root.sizeBytes)
-        throw new UbdError('usage', `${root.path} ends at ${root.sizeBytes}, before ${offset}`, {
-          place: { file: root.path },
-        });
-      const bytes = Math.min(length ?? Number.POSITIVE_INFINITY, root.sizeBytes - offset);
-      return { root: root.path, ...(await this.#cache.warm(root, offset, bytes)) };
+      const ranges = spec.boot ? packOf(root) : rangesOf(root, spec);
+      return { root: root.path, ...(await this.#cache.warm(root, ranges)) };
     } finally {
       root.close();
     }
@@ -101,7 +111,8 @@ export class CacheControl {
     if (entry !== undefined)
       return keys(roots.filter(({ devices }) => devices.includes(entry.name)));
     if (isUri(target)) return keys(roots.filter(({ name }) => name === target));
-    const path = await realpath(target).catch(() => target);
+    const place = rootPathOf(this.#registry, target);
+    const path = await realpath(place).catch(() => place);
     const named = roots.filter(({ name }) => name === target || name === path);
     const root = await this.#images.openRoot(path).catch((error: unknown) => {
       if (named.length > 0) return null; // it is gone, its blocks are not
@@ -113,11 +124,32 @@ export class CacheControl {
   }
 }
 
+/** Its part of a root, in blocks. */
+function rangesOf(root: RootHandle, { offset = 0, length }: WarmSpec): Float64Array {
+  const { path, sizeBytes } = root;
+  if (offset >= sizeBytes)
+    throw new UbdError('usage', `${path} ends at ${sizeBytes}, before ${offset}`, {
+      place: { file: path },
+    });
+  const first = Math.floor(offset / BLOCK_BYTES);
+  const end = Math.ceil(Math.min(offset + (length ?? sizeBytes), sizeBytes) / BLOCK_BYTES);
+  return Float64Array.of(first, end - first);
+}
+
+function packOf({ path, boot }: RootHandle): Float64Array {
+  if (boot?.ranges) return boot.ranges;
+  if (boot?.problem) throw boot.problem;
+  throw new UbdError('not-found', `${path} has no boot pack`, {
+    place: { file: path },
+    next: `to make one: ubd cache record ${path}`,
+  });
+}
+
 function keys(roots: readonly CachedRootStats[]): string[] {
   return roots.map(({ key }) => key);
 }
 
-function toStatus(stats: CacheStats): CacheStatus {
+function toStatus(stats: CacheStats): Omit<CacheStatus, 'recordings'> {
   return {
     size: stats.sizeBytes,
     policy: stats.policy,

@@ -1,8 +1,13 @@
 /** What the requests of `client/cache.ts` mean: every field is checked here. */
 import { UbdError } from '../../base/errors.ts';
-import { CACHE_POLICIES, type CacheSpec, type WarmSpec } from '../../client/cache.ts';
+import {
+  CACHE_POLICIES,
+  type CacheSpec,
+  type RecordSpec,
+  type WarmSpec,
+} from '../../client/cache.ts';
 import type { ApiAnswer, ApiRequest } from '../server.ts';
-import { type Check, isObject, isOneOf, isText, isWhole } from '../validate.ts';
+import { type Check, isBoolean, isObject, isOneOf, isPath, isText, isWhole } from '../validate.ts';
 import type { CacheControl } from './control.ts';
 
 const isCacheSpec: Check<CacheSpec> = isObject<CacheSpec>(
@@ -11,9 +16,13 @@ const isCacheSpec: Check<CacheSpec> = isObject<CacheSpec>(
 );
 
 const isWarmSpec: Check<WarmSpec> = isObject<WarmSpec>(
-  { target: isText, offset: isWhole, length: isWhole },
-  ['offset', 'length'],
+  { target: isText, offset: isWhole, length: isWhole, boot: isBoolean },
+  ['offset', 'length', 'boot'],
 );
+
+const isRecordSpec: Check<RecordSpec> = isObject<RecordSpec>({ target: isText, output: isPath }, [
+  'output',
+]);
 
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
@@ -27,9 +36,15 @@ export function cacheRoutes(cache: CacheControl): Record<string, Record<string, 
     },
     'cache/*': {
       POST: async ({ path, body }) => {
-        if (path[2] !== 'warm')
-          throw new UbdError('not-found', `there is nothing at /v1/cache/${path[2]}`);
-        return ok(await cache.warm(isWarmSpec(body, 'body')));
+        switch (path[2]) {
+          case 'warm':
+            return ok(await cache.warm(isWarmSpec(body, 'body')));
+          case 'record':
+            return ok(await cache.recordings.start(isRecordSpec(body, 'body')));
+          case 'recorded':
+            return ok(await cache.recordings.stop(isRecordSpec(body, 'body')));
+        }
+        throw new UbdError('not-found', `there is nothing at /v1/cache/${path[2]}`);
       },
     },
   };

@@ -6,11 +6,10 @@
  * cannot be read is no reason not to start.
  */
 import { readFileSync } from 'node:fs';
-import { open, rename } from 'node:fs/promises';
 import { totalmem } from 'node:os';
-import { UbdError } from '../../base/errors.ts';
 import { CACHE_POLICIES, type CacheSpec } from '../../client/cache.ts';
 import type { CacheSettings } from '../plane-protocol.ts';
+import { replaceFile } from '../replace-file.ts';
 import { type Check, isObject, isOneOf, isWhole } from '../validate.ts';
 
 /**
@@ -56,20 +55,5 @@ export function readSettings(file: string, given: CacheSpec): FoundSettings {
 
 /** Durable when it returns. */
 export async function writeSettings(file: string, settings: CacheSettings): Promise<void> {
-  const beside = `${file}.new`;
-  try {
-    const handle = await open(beside, 'w', 0o600);
-    try {
-      await handle.writeFile(`${JSON.stringify(settings, null, 2)}\n`);
-      await handle.datasync();
-    } finally {
-      await handle.close();
-    }
-    await rename(beside, file);
-  } catch (cause) {
-    throw new UbdError('io', `cannot keep the settings of the cache: ${(cause as Error).message}`, {
-      place: { file },
-      cause,
-    });
-  }
+  await replaceFile(file, `${JSON.stringify(settings, null, 2)}\n`, { mode: 0o600 });
 }

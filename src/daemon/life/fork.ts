@@ -4,6 +4,7 @@
  * the source itself stands on. No block is copied.
  */
 import { realpath } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
 import type { Fork, ForkSpec, FrozenMount } from '../../client/api.ts';
@@ -13,8 +14,14 @@ import { finishFreeze } from '../../leaf/freeze.ts';
 import { leafInfo } from '../../leaf/info.ts';
 import { parentOf, storedPath } from '../../leaf/lineage.ts';
 import { isStill as isStillImage } from '../../leaf/still.ts';
-import { chooseImagePath, freezeInPlace, peekSuperblock } from '../../leaf/successor.ts';
+import {
+  chooseImagePath,
+  freezeInPlace,
+  peekSuperblock,
+  syncDirectory,
+} from '../../leaf/successor.ts';
 import type { LeafParent, Superblock } from '../../leaf/superblock.ts';
+import { foldStills } from '../../life/fold.ts';
 import { mounts } from '../../transport/fuse/loop-users.ts';
 import type { Workshop } from '../attach.ts';
 import type { LiveLeaves } from '../machine.ts';
@@ -63,13 +70,17 @@ export async function forkFile(path: string, spec: ForkSpec): Promise<Fork> {
       next: 'fork the device or the leaf itself',
     });
   if (freeze !== null) {
-    if (!freeze.done) finishFreeze(path, undefined);
+    if (!freeze.done) {
+      syncDirectory(dirname(path)); // the leaf that has taken its place is beside it
+      finishFreeze(path, undefined);
+    }
     openFrozen(path).close(); // what it stands on is there
     return make(spec, groundOn(path, peekSuperblock(path)));
   }
   const { inUseBy, idle } = leafInfo(path);
   const isEmpty = inUseBy === null && idle?.changedBytes === 0 && !isPassing(superblock);
   if (isEmpty && spec.image === undefined) return make(spec, groundUnder(path, superblock));
+  await foldStills(path); // what is made now may not stand on them
   const image = spec.image === undefined ? chooseImagePath(path) : await canonical(spec.image);
   freezeInPlace(path, image);
   return make(spec, { ...groundOn(image, peekSuperblock(image)), frozen: true });

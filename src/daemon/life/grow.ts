@@ -1,5 +1,5 @@
 /** A device in use gets larger: first its leaf, durably; then its node. */
-import { UbdError } from '../../base/errors.ts';
+import { asUbdError, UbdError } from '../../base/errors.ts';
 import type { LiveLeaves } from '../machine.ts';
 import { liveDevice, type Writable } from './snapshot.ts';
 
@@ -10,11 +10,16 @@ export async function growDevice(
 ): Promise<void> {
   const { id, name, transport, leaf } = entry;
   const device = liveDevice(entry);
-  if (transport.resize === undefined || device.outlives)
-    throw new UbdError('unsupported', `${name}: a ${transport.name} device does not grow in use`, {
+  try {
+    transport.checkResize?.(id);
+  } catch (thrown) {
+    const { code, message } = asUbdError(thrown);
+    throw new UbdError(code, `${name} does not grow in use: ${message}`, {
       place: { device: name },
       next: `detach it, and then: ubd set ${leaf.path} --size …`,
+      cause: thrown,
     });
+  }
   await live.grow(device, sizeBytes);
   await transport.resize(id, sizeBytes);
   entry.sizeBytes = sizeBytes;

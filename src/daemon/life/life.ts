@@ -22,7 +22,7 @@ import { checkQuota } from '../plan.ts';
 import type { Registry } from '../registry.ts';
 import { forkDevice, forkFile } from './fork.ts';
 import { growDevice } from './grow.ts';
-import { requireWritable, takeSnapshot } from './snapshot.ts';
+import { liveDevice, requireWritable, takeSnapshot } from './snapshot.ts';
 
 export class Life {
   readonly #registry: Registry;
@@ -37,6 +37,14 @@ export class Life {
     return this.#registry.work(target, 'a snapshot is being taken', (entry, shop) => {
       requireWritable(entry);
       return takeSnapshot(shop, this.#live, entry, spec);
+    });
+  }
+
+  /** Makes the stills under a device one, so that there are never many. */
+  fold(target: string): Promise<{ stills: number }> {
+    return this.#registry.work(target, 'its stills are being folded', async entry => {
+      requireWritable(entry);
+      return { stills: await this.#live.fold(liveDevice(entry)) };
     });
   }
 

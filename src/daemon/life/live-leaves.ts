@@ -8,22 +8,29 @@
  * succeed (a full disk) is tried again, by the next snapshot, at detach, or when the leaf is next
  * opened.
  */
-import { openSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { linkSync, openSync, rmSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { errnoName } from '../../base/errno.ts';
 import { UbdError } from '../../base/errors.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
 import type { Quota } from '../../client/api.ts';
 import { makeRoom } from '../../leaf/grow.ts';
+import { storedPath } from '../../leaf/lineage.ts';
 import { openLeaf } from '../../leaf/open.ts';
+import { isStillOf } from '../../leaf/still.ts';
 import {
+  aboutToFreeze,
+  chooseImagePath,
   dropSuccessor,
   makeSuccessor,
   peekSuperblock,
   planSuccessor,
   type Successor,
+  syncDirectory,
 } from '../../leaf/successor.ts';
-import type { Superblock } from '../../leaf/superblock.ts';
+import type { LeafParent, Superblock } from '../../leaf/superblock.ts';
+import { foldImage, stillUnder } from '../../life/fold.ts';
+import { diskWorld } from '../../life/world.ts';
 import type { Chains } from '../chains.ts';
 import { frozenLayer } from '../hand-over.ts';
 import { fromQuota } from '../images.ts';
@@ -53,6 +60,7 @@ export class PlaneLiveLeaves implements LiveLeaves {
   async snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade> {
     const left = this.#unfinished.get(device.id);
     if (left !== undefined) await this.#finish(device, left);
+    if (!isStillOf(device.leaf.path, file)) await this.#keepStill(device, dirname(file));
     const successor = planSuccessor(device.leaf.path, file);
     const { uuid } = peekSuperblock(device.leaf.path);
     const undo = new Undo();
@@ -61,8 +69,8 @@ export class PlaneLiveLeaves implements LiveLeaves {
       undo.add('forget the snapshot', () => hooks.remember(null));
       makeSuccessor(successor, device.leaf.ephemeral);
       undo.add('remove its files', () => dropSuccessor(successor));
-      await this.#plane.prepare(device.id, successor.freeze);
-      undo.add('go on with the leaf', () => this.#plane.prepare(device.id, null));
+      await this.#plane.prepare(device.id, aboutToFreeze(successor));
+      undo.add('go on with the leaf', () => this.#plane.prepare(device.id, { freeze: null }));
       await this.#plane.flush(device.id);
       await hooks.freeze();
       const errno = await this.#moment(device, successor);
@@ -119,6 +127,60 @@ export class PlaneLiveLeaves implements LiveLeaves {
       changedBytes: images[0]!.superblock.mappedSectors * SECTOR_BYTES,
       images: images.length,
     };
+  }
+
+  /** The still that somebody's image is about to stand on becomes an image as any other. */
+  async #keepStill({ id, leaf }: LiveDevice, directory: string): Promise<void> {
+    const still = stillUnder(diskWorld, leaf.path);
+    if (still === null) return;
+    const { parent } = peekSuperblock(leaf.path);
+    const path = chooseImagePath(join(directory, basename(leaf.path)));
+    linkSync(still, path);
+    syncDirectory(directory);
+    const kept = { ...parent, path: storedPath(leaf.path, path) };
+    await this.#plane.prepare(id, { parent: kept });
+    rmSync(still);
+  }
+
+  async fold({ id, name, leaf }: LiveDevice): Promise<number> {
+    for (let left = 0; ; ) {
+      const superblock = peekSuperblock(leaf.path);
+      const upper = stillUnder(diskWorld, leaf.path);
+      if (upper === null || this.#unfinished.has(id)) return left;
+      const under = peekSuperblock(upper);
+      const lower = stillUnder(diskWorld, upper, leaf.path);
+      if (lower === null) return left;
+      const parent = await this.#foldOne(leaf.path, superblock, upper, lower);
+      if (parent === null) return left;
+      await this.#plane.prepare(id, { parent });
+      this.#chains.forget(upper, under);
+      const hold = this.#chains.open(leaf.path, { ...superblock, parent })!;
+      await this.#plane.stand(id, frozenLayer(hold.chain), [hold]);
+      rmSync(upper, { force: true });
+      this.#shadows.remove(name, under.uuid);
+      left = 1;
+    }
+  }
+
+  /** The lower still gets what the upper one has. Null: somebody reads it, and it stays. */
+  async #foldOne(
+    path: string,
+    superblock: Superblock,
+    upper: string,
+    lower: string,
+  ): Promise<LeafParent | null> {
+    const hold = this.#chains.open(path, superblock)!;
+    try {
+      const image = hold.chain.images[1]!;
+      if (image.path !== lower || !image.media.lockAlone()) return null;
+      try {
+        return await foldImage(diskWorld, upper, lower);
+      } finally {
+        image.media.lockShared();
+      }
+    } finally {
+      hold.release();
+    }
   }
 
   limit(id: number, quota: Quota | null): Promise<void> {

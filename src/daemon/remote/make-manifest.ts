@@ -3,13 +3,12 @@
  * servers and buckets give it out with the root; for a remote one into the state directory, where
  * this host's daemon finds it.
  */
-import { open, rename, rm } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
-import { UbdError } from '../../base/errors.ts';
 import { isUri } from '../../base/uri.ts';
 import type { Paths } from '../../client/paths.ts';
 import { MANIFEST_SUFFIX } from '../../remote/manifest.ts';
 import { parseRootUri } from '../../remote/uri.ts';
+import { replaceFile } from '../replace-file.ts';
 import { type OnProgress, openContent } from './content.ts';
 import { RootBook } from './root-book.ts';
 
@@ -44,7 +43,8 @@ export async function makeManifest(
       await book.writeManifest(content.path, raw);
       file = book.manifestFile(content.path);
     } else {
-      await replace(file, raw);
+      // Readable for web servers, as the root is.
+      await replaceFile(file, raw, { mode: 0o644, next: 'name another file with --output' });
     }
     const { treeDigest, chunkBytes, chunks } = manifest;
     return { root: content.path, manifest: file, treeDigest, chunkBytes, chunks };
@@ -58,26 +58,4 @@ function localPlace(target: string): string | null {
   if (!isUri(target)) return target + MANIFEST_SUFFIX;
   const { kind, url } = parseRootUri(target);
   return kind === 'file' ? fileURLToPath(url) + MANIFEST_SUFFIX : null;
-}
-
-/** The old one, or the new one; never a part. Readable for web servers, as the root is. */
-async function replace(file: string, raw: Buffer): Promise<void> {
-  const beside = `${file}.new`;
-  try {
-    const handle = await open(beside, 'w', 0o644);
-    try {
-      await handle.writeFile(raw);
-      await handle.datasync();
-    } finally {
-      await handle.close();
-    }
-    await rename(beside, file);
-  } catch (cause) {
-    await rm(beside, { force: true });
-    throw new UbdError('io', `cannot write ${file}: ${(cause as Error).message}`, {
-      place: { file },
-      next: 'name another file with --output',
-      cause,
-    });
-  }
 }

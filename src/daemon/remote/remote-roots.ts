@@ -9,8 +9,8 @@ import type { Replica, RootIdentity, RootReplicas } from '../../client/api.ts';
 import { native } from '../../native/binding.ts';
 import type { RemoteStats } from '../../remote/remote-root.ts';
 import { parseRootUri } from '../../remote/uri.ts';
-import type { Replicas, RootHandle } from '../machine.ts';
-import type { UpstreamLayerSpec } from '../plane-protocol.ts';
+import type { FoundBootPack, Replicas, RootHandle } from '../machine.ts';
+import { type UpstreamLayerSpec, upstreamKey } from '../plane-protocol.ts';
 import { REPLICAS_MAX, type RootBook, type RootRecord } from './root-book.ts';
 import type { Upstream } from './upstream.ts';
 import type { UpstreamFacts } from './upstream-protocol.ts';
@@ -24,6 +24,7 @@ export class UpstreamRoot implements RootHandle {
   readonly treeDigest: string | null;
   readonly #upstream: Upstream;
   readonly #facts: UpstreamFacts;
+  boot: FoundBootPack = { ranges: null, problem: null };
   #held = true;
 
   constructor(upstream: Upstream, facts: UpstreamFacts) {
@@ -33,6 +34,15 @@ export class UpstreamRoot implements RootHandle {
     this.treeDigest = facts.treeDigest;
     this.#upstream = upstream;
     this.#facts = facts;
+  }
+
+  /** A boot pack that lies beside one of its places, as it is. */
+  get packBeside(): Uint8Array | null {
+    return this.#facts.bootPack;
+  }
+
+  get contentKey(): string {
+    return upstreamKey(this.#facts.generation);
   }
 
   /** What the upstream thread calls it. */
@@ -50,13 +60,10 @@ export class UpstreamRoot implements RootHandle {
     // Calls are carried out in their order: the root is held by the socket before we let go of it.
     this.#upstream.call({ call: 'connect', root, fd: theirs }).catch(() => native.close(theirs));
     this.close();
-    return {
-      kind: 'upstream',
-      name: this.path,
-      fd,
-      sizeBytes: this.sizeBytes,
-      generation,
-    };
+    const { path: name, sizeBytes, boot } = this;
+    const spec: UpstreamLayerSpec = { kind: 'upstream', name, fd, sizeBytes, generation };
+    if (boot.ranges !== null) spec.boot = boot.ranges;
+    return spec;
   }
 
   close(): void {

@@ -1,6 +1,6 @@
 /**
  * What the daemon remembers of remote roots: `roots/KEY.json` and `roots/KEY.ubdmanifest` in the
- * state directory, where KEY stands for the URI.
+ * state directory, where KEY stands for the URI. (Boot packs lie there, too: cache/boot-packs.ts.)
  *
  *     replicas   further places, as `ubd replica add` said
  *     identity   what the root is: a replica has to be that, also when the root itself is gone
@@ -9,10 +9,11 @@
  * A file appears whole or not at all. A root without replicas has no record.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
 import { corrupt, UbdError } from '../../base/errors.ts';
 import type { RootIdentity } from '../../client/api.ts';
 import { MANIFEST_SUFFIX } from '../../remote/manifest.ts';
+import { replaceFile } from '../replace-file.ts';
 import {
   type Check,
   isArrayOf,
@@ -104,25 +105,12 @@ export class RootBook {
   }
 
   async #replace(file: string, content: Uint8Array): Promise<void> {
-    try {
-      await mkdir(this.#directory, { recursive: true, mode: 0o700 });
-      const beside = await open(`${file}.new`, 'w', 0o600);
-      try {
-        await beside.writeFile(content);
-        await beside.datasync();
-      } finally {
-        await beside.close();
-      }
-      await rename(`${file}.new`, file);
-    } catch (cause) {
-      throw new UbdError('io', `cannot write ${file}: ${(cause as Error).message}`, {
-        place: { file },
-        cause,
-      });
-    }
+    await mkdir(this.#directory, { recursive: true, mode: 0o700 });
+    await replaceFile(file, content, { mode: 0o600 });
   }
 }
 
-function keyOf(uri: string): string {
+/** Stands for a root in names of files. */
+export function keyOf(uri: string): string {
   return createHash('sha256').update(uri).digest('hex').slice(0, 24);
 }

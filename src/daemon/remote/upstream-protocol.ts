@@ -38,8 +38,9 @@ export interface UpstreamFacts {
   generation: string;
   /** Of the manifest that is in use. */
   treeDigest: string | null;
-  /** A manifest that was found beside a replica. */
+  /** A manifest that was found beside a replica; and a boot pack. */
   manifest: Uint8Array | null;
+  bootPack: Uint8Array | null;
 }
 
 export type UpstreamCall =

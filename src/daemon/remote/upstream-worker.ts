@@ -26,8 +26,9 @@ import type {
 interface Held {
   number: number;
   root: RemoteRoot;
-  /** The manifest that was found beside a replica. */
+  /** What was found beside a replica. */
   manifest: Buffer | null;
+  bootPack: Buffer | null;
   holds: number;
 }
 
@@ -98,7 +99,7 @@ class Upstream {
     }
     const held = await opening;
     held.holds++;
-    const { root, manifest, number } = held;
+    const { root, manifest, bootPack, number } = held;
     return {
       root: number,
       uri: root.name,
@@ -106,13 +107,14 @@ class Upstream {
       generation: root.generation,
       treeDigest: root.manifest?.treeDigest ?? null,
       manifest,
+      bootPack,
     };
   }
 
   async #openAnew(text: string, spec: UpstreamSpec): Promise<Held> {
     const { manifest, ...rest } = spec;
-    const { root, manifest: found } = await openRemoteRoot(
-      { ...rest, uri: text, manifest: manifest && Buffer.from(manifest) },
+    const { root, ...beside } = await openRemoteRoot(
+      { ...rest, uri: text, manifest: manifest && Buffer.from(manifest), wantBootPack: true },
       {
         memory: this.#memory,
         disk: await this.#disk,
@@ -120,7 +122,7 @@ class Upstream {
         report: this.#report,
       },
     );
-    const held: Held = { number: this.#nextNumber++, root, manifest: found, holds: 0 };
+    const held: Held = { number: this.#nextNumber++, root, ...beside, holds: 0 };
     this.#byNumber.set(held.number, held);
     return held;
   }

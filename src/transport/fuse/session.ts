@@ -2,19 +2,9 @@
  * One FUSE connection: one device's requests come in on it, its replies go out.
  *
  *     serving ── stop(), or the kernel ends the connection, or breaks the protocol ──▶ ending
- *     ending  ── no read under way, every request answered ──▶ ended ──▶ onEnd(null or the reason)
+ *     ending  ── nothing under way, every request answered ──▶ ended ──▶ onEnd(null or the reason)
  *
- * How requests come in, while serving:
- *
- *     polling ── /dev/fuse is readable ──▶ reading: plain reads in one batch, each into a slot
- *        ▲                                    │ no slot: in line for one
- *        └────────── the batch is done ◀──────┘
- *
- * The kernel wakes us once for all that arrives until we poll again, and requests that wait are
- * read in one crossing. Replies go out through the ring, all of a turn in one system call: each of
- * them wakes the kernel thread that completes block requests, which would run after every single
- * call, and so it does once. (Reads that wait in the ring, a wake-up each, and replies one by one
- * cost a third of the throughput.)
+ * How requests come in is intake.ts, how replies go out replies.ts.
  *
  * Reads, writes, flushes and fallocates go to the engine; the rest, which comes a few times in a
  * device's life, is answered at once. Every request but FORGET and INTERRUPT is answered exactly
@@ -24,9 +14,6 @@
  * zeroes there: so a hole is WRITE_ZEROES, never DISCARD.
  */
 import {
-  EAGAIN,
-  ECANCELED,
-  EINTR,
   EINVAL,
   ENODEV,
   ENOENT,
@@ -39,12 +26,12 @@ import {
 import { SECTOR_BYTES } from '../../base/units.ts';
 import { OP } from '../../engine/request.ts';
 import type { UnionDevice } from '../../engine/union.ts';
-import { CALL } from '../../uring/calls.ts';
 import type { IoOp } from '../../uring/io.ts';
 import { allocateMemory } from '../../uring/memory.ts';
-import { Share } from '../../uring/slot-pool.ts';
-import { OPCODE, setAddress, setCurrentPosition, setLength, setOpFlags } from '../../uring/sqe.ts';
-import { DATA_BYTES, DATA_PAGES, type FuseSlots, REQUEST_BYTES, type Slot } from './slots.ts';
+import { OPCODE, setAddress, setCurrentPosition, setLength } from '../../uring/sqe.ts';
+import { Intake } from './intake.ts';
+import { sendLent, sendReply } from './replies.ts';
+import { DATA_BYTES, DATA_PAGES, type FuseSlots, type Slot } from './slots.ts';
 import {
   FALLOC,
   FALLOCATE_BYTES,
@@ -74,20 +61,6 @@ import {
 const HALF = 2 ** 32;
 
 /**
- * The most requests that are read in one batch. It begins with one, doubles while there are more,
- * and falls back to what there was.
- */
-const BURST_MAX = 32;
-/**
- * After a batch of one that had asked for more: so many batches of one go by until the next asks
- * for two. A client that has one request under way costs hardly any read that finds nothing.
- */
-const PATIENCE = 8;
-
-/** poll(2) */
-const POLLIN = 1;
-
-/**
  * How many requests of a connection the kernel keeps under way in the background; as asynchronous
  * I/O is.
  */
@@ -98,19 +71,6 @@ const FEATURES = INIT.ASYNC_READ | INIT.BIG_WRITES | INIT.ASYNC_DIO | INIT.MAX_P
 
 const STATE = { SERVING: 0, ENDING: 1, ENDED: 2 } as const;
 type State = (typeof STATE)[keyof typeof STATE];
-
-/** The poll of /dev/fuse: under way except while the session reads, waits for slots, or ends. */
-class Poll implements IoOp {
-  readonly #session: FuseSession;
-
-  constructor(session: FuseSession) {
-    this.#session = session;
-  }
-
-  done(result: number): void {
-    this.#session.polled(result);
-  }
-}
 
 export interface SessionOptions {
   slots: FuseSlots;
@@ -128,24 +88,14 @@ export class FuseSession {
   readonly #onEnd: (reason: string | null) => void;
   #state: State = STATE.SERVING;
   #reason: string | null = null;
-  readonly #poll: Poll = new Poll(this);
-  #polling = false;
-  /** How many requests the next batch asks for. */
-  #burst = 1;
-  #patience = 0;
-  /** Of the batch under way: reads asked for, reads without a result, requests that came. */
-  #asked = 0;
-  #reads = 0;
-  #came = 0;
-  /** Slots that hold requests of ours, or are being read into. */
-  readonly #share: Share = new Share(() => this.#readBatch());
+  readonly #intake: Intake;
 
   constructor({ slots, fd, device, onEnd }: SessionOptions) {
     this.#slots = slots;
     this.#fd = fd;
     this.#device = device;
     this.#onEnd = onEnd;
-    this.#startPoll();
+    this.#intake = new Intake(this, slots, fd);
   }
 
   get #sizeBytes(): number {
@@ -176,81 +126,13 @@ export class FuseSession {
 
   // ── Requests in ────────────────────────────────────────────────────────────────────────────
 
-  #startPoll(): void {
-    const { ring } = this.#slots;
-    const word = ring.prepare(OPCODE.POLL_ADD, this.#fd, this.#poll);
-    setOpFlags(ring.words, word, POLLIN);
-    this.#polling = true;
-  }
-
-  /** For Poll. A result of 0 or more is what happened (POLLIN, POLLERR): reading will tell. */
-  polled(result: number): void {
-    this.#polling = false;
-    if (this.#state === STATE.SERVING) {
-      if (result >= 0 || PASSING.has(result)) this.#readBatch();
-      else this.#finish(`waiting for /dev/fuse failed: ${errnoName(result)}`);
-    }
-    this.#settle();
-  }
-
-  #readBatch(): void {
-    const slots = this.#slots;
-    const count = Math.min(this.#burst, slots.allowance(this.#share));
-    if (count === 0) {
-      slots.wait(this.#share);
-      return;
-    }
-    const { calls } = slots.ring;
-    this.#asked = count;
-    this.#reads = count;
-    this.#came = 0;
-    for (let i = 0; i < count; i++) {
-      const slot = slots.take(this.#share);
-      slot.session = this;
-      slot.reading = true;
-      const at = calls.add(i === 0 ? CALL.READ : CALL.READ_NEXT, this.#fd, slot);
-      const { doubles } = calls;
-      doubles[at] = slot.memory.address + slot.requestWord * 4;
-      doubles[at + 1] = REQUEST_BYTES;
-      doubles[at + 2] = 0;
-    }
-  }
-
-  /** For Slot: one read of the batch. */
+  /** For Slot: one read of a batch. */
   readDone(slot: Slot, result: number): void {
-    slot.reading = false;
-    this.#reads--;
-    const serving = this.#state === STATE.SERVING;
-    if (result > 0) this.#came++;
-    if (result > 0 && serving) this.#dispatch(slot, result);
-    else this.#giveBack(slot);
-    if (serving && result <= 0 && !PASSING.has(result)) {
-      this.#finish(
-        result === -ENODEV
-          ? 'the kernel ended the connection'
-          : `reading /dev/fuse failed: ${errnoName(result)}`,
-      );
-    }
-    if (this.#reads === 0 && this.#state === STATE.SERVING) {
-      this.#adapt();
-      this.#startPoll();
-    }
-    this.#settle();
+    this.#intake.readDone(slot, result);
   }
 
-  /** Learns from a batch how many requests the next one should ask for. */
-  #adapt(): void {
-    if (this.#came < this.#asked) {
-      this.#burst = Math.max(1, this.#came);
-      if (this.#burst === 1) this.#patience = PATIENCE;
-    } else if (this.#burst === 1 && this.#patience > 0) {
-      this.#patience--;
-    } else {
-      this.#burst = Math.min(2 * this.#asked, BURST_MAX);
-    }
-  }
-
-  #dispatch(slot: Slot, length: number): void {
+  /** For Intake: a request lies in a slot. */
+  came(slot: Slot, length: number): void {
     const { words } = slot;
     const at = slot.requestWord;
     if (length < IN_HEADER_BYTES || words[at + WORD.LENGTH] !== length) {
@@ -385,7 +267,7 @@ export class FuseSession {
       case FUSE.FORGET:
       case FUSE.BATCH_FORGET:
       case FUSE.INTERRUPT:
-        this.#giveBack(slot);
+        this.#intake.giveBack(slot);
         return;
       default:
         this.#reply(slot, -ENOSYS, 0);
@@ -424,7 +306,7 @@ export class FuseSession {
       this.#reply(slot, request.result, 0);
     } else if (request.op === OP.READ) {
       const bytes = request.count * SECTOR_BYTES;
-      if (slot.loan.count > 0) this.#replyLent(slot, bytes);
+      if (slot.loan.count > 0) sendLent(this.#slots.ring, this.#fd, slot, bytes);
       else this.#reply(slot, 0, bytes);
     } else if (request.op === OP.WRITE) {
       const word = slot.shortReplyWord + OUT_HEADER_BYTES / 4;
@@ -444,36 +326,8 @@ export class FuseSession {
     this.#send(slot, bytes === 0 ? slot.shortReplyWord : slot.replyWord, error, bytes);
   }
 
-  /** Writes a reply whose data are the pieces of the slot's loan. */
-  #replyLent(slot: Slot, bytes: number): void {
-    const { loan, words, memory, replyWord, vectorWord } = slot;
-    const { ring } = this.#slots;
-    this.#writeHeader(slot, replyWord, 0, bytes);
-    let at = writeVector(words, vectorWord, memory.address + replyWord * 4, OUT_HEADER_BYTES);
-    for (let i = 0; i < loan.count; i++)
-      at = writeVector(words, at, loan.addresses[i]!, loan.lengths[i]!);
-    const word = ring.prepare(OPCODE.WRITEV, this.#fd, slot);
-    setAddress(ring.words, word, memory.address + vectorWord * 4);
-    setLength(ring.words, word, loan.count + 1);
-    setCurrentPosition(ring.words, word);
-  }
-
   #send(slot: Slot, reply: number, error: number, bytes: number): void {
-    const { ring } = this.#slots;
-    this.#writeHeader(slot, reply, error, bytes);
-    const word = ring.prepare(OPCODE.WRITE, this.#fd, slot);
-    setAddress(ring.words, word, slot.memory.address + reply * 4);
-    setLength(ring.words, word, slot.replyBytes);
-    setCurrentPosition(ring.words, word);
-  }
-
-  #writeHeader(slot: Slot, reply: number, error: number, bytes: number): void {
-    const { words } = slot;
-    slot.replyBytes = OUT_HEADER_BYTES + bytes;
-    words[reply] = slot.replyBytes;
-    words[reply + 1] = error;
-    words[reply + 2] = words[slot.requestWord + WORD.UNIQUE_LOW]!;
-    words[reply + 3] = words[slot.requestWord + WORD.UNIQUE_HIGH]!;
+    sendReply(this.#slots.ring, this.#fd, slot, reply, error, bytes);
   }
 
   /** For Slot: the reply is written, or the kernel did not want it. */
@@ -481,23 +335,22 @@ export class FuseSession {
     // ENOENT: the request was given up meanwhile. ENODEV, EPERM: so was the connection.
     const taken =
       result === slot.replyBytes || result === -ENOENT || result === -ENODEV || result === -EPERM;
-    this.#giveBack(slot);
+    this.#intake.giveBack(slot);
     if (!taken) this.#finish(`the kernel refused a reply: ${errnoName(result)}`);
-    this.#settle();
-  }
-
-  #giveBack(slot: Slot): void {
-    slot.loan.giveBack();
-    slot.session = null;
-    this.#slots.release(this.#share, slot);
+    this.settle();
   }
 
   // ── The end ────────────────────────────────────────────────────────────────────────────────
 
   /** The kernel's side makes no sense: nothing that follows can be trusted. */
   #break(slot: Slot, what: string): void {
-    this.#giveBack(slot);
+    this.#intake.giveBack(slot);
     this.#finish(`the kernel sent ${what}`);
+  }
+
+  /** For Intake: no more requests can come. */
+  broken(reason: string): void {
+    this.#finish(reason);
   }
 
   /**
@@ -508,33 +361,14 @@ export class FuseSession {
     if (this.#state !== STATE.SERVING) return;
     this.#state = STATE.ENDING;
     this.#reason = reason;
-    this.#slots.leave(this.#share);
-    if (this.#polling) this.#slots.ring.cancelAll(this.#fd, NOTHING);
-    this.#settle();
+    this.#intake.close();
+    this.settle();
   }
 
-  /** Reports the end, once nothing of ours is under way. */
-  #settle(): void {
-    if (this.#state !== STATE.ENDING || this.#polling || this.#reads > 0 || this.#share.held > 0)
-      return;
+  /** Reports the end, once nothing of ours is under way. For Intake, too. */
+  settle(): void {
+    if (this.#state !== STATE.ENDING || !this.#intake.idle) return;
     this.#state = STATE.ENDED;
     this.#onEnd(this.#reason);
   }
 }
-
-/**
- * Results of a read after which the next one may succeed: a signal, a request that was given up.
- */
-const PASSING: ReadonlySet<number> = new Set([-EINTR, -EAGAIN, -ENOENT, -ECANCELED]);
-
-/** One struct iovec; returns the word behind it. */
-function writeVector(words: Uint32Array, word: number, address: number, length: number): number {
-  words[word] = address;
-  words[word + 1] = address / HALF;
-  words[word + 2] = length;
-  words[word + 3] = 0;
-  return word + 4;
-}
-
-/** For a cancellation, whose own result does not matter: the reads say that they ended. */
-const NOTHING: IoOp = { done() {} };

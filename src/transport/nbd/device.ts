@@ -201,6 +201,11 @@ export class NbdDevice {
     return 'gone';
   }
 
+  /** Those who look at it see the new size at once. */
+  async resize(sizeBytes: number): Promise<void> {
+    await this.#driver.reconfigure(this.#index, { identifier: this.#identifier, sizeBytes });
+  }
+
   /** Takes it away at once: its users get I/O errors. */
   async disconnect(): Promise<void> {
     await this.#driver.disconnect(this.#index);

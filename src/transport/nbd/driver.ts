@@ -3,7 +3,7 @@
  * <linux/nbd-netlink.h>.
  *
  *     CONNECT      size, block size, flags, sockets, identifier ─▶ index: /dev/nbdN is there
- *     RECONFIGURE  index, identifier: other sockets in place of dead ones; client flags
+ *     RECONFIGURE  index, identifier: other sockets in place of dead ones; client flags; size
  *     DISCONNECT   index: what is asked from now on, or under way, is refused with EIO
  *     STATUS       index ─▶ connected or not
  *
@@ -76,6 +76,7 @@ export interface ReconfigureOptions {
   clientFlags?: number;
   /** Each takes the place of one that is dead; without one, it is not taken. */
   sockets?: readonly number[];
+  sizeBytes?: number;
 }
 
 function socketsAttribute(sockets: readonly number[]): Buffer {
@@ -121,7 +122,7 @@ export class NbdDriver {
 
   /** Throws `not-found` where there is no such device of this identifier (any more). */
   async reconfigure(index: number, options: ReconfigureOptions): Promise<void> {
-    const { identifier, clientFlags, sockets } = options;
+    const { identifier, clientFlags, sockets, sizeBytes } = options;
     const attributes = [
       u32Attribute(ATTRIBUTE.INDEX, index),
       textAttribute(ATTRIBUTE.BACKEND_IDENTIFIER, identifier),
@@ -129,6 +130,7 @@ export class NbdDriver {
     if (clientFlags !== undefined)
       attributes.push(u64Attribute(ATTRIBUTE.CLIENT_FLAGS, clientFlags));
     if (sockets !== undefined) attributes.push(socketsAttribute(sockets));
+    if (sizeBytes !== undefined) attributes.push(u64Attribute(ATTRIBUTE.SIZE_BYTES, sizeBytes));
     const { result } = await this.#ask(COMMAND.RECONFIGURE, attributes);
     if (result === -EINVAL)
       throw new UbdError('not-found', `${nodeOf(index)} is not, or no longer, a device of ours`, {

@@ -16,7 +16,7 @@
  * A helper that is killed between two steps leaves a device that bears our marks; `marks.ts` finds
  * it, `remove` takes it away.
  */
-import { close, constants, fsync, open, statSync } from 'node:fs';
+import { close, constants, fsync, open, readFileSync, statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import {
@@ -31,6 +31,7 @@ import {
   errnoName,
 } from '../../base/errno.ts';
 import { UbdError, type UbdErrorOptions } from '../../base/errors.ts';
+import { apart } from '../../native/apart.ts';
 import type { UblkControl } from './control.ts';
 import { makeMarks } from './marks.ts';
 import { limitReached, type Ublk } from './probe.ts';
@@ -38,7 +39,9 @@ import type { UblkChannel } from './session.ts';
 import { DATA_BYTES } from './slots.ts';
 import {
   CONTROL,
+  type DataMode,
   type DeviceInfo,
+  dataModeOf,
   decodeDeviceInfo,
   decodeParams,
   emptyParams,
@@ -46,6 +49,7 @@ import {
   encodeParams,
   type FeatureName,
   hasFeature,
+  MODE_FEATURES,
   sumFeatures,
 } from './wire.ts';
 
@@ -53,8 +57,9 @@ const openAsync = promisify(open);
 const closeAsync = promisify(close);
 const fsyncAsync = promisify(fsync);
 
-/** Requests that a queue holds at a time. */
+/** Requests that a device holds at a time, over all queues; and the fewest of a queue. */
 const DEPTH = 128;
+const QUEUE_DEPTH_MIN = 32;
 const DATA_SECTORS = DATA_BYTES / 512;
 /**
  * A discard changes the leaf's map only, so it may be large; yet it should not hold up others for
@@ -83,11 +88,12 @@ export interface UblkDeviceOptions {
   /** One state directory. */
   owner: string;
   name: string;
-  /** Default 1: they share one thread, so several only help many processors submit. */
+  /** Default 1. The kernel gives no more than it has processors. */
   queues?: number;
+  /** Of each queue. */
   depth?: number;
-  /** Default: user copy, which costs an idle device nothing. See queue.ts. */
-  data?: 'user copy' | 'copy';
+  /** See queue.ts. What the kernel lacks is replaced by the next best. Default: zero copy. */
+  data?: DataMode;
 }
 
 export interface StopOptions {
@@ -100,14 +106,17 @@ type State = 'made' | 'recovering' | 'live' | 'stopped' | 'gone';
 export class UblkDevice {
   /** N of /dev/ublkbN, chosen by the kernel. */
   readonly id: number;
+  /** When it was made, or taken over. */
   readonly sizeSectors: number;
   readonly readOnly: boolean;
   /** What the kernel gave, not what was asked for. */
   readonly queues: number;
   readonly depth: number;
-  readonly userCopy: boolean;
+  readonly data: DataMode;
   readonly #control: UblkControl;
+  /** Of the kernel's driver. */
   readonly #features: number;
+  readonly #resizes: boolean;
   #state: State;
 
   private constructor(
@@ -123,7 +132,8 @@ export class UblkDevice {
     this.readOnly = readOnly;
     this.queues = info.queues;
     this.depth = info.depth;
-    this.userCopy = hasFeature(info.features, 'USER_COPY');
+    this.data = dataModeOf(info.features);
+    this.#resizes = hasFeature(info.features, 'UPDATE_SIZE');
     this.#state = state;
   }
 
@@ -202,7 +212,7 @@ export class UblkDevice {
         return errno !== EBUSY && errno !== ENOENT && errno !== ENXIO;
       }
     });
-    if (fd >= 0) return { fd, queues: this.queues, depth: this.depth, userCopy: this.userCopy };
+    if (fd >= 0) return { fd, queues: this.queues, depth: this.depth, data: this.data };
     throw new UbdError('io', `${path}: open: ${errnoName(errno)}`, {
       place: { device: path },
       next: errno === ENOENT ? 'in a container, share /dev with the host' : '`ls -l /dev/ublkc*`',
@@ -211,10 +221,30 @@ export class UblkDevice {
 
   /** The data plane fetches: lets requests in. The node is there when it returns. */
   async start(): Promise<void> {
-    const code = this.#state === 'recovering' ? CONTROL.END_USER_RECOVERY : CONTROL.START_DEV;
+    const isNew = this.#state !== 'recovering';
+    const code = isNew ? CONTROL.START_DEV : CONTROL.END_USER_RECOVERY;
     await this.#send(code, 'starting', { value: process.pid, timeoutMs: START_MS });
     this.#state = 'live';
     await until(CLOSE_MS, () => this.#nodeIsThere());
+    if (isNew) await this.#dropScheduler();
+  }
+
+  /**
+   * The kernel puts an I/O scheduler before a device with one queue. It costs every request some
+   * thousand instructions, and sorts requests for a disk that has no arm. Best effort; the write
+   * waits for requests under way, so it is made by a process of its own.
+   */
+  async #dropScheduler(): Promise<void> {
+    const path = `/sys/block/ublkb${this.id}/queue/scheduler`;
+    try {
+      if (readFileSync(path, 'utf8').includes('[none]')) return;
+      await apart(null, [
+        { open: path, flags: constants.O_WRONLY },
+        { write: Buffer.from('none'), on: 0 },
+      ]);
+    } catch {
+      // /sys is read-only, as in a container: the device works all the same
+    }
   }
 
   /**
@@ -247,13 +277,21 @@ export class UblkDevice {
     this.#state = 'gone';
   }
 
-  /** Changes the size of a live device, where the kernel can. */
+  get resizes(): boolean {
+    return this.#resizes;
+  }
+
+  /** Throws where the kernel cannot change the size of a live device. */
+  checkResize(): void {
+    if (this.#resizes) return;
+    throw new UbdError('unsupported', `${this.node}: this kernel cannot resize ublk devices`, {
+      place: { device: this.node },
+      next: 'detach it and attach it with the new size, or use Linux 6.16 or newer',
+    });
+  }
+
   async resize(sizeSectors: number): Promise<void> {
-    if (!hasFeature(this.#features, 'UPDATE_SIZE'))
-      throw new UbdError('unsupported', `${this.node}: this kernel cannot resize ublk devices`, {
-        place: { device: this.node },
-        next: 'detach it and attach it with the new size, or use Linux 6.16 or newer',
-      });
+    this.checkResize();
     await this.#send(CONTROL.UPDATE_SIZE, 'resizing', { value: sizeSectors });
   }
 
@@ -353,9 +391,12 @@ async function addDevice(
   { control, features }: Ublk,
   options: UblkDeviceOptions,
 ): Promise<DeviceInfo> {
-  const { owner, name, queues = 1, depth = DEPTH, data = 'user copy' } = options;
+  const { owner, name, queues = 1, data = 'zero copy' } = options;
+  const depth = options.depth ?? Math.max(QUEUE_DEPTH_MIN, Math.floor(DEPTH / queues));
   const wanted: FeatureName[] = ['CMD_IOCTL_ENCODE', 'USER_RECOVERY', 'USER_RECOVERY_REISSUE'];
-  if (data === 'user copy') wanted.push('USER_COPY');
+  // Where a part of zero copy is missing (before Linux 6.16) the rest would be refused, or useless.
+  const mode = MODE_FEATURES[data].every(name => hasFeature(features, name)) ? data : 'user copy';
+  wanted.push(...MODE_FEATURES[mode]);
   if (hasFeature(features, 'QUIESCE')) wanted.push('QUIESCE');
   if (hasFeature(features, 'UPDATE_SIZE')) wanted.push('UPDATE_SIZE');
   const what = `making a ublk device for ${name}`;

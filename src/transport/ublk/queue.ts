@@ -11,29 +11,37 @@
  * Where the data go:
  *  - user copy: we read and write them at a position of /dev/ublkcN, as plain calls of the turn, so
  *    a request occupies one of the slots that all devices share, and an idle device nothing;
+ *    What a layer has in memory of its own (the cache) is lent, and copied from there;
+ *  - zero copy: the kernel registers the pages of a request with our ring, at a place that belongs
+ *    to the tag, and files are read straight into them. What is lent, and writes, go as with user
+ *    copy: a buffered write through the ring costs more than a copy;
  *  - copy: the kernel copies them itself, from and to memory that belongs to the tag. A call less
  *    for each request, but what a burst has touched stays with the device.
  *
  * Nothing is allocated per request; commands of a turn go to the kernel together.
  */
-import { EINVAL, EIO, EOPNOTSUPP, errnoName } from '../../base/errno.ts';
+import { EINVAL, EIO, ENOBUFS, EOPNOTSUPP, errnoName } from '../../base/errno.ts';
 import { UbdError } from '../../base/errors.ts';
 import { alignUp, SECTOR_BYTES } from '../../base/units.ts';
 import { type Completer, OP, Request } from '../../engine/request.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { native } from '../../native/binding.ts';
+import { FixedMemory } from '../../uring/fixed-buffers.ts';
 import type { IoOp, Memory } from '../../uring/io.ts';
 import { allocateMemory } from '../../uring/memory.ts';
 import type { Ring } from '../../uring/ring.ts';
-import { COMMAND_WORD, OPCODE, setCommand } from '../../uring/sqe.ts';
+import { COMMAND_WORD, OPCODE, setAddress, setCommand } from '../../uring/sqe.ts';
 import { DATA_BYTES, type DeviceSlots, type Slot } from './slots.ts';
 import {
+  autoRegistration,
+  type DataMode,
   DESCRIPTOR,
   DESCRIPTOR_BYTES,
   DESCRIPTOR_WORDS,
   DESCRIPTORS_STRIDE,
   dataPosition,
   IO,
+  NO_PLACE,
   OP_MASK,
   RESULT_OK,
   UBLK_FLAG,
@@ -47,27 +55,58 @@ const DATA_SECTORS = DATA_BYTES / SECTOR_BYTES;
 const STEP = { FETCHING: 0, SLOT: 1, COPY_IN: 2, ENGINE: 3, COPY_OUT: 4, ENDED: 5 } as const;
 type Step = (typeof STEP)[keyof typeof STEP];
 
-/** One tag: pooled for the life of the queue. */
+/**
+ * One tag: pooled for the life of the queue. What only a tag in use needs is made with its first
+ * request: a host has thousands that never have one.
+ */
 export class Tag implements Completer, IoOp {
   readonly #queue: UblkQueue;
   readonly index: number;
-  readonly request: Request;
-  /** Pieces that are being copied to the kernel; bytes that were, or -errno. */
-  copying = 0;
-  copied = 0;
+  readonly #memory: Memory;
+  readonly #start: number;
+  readonly #place: number;
+  #request: Request | null = null;
+  #fixed: FixedMemory | null = null;
   /** Where the data of its requests are in /dev/ublkcN. */
   readonly position: number;
   step: Step = STEP.FETCHING;
-  /** With user copy, from the slot to the answer. */
+  /** Of a request whose data we copy, until the answer. */
   slot: Slot | null = null;
+  /** Pieces of a read that are being copied out, and what went wrong with one. */
+  copies = 0;
+  failure = 0;
   /** For DeviceSlots. */
   nextInLine: Tag | null = null;
 
-  constructor(queue: UblkQueue, index: number, memory: Memory, position: number) {
+  constructor(queue: UblkQueue, { index, memory, start, position, place }: TagOptions) {
     this.#queue = queue;
     this.index = index;
+    this.#memory = memory;
+    this.#start = start;
+    this.#place = place;
     this.position = position;
-    this.request = new Request(this, memory);
+  }
+
+  get request(): Request {
+    this.#request ??= this.#makeRequest();
+    return this.#request;
+  }
+
+  #makeRequest(): Request {
+    const request = new Request(this, this.#memory);
+    request.start = this.#start;
+    return request;
+  }
+
+  /** Where the kernel registers the pages of its request; -1: nowhere. */
+  get place(): number {
+    return this.#place;
+  }
+
+  /** What is at its place. */
+  get fixed(): FixedMemory {
+    this.#fixed ??= new FixedMemory(this.#place);
+    return this.#fixed;
   }
 
   /** A fetch or a copy has ended. */
@@ -86,6 +125,16 @@ export class Tag implements Completer, IoOp {
   }
 }
 
+interface TagOptions {
+  index: number;
+  /** With copy that of all its requests; else for requests without data. */
+  memory: Memory;
+  start: number;
+  position: number;
+  /** With zero copy, where places were left; else -1. */
+  place: number;
+}
+
 /** What a queue tells its session. */
 export interface QueueEvents {
   /** A request is in our hands, or answered. */
@@ -102,8 +151,9 @@ export interface QueueOptions {
   /** Number of the queue in the device. */
   index: number;
   depth: number;
-  userCopy: boolean;
+  data: DataMode;
   device: UnionDevice;
+  readsFixed: () => boolean;
   events: QueueEvents;
 }
 
@@ -112,7 +162,13 @@ export class UblkQueue {
   readonly #ring: Ring;
   readonly #fd: number;
   readonly #index: number;
+  readonly #depth: number;
+  /** We copy data, but for what goes to places. */
   readonly #userCopy: boolean;
+  readonly #zeroCopy: boolean;
+  /** The first of our places for registered buffers; -1 without. */
+  readonly #places: number;
+  readonly #readsFixed: () => boolean;
   readonly #device: UnionDevice;
   readonly #events: QueueEvents;
   readonly #tags: Tag[] = [];
@@ -124,12 +180,15 @@ export class UblkQueue {
 
   /** Maps the descriptors and prepares a fetch for every tag. Throws UbdError. */
   constructor(options: QueueOptions) {
-    const { slots, fd, index, depth, userCopy, device, events } = options;
+    const { slots, fd, index, depth, data, device, readsFixed, events } = options;
     this.#slots = slots;
     this.#ring = slots.ring;
     this.#fd = fd;
     this.#index = index;
-    this.#userCopy = userCopy;
+    this.#depth = depth;
+    this.#userCopy = data !== 'copy';
+    this.#zeroCopy = data === 'zero copy';
+    this.#readsFixed = readsFixed;
     this.#device = device;
     this.#events = events;
     const bytes = alignUp(depth * DESCRIPTOR_BYTES, PAGE_BYTES);
@@ -138,10 +197,14 @@ export class UblkQueue {
       throw new UbdError('io', `mapping queue ${index} of a ublk device: ${errnoName(mapped)}`);
     this.#descriptors = new Uint32Array(mapped.buffer);
     this.#descriptorsAddress = mapped.address;
-    this.#memory = userCopy ? null : allocateMemory(depth * DATA_BYTES);
+    this.#memory = this.#userCopy ? null : allocateMemory(depth * DATA_BYTES);
+    this.#places = this.#zeroCopy ? slots.fixed.take(depth) : -1;
+    const memory = this.#memory ?? slots.noData;
     for (let i = 0; i < depth; i++) {
-      const tag = new Tag(this, i, this.#memory ?? slots.noData, dataPosition(index, i));
-      if (!userCopy) tag.request.start = i * DATA_BYTES;
+      const place = this.#places < 0 ? -1 : this.#places + i;
+      const start = this.#userCopy ? 0 : i * DATA_BYTES;
+      const position = dataPosition(index, i);
+      const tag = new Tag(this, { index: i, memory, start, position, place });
       this.#tags.push(tag);
       this.#command(IO.FETCH, tag, 0);
     }
@@ -155,7 +218,9 @@ export class UblkQueue {
     this.#descriptors = new Uint32Array(0);
     native.unmapMemory(this.#descriptorsAddress);
     for (const tag of this.#tags) tag.step = STEP.ENDED;
-    if (!fetching) this.#memory?.free();
+    if (fetching) return;
+    this.#memory?.free();
+    if (this.#places >= 0) this.#slots.fixed.release(this.#places, this.#depth);
   }
 
   /** For Tag. */
@@ -174,7 +239,7 @@ export class UblkQueue {
         else this.#commit(tag, result < 0 ? result : -EIO);
         return;
       case STEP.COPY_OUT:
-        this.#copied(tag, result);
+        this.#copiedOut(tag, result);
         return;
       default: // the queue is closed: a fetch is taken back, or a request is the next server's
         return;
@@ -224,13 +289,26 @@ export class UblkQueue {
       this.#serve(tag);
     } else if (request.count > DATA_SECTORS) {
       this.#commit(tag, -EINVAL);
-    } else if (this.#userCopy) {
-      tag.step = STEP.SLOT;
-      const slot = this.#slots.take(tag);
-      if (slot !== null) this.begin(tag, slot);
-    } else {
+    } else if (!this.#userCopy) {
       this.#serve(tag);
+    } else if (request.op === OP.READ && tag.place >= 0 && this.#mayReadFixed(opFlags)) {
+      request.memory = tag.fixed;
+      request.start = 0;
+      request.loan = this.#slots.takeLoan();
+      this.#serve(tag);
+    } else {
+      this.#takeSlot(tag);
     }
+  }
+
+  #mayReadFixed(opFlags: number): boolean {
+    return (opFlags & UBLK_FLAG.NEED_REG_BUF) === 0 && this.#readsFixed();
+  }
+
+  #takeSlot(tag: Tag): void {
+    tag.step = STEP.SLOT;
+    const slot = this.#slots.take(tag);
+    if (slot !== null) this.begin(tag, slot);
   }
 
   /** Begins a read or write in the slot. */
@@ -261,7 +339,7 @@ export class UblkQueue {
   served(tag: Tag): void {
     const { request } = tag;
     if (request.result < 0) {
-      this.#commit(tag, request.result);
+      this.#failed(tag, request.result);
     } else if (request.op === OP.READ && this.#userCopy) {
       this.#copyOut(tag);
     } else if (request.op === OP.READ || request.op === OP.WRITE) {
@@ -271,38 +349,67 @@ export class UblkQueue {
     }
   }
 
-  /** Gives the kernel the data of a read, from where they lie. */
-  #copyOut(tag: Tag): void {
-    const { request, position } = tag;
-    const { loan } = tag.slot!;
-    const { calls } = this.#ring;
-    tag.step = STEP.COPY_OUT;
-    tag.copying = Math.max(1, loan.count);
-    tag.copied = 0;
-    if (loan.count === 0) {
-      const address = request.memory.address + request.start;
-      calls.pwrite(this.#fd, address, request.count * SECTOR_BYTES, position, tag);
+  #failed(tag: Tag, result: number): void {
+    if (result !== -ENOBUFS || tag.slot !== null) {
+      this.#commit(tag, result);
+      return;
     }
-    for (let i = 0, at = position; i < loan.count; at += loan.lengths[i++]!)
-      calls.pwrite(this.#fd, loan.addresses[i]!, loan.lengths[i]!, at, tag);
+    // More pieces than a read into registered buffers can have.
+    this.#endLoan(tag);
+    this.#takeSlot(tag);
   }
 
-  /** One piece is copied, or could not be. */
-  #copied(tag: Tag, result: number): void {
-    if (result < 0) tag.copied = result;
-    else if (tag.copied >= 0) tag.copied += result;
-    if (--tag.copying > 0) return;
-    tag.slot!.loan.giveBack();
-    this.#commit(tag, tag.copied);
+  /** What the read has left in our memory, or was lent, goes to the request's pages. */
+  #copyOut(tag: Tag): void {
+    const { request } = tag;
+    const { loan } = request;
+    const { calls } = this.#ring;
+    tag.step = STEP.COPY_OUT;
+    tag.failure = 0;
+    tag.copies = 1; // our own share: it must not be over while we still begin
+    if (loan === null || loan.count === 0) {
+      if (tag.slot !== null) {
+        const address = request.memory.address + request.start;
+        tag.copies++;
+        calls.pwrite(this.#fd, address, request.count * SECTOR_BYTES, tag.position, tag);
+      }
+    } else {
+      let position = tag.position;
+      for (let i = 0; i < loan.count; i++) {
+        const length = loan.lengths[i]!;
+        if (tag.slot !== null || !loan.isOwn(i)) {
+          tag.copies++;
+          calls.pwrite(this.#fd, loan.addresses[i]!, length, position, tag);
+        }
+        position += length;
+      }
+    }
+    this.#copiedOut(tag, 0);
+  }
+
+  #copiedOut(tag: Tag, result: number): void {
+    if (result < 0) tag.failure = result;
+    if (--tag.copies > 0) return;
+    this.#commit(tag, tag.failure < 0 ? tag.failure : tag.request.count * SECTOR_BYTES);
+  }
+
+  /** Whoever has lent something to a read has it back. */
+  #endLoan(tag: Tag): void {
+    const { request, slot } = tag;
+    const { loan } = request;
+    if (loan === null) return;
+    request.loan = null;
+    if (slot === null) this.#slots.giveLoan(loan);
+    else loan.giveBack();
   }
 
   /** Answers, and fetches the next request. `result`: bytes moved by a read or write, or -errno. */
   #commit(tag: Tag, result: number): void {
     this.#command(IO.COMMIT_AND_FETCH, tag, result);
+    this.#endLoan(tag);
     const { slot } = tag;
     if (slot !== null) {
       tag.slot = null;
-      tag.request.loan = null; // it goes with the slot
       this.#slots.release(slot);
     }
     this.#events.answered();
@@ -318,8 +425,10 @@ export class UblkQueue {
     const data = word + COMMAND_WORD;
     words[data] = this.#index | (tag.index << 16);
     words[data + 1] = result;
+    if (this.#zeroCopy)
+      setAddress(words, word, autoRegistration(tag.place < 0 ? NO_PLACE : tag.place));
     if (this.#userCopy) return;
-    const address = tag.request.memory.address + tag.request.start;
+    const address = this.#memory!.address + tag.index * DATA_BYTES;
     words[data + 2] = address;
     words[data + 3] = address / HALF;
   }

@@ -15,7 +15,7 @@ import { ENODEV, errnoName } from '../../base/errno.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { type QueueEvents, UblkQueue } from './queue.ts';
 import { DeviceSlots, type UblkSlots } from './slots.ts';
-import { DEPTH_MAX, QUEUES_MAX } from './wire.ts';
+import { type DataMode, DEPTH_MAX, QUEUES_MAX } from './wire.ts';
 
 const STATE = { SERVING: 0, LEAVING: 1, ENDED: 2 } as const;
 type State = (typeof STATE)[keyof typeof STATE];
@@ -26,13 +26,15 @@ export interface UblkChannel {
   fd: number;
   queues: number;
   depth: number;
-  userCopy: boolean;
+  data: DataMode;
 }
 
 export interface SessionOptions {
   slots: UblkSlots;
   channel: UblkChannel;
   device: UnionDevice;
+  /** Asked at every read: whether all layers can read into registered buffers. */
+  readsFixed: () => boolean;
   /** Called once, from the ring's turn or from `stop`: why it ended, or null after `stop`. */
   onEnd: (reason: string | null) => void;
 }
@@ -48,25 +50,16 @@ export class UblkSession implements QueueEvents {
   /** Requests in our hands. */
   #held = 0;
 
-  constructor({ slots, channel, device, onEnd }: SessionOptions) {
-    const { fd, queues, depth, userCopy } = channel;
+  constructor({ slots, channel, device, readsFixed, onEnd }: SessionOptions) {
+    const { fd, queues, depth, data } = channel;
     assert(queues > 0 && queues <= QUEUES_MAX, 'the number of queues is in range');
     assert(depth > 0 && depth <= DEPTH_MAX, 'the depth of a queue is in range');
     this.#onEnd = onEnd;
     this.#slots = new DeviceSlots(slots);
     this.#tags = queues * depth;
+    const common = { slots: this.#slots, fd, depth, data, device, readsFixed, events: this };
     for (let index = 0; index < queues; index++)
-      this.#queues.push(
-        new UblkQueue({
-          slots: this.#slots,
-          fd,
-          index,
-          depth,
-          userCopy,
-          device,
-          events: this,
-        }),
-      );
+      this.#queues.push(new UblkQueue({ ...common, index }));
   }
 
   /** Answers what is in hand, and ends. */

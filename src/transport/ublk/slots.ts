@@ -3,7 +3,9 @@
  * request that finds none waits in its device's line; devices are served by the pool's rules.
  */
 import { Loan } from '../../store/loan.ts';
+import { FixedBuffers } from '../../uring/fixed-buffers.ts';
 import type { Memory } from '../../uring/io.ts';
+import { allocateMemory } from '../../uring/memory.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { Share, SlotPool } from '../../uring/slot-pool.ts';
 import type { Tag } from './queue.ts';
@@ -16,27 +18,50 @@ export interface Slot {
   readonly memory: Memory;
   /** Its first byte in the memory. */
   readonly start: number;
-  /** Where the data of a read are that were lent. */
   readonly loan: Loan;
-}
-
-function make(memory: Memory, start: number): Slot {
-  return { memory, start, loan: new Loan() };
 }
 
 export class UblkSlots extends SlotPool<Slot> {
   readonly ring: Ring;
+  readonly fixed: FixedBuffers;
+  /** For reads into registered buffers, which need no slot. */
+  readonly #loans: Loan[] = [];
+  #zeroes: Memory | null = null;
 
   /** @param count how many reads and writes are served at a time, over all devices */
   constructor(ring: Ring, count: number) {
-    super({ count, slotBytes: DATA_BYTES, make });
+    super({
+      count,
+      slotBytes: DATA_BYTES,
+      make: (memory, start) => ({ memory, start, loan: new Loan() }),
+    });
     this.ring = ring;
+    this.fixed = new FixedBuffers(ring.fd);
+  }
+
+  takeLoan(): Loan {
+    const loan = this.#loans.pop();
+    if (loan !== undefined) return loan;
+    // Never touched: the kernel keeps one page of zeroes for all of it.
+    this.#zeroes ??= allocateMemory(DATA_BYTES);
+    return new Loan(this.#zeroes);
+  }
+
+  giveLoan(loan: Loan): void {
+    loan.giveBack();
+    this.#loans.push(loan);
+  }
+
+  override close(): void {
+    super.close();
+    this.#zeroes?.free();
   }
 }
 
 /** One device's part in them, over all of its queues. */
 export class DeviceSlots {
   readonly ring: Ring;
+  readonly fixed: FixedBuffers;
   /** For requests without data. */
   readonly noData: Memory;
   readonly #pool: UblkSlots;
@@ -46,6 +71,7 @@ export class DeviceSlots {
 
   constructor(pool: UblkSlots) {
     this.ring = pool.ring;
+    this.fixed = pool.fixed;
     this.noData = pool.firstMemory;
     this.#pool = pool;
   }
@@ -60,6 +86,14 @@ export class DeviceSlots {
     this.#lineTail = tag;
     this.#pool.wait(this.#share);
     return null;
+  }
+
+  takeLoan(): Loan {
+    return this.#pool.takeLoan();
+  }
+
+  giveLoan(loan: Loan): void {
+    this.#pool.giveLoan(loan);
   }
 
   release(slot: Slot): void {

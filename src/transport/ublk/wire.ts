@@ -71,6 +71,25 @@ export const FEATURE = {
 } as const;
 export type FeatureName = keyof typeof FEATURE;
 
+/**
+ * How data get from a request of the kernel's to us and back; see queue.ts.
+ */
+export type DataMode = 'copy' | 'user copy' | 'zero copy';
+
+/** The features that a mode asks for; with zero copy, writes go by user copy. */
+export const MODE_FEATURES: Readonly<Record<DataMode, readonly FeatureName[]>> = {
+  copy: [],
+  'user copy': ['USER_COPY'],
+  'zero copy': ['USER_COPY', 'SUPPORT_ZERO_COPY', 'AUTO_BUF_REG'],
+};
+
+/** The mode of a device that was given these features: the best that they make up. */
+export function dataModeOf(features: number): DataMode {
+  const has = (mode: DataMode): boolean =>
+    MODE_FEATURES[mode].every(name => hasFeature(features, name));
+  return has('zero copy') ? 'zero copy' : has('user copy') ? 'user copy' : 'copy';
+}
+
 /** Whether a sum of features has this one. (Bit operations would cut it to 32 bits.) */
 export function hasFeature(features: number, name: FeatureName): boolean {
   return Math.floor(features / 2 ** FEATURE[name]) % 2 === 1;
@@ -223,7 +242,26 @@ export const OP_MASK = 0xff;
 /** UBLK_IO_OP_* */
 export const UBLK_OP = { READ: 0, WRITE: 1, FLUSH: 2, DISCARD: 3, WRITE_ZEROES: 5 } as const;
 /** UBLK_IO_F_* */
-export const UBLK_FLAG = { FUA: 0x2000, NOUNMAP: 0x8000 } as const;
+export const UBLK_FLAG = {
+  FUA: 0x2000,
+  NOUNMAP: 0x8000,
+  /** Automatic registration has failed: the data are to be had by user copy alone. */
+  NEED_REG_BUF: 0x20000,
+} as const;
+
+const AUTO_BUF_REG_FALLBACK = 1;
+
+/**
+ * struct ublk_auto_buf_reg, where a fetch has its address: the place at which the pages of the
+ * request that comes are registered (u16), and flags (u8). Where that fails the request comes all
+ * the same, with NEED_REG_BUF.
+ */
+export function autoRegistration(place: number): number {
+  return place | (AUTO_BUF_REG_FALLBACK << 16);
+}
+
+/** No place: nothing is ever registered there. */
+export const NO_PLACE = 0xffff;
 
 /**
  * UBLK_MAX_QUEUE_DEPTH: the descriptors of queue N are mapped N times the array of such a queue

@@ -3,12 +3,12 @@
  * nanoseconds of each, by id.
  */
 import { prepare, TARGETS } from './targets.ts';
-import { measure, WARM_UP, WORKLOADS } from './workloads.ts';
+import { measure, pass, WARM_UP, WORKLOADS } from './workloads.ts';
 
 const target = TARGETS.find(({ id }) => id === process.argv[2])!;
 await prepare();
 const node = await target.up();
-for (const workload of WARM_UP) await measure(node, workload);
+for (const workload of WARM_UP) await pass(node, workload);
 const counted: Record<string, number> = {};
 for (const workload of WORKLOADS) counted[workload.id] = await measure(node, workload);
 console.log(JSON.stringify(counted));

@@ -128,6 +128,7 @@ export const TARGETS: readonly Target[] = [
   },
   ublk('copy'),
   ublk('user copy'),
+  ublk('zero copy'),
   {
     id: 'ubd-loop',
     title: 'ubd on loop',

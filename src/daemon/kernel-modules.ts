@@ -1,0 +1,50 @@
+/**
+ * Modules of the kernel that a transport needs: loaded with the first device that wants them.
+ *
+ * By modprobe, with what the machine's administrator has configured for it; so one that is
+ * blacklisted stays out. Where loading has failed once it is not tried again by this process, so
+ * that an attach does not pay for it each time.
+ */
+import { execFile } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+
+const SECONDS_MAX = 30;
+
+/** The kernel's own choice; it is not always in the PATH of a service. */
+function modprobe(): string {
+  try {
+    return readFileSync('/proc/sys/kernel/modprobe', 'utf8').trim() || '/sbin/modprobe';
+  } catch {
+    return '/sbin/modprobe';
+  }
+}
+
+export class KernelModules {
+  readonly names: readonly string[];
+  readonly #program: string;
+  #loading: Promise<boolean> | null = null;
+
+  constructor(names: readonly string[], program: string = modprobe()) {
+    this.names = names;
+    this.#program = program;
+  }
+
+  /** True if modprobe says that they are there now. */
+  load(): Promise<boolean> {
+    this.#loading ??= this.#run();
+    return this.#loading;
+  }
+
+  /** Whether `load` could do it, and has not been asked yet. Changes nothing. */
+  async loadable(): Promise<boolean> {
+    return this.#loading === null && this.#run('--dry-run');
+  }
+
+  #run(...options: readonly string[]): Promise<boolean> {
+    const words = [...options, '--quiet', '--use-blacklist', '--all', ...this.names];
+    return new Promise(resolve => {
+      const limits = { timeout: SECONDS_MAX * 1000 };
+      execFile(this.#program, words, limits, error => resolve(error === null));
+    });
+  }
+}

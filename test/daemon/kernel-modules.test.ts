@@ -1,0 +1,46 @@
+/**
+ * Goal: modules are loaded by the machine's own modprobe, once, and looking loads nothing. Method:
+ * a modprobe that writes down how it was called.
+ */
+import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+import { KernelModules } from '../../src/daemon/kernel-modules.ts';
+
+const directory = mkdtempSync(join(tmpdir(), 'ubd-modules-'));
+const [program, calls] = [join(directory, 'modprobe'), join(directory, 'calls')];
+t.teardown(() => rmSync(directory, { recursive: true }));
+
+function modprobe(status: number): () => string[] {
+  writeFileSync(calls, '');
+  writeFileSync(program, `#!/bin/sh\necho "$@" >> '${calls}'\nexit ${status}\n`);
+  chmodSync(program, 0o755);
+  return () => readFileSync(calls, 'utf8').split('\n').slice(0, -1);
+}
+
+t.test('a module that can be loaded is, once', async t => {
+  const called = modprobe(0);
+  const modules = new KernelModules(['fuse', 'loop'], program);
+  t.equal(await modules.loadable(), true);
+  t.same(called(), ['--dry-run --quiet --use-blacklist --all fuse loop']);
+  t.same(await Promise.all([modules.load(), modules.load()]), [true, true]);
+  t.equal(await modules.load(), true);
+  t.same(called().slice(1), ['--quiet --use-blacklist --all fuse loop']);
+  t.equal(await modules.loadable(), false, 'it is no way out any more');
+});
+
+t.test('one that cannot is tried once, too', async t => {
+  const called = modprobe(1);
+  const modules = new KernelModules(['nbd'], program);
+  t.equal(await modules.loadable(), false);
+  t.equal(await modules.load(), false);
+  t.equal(await modules.load(), false);
+  t.equal(called().length, 2);
+});
+
+t.test('without modprobe nothing can be loaded', async t => {
+  const modules = new KernelModules(['nbd'], join(directory, 'none'));
+  t.equal(await modules.loadable(), false);
+  t.equal(await modules.load(), false);
+});
