@@ -43,6 +43,7 @@ while [ "$up" -lt "$count" ]; do
   if [ "$booting" -lt "$booting_max" ] && [ "$started" -lt "$count" ]; then
     started=$((started + 1))
     log=$logs/vm-$started
+    : >"$log"
     mkfifo "$log.in"
     "$here/boot.sh" "$directory" "vm-$started" "$socket" <>"$log.in" >"$log" 2>&1 &
     echo $! >"$log.pid"
