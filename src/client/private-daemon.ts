@@ -11,7 +11,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { UbdError } from '../base/errors.ts';
@@ -45,8 +45,6 @@ export class PrivateDaemon {
   /** Throws `busy` where another command is at work on the same. */
   static async start({ dirs, subject, scrap = [] }: PrivateDaemonOptions): Promise<PrivateDaemon> {
     const paths = placesFor(dirs, subject);
-    for (const directory of [paths.stateDir, paths.runtimeDir])
-      mkdirSync(directory, { recursive: true, mode: 0o700 });
     const child = launch(paths, scrap);
     const client = new Client(paths, { start: false });
     try {
@@ -131,9 +129,18 @@ async function end(child: ChildProcess): Promise<void> {
   await ended;
 }
 
-/** The other end of the pipe: in the daemon. Calls `onEnd` when nobody holds it open any more. */
-export function watchInput(onEnd: () => void): void {
-  process.stdin.on('end', onEnd).on('error', onEnd).resume();
+/** The other end of the pipe: the daemon ends in order when nobody holds it open any more. */
+export function endWithInput(): void {
+  const end = (): void => {
+    // It may not have come so far as to take an order: until then a signal would just kill it.
+    const again = setInterval(() => {
+      if (process.listenerCount('SIGTERM') === 0) return;
+      clearInterval(again);
+      process.kill(process.pid, 'SIGTERM');
+    }, POLL_MS);
+    again.unref();
+  };
+  process.stdin.once('end', end).once('error', end).resume();
 }
 
 /** The last that a private daemon does. */

@@ -3,17 +3,15 @@
  * each other: that a leaf's parent is a root with an identity.
  */
 import { closeSync } from 'node:fs';
-import { readdir, rm, stat } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { rm, stat } from 'node:fs/promises';
 import { isUri } from '../base/uri.ts';
 import type { CheckReport, LeafInfo, Quota, RootIdentity } from '../client/api.ts';
 import { createLeaf } from '../leaf/create.ts';
 import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
-import { isStillOf } from '../leaf/still.ts';
 import { peekSuperblock } from '../leaf/successor.ts';
 import type { LeafParent, Quota as StoredQuota } from '../leaf/superblock.ts';
-import { endFold, foldStills, stillUnder } from '../life/fold.ts';
+import { endFold, foldStills } from '../life/fold.ts';
 import { renewLeaf } from '../life/renew.ts';
 import { diskWorld } from '../life/world.ts';
 import type { BootPacks } from './cache/boot-packs.ts';
@@ -113,13 +111,8 @@ export class FileImages implements Images {
     };
   }
 
-  async foldLeaf(path: string): Promise<number> {
-    const count = await foldStills(path);
-    // None of them is anybody else's: what is left was left by a crash.
-    if (stillUnder(diskWorld, path) === null)
-      for (const file of await readdir(dirname(path)))
-        if (isStillOf(path, join(dirname(path), file))) await rm(join(dirname(path), file));
-    return count;
+  foldLeaf(path: string): Promise<number> {
+    return foldStills(path);
   }
 
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport> {

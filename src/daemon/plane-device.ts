@@ -139,7 +139,9 @@ export class PlaneDevice {
       case 'ublk':
         return new UblkSession({
           ...{ slots: ublkSlots, channel: transport, ...common },
-          readsFixed: () => this.#upstream.length === 0 && !cache.isOn,
+          // Sockets and the cache have no use for them; the leaf is a file, whatever lies below.
+          readsFixed: ({ sector, count }) =>
+            (this.#upstream.length === 0 && !cache.isOn) || this.#leaves.holds(sector, count),
         });
       case 'fuse':
         return new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });

@@ -117,6 +117,11 @@ export class PlaneLeaves {
     return this.#top?.leaf.readOnly === true ? [this.#top.leaf, ...this.#below] : this.#below;
   }
 
+  /** Whether all of a range is the leaf's. */
+  holds(sector: number, count: number): boolean {
+    return this.#top !== null && this.#top.leaf.run(sector, sector + count) === count;
+  }
+
   get leaf(): Leaf | null {
     return this.#top?.leaf ?? null;
   }

@@ -4,7 +4,8 @@
  * database first of all, is listed and decided, never merged.
  * Method: a Debian of the release alone; a copy of it with the security archive's upgrades; leaves
  * in which packages were installed and removed by dpkg, files edited, trees moved. It needs the
- * network, or a mirror that mmdebstrap is pointed to.
+ * network, or a mirror (UBD_TEST_MIRROR), and takes minutes. UBD_TEST_DEBIAN_TAR: what mmdebstrap
+ * made before.
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

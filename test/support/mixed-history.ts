@@ -1,8 +1,9 @@
 /**
  * Lives of many disks in one place: attached, written, discarded, snapshotted, forked, grown,
- * reconciled, exported, sent, received, detached, in any order; and crashes at any step of all
- * that. The product's own code does it, from the daemon's snapshots down to node:fs, on a simulated
- * file system; the data plane's transports and threads are all that is left out.
+ * reconciled, rebased, exported (also in use), sent, received, detached, in any order; and crashes
+ * at any step of all that. The product's own code does it, from the daemon's snapshots down to
+ * node:fs, on a simulated file system; the data plane's transports and threads are all that is left
+ * out.
  *
  *     Disk       a leaf, and the model of what each of its sectors may hold
  *     image      frozen: its file never changes by a byte
@@ -29,8 +30,10 @@ import { checkLeaf } from '../../src/leaf/check.ts';
 import { createLeaf } from '../../src/leaf/create.ts';
 import { growLeaf } from '../../src/leaf/grow.ts';
 import { lineageOf } from '../../src/leaf/info.ts';
+import { isStill, stillPath } from '../../src/leaf/still.ts';
 import { abandonSuccessor } from '../../src/leaf/successor.ts';
 import { exportLeaf } from '../../src/life/export.ts';
+import { rebaseLeaf } from '../../src/life/rebase.ts';
 import { receiveLeaf } from '../../src/life/receive.ts';
 import { reconcile } from '../../src/life/reconcile.ts';
 import { repairLeaf } from '../../src/life/repair.ts';
@@ -77,8 +80,8 @@ interface Disk {
 /** Sector to version: what a disk held at a moment when nothing was under way. */
 type Content = Map<number, number>;
 
-const OFFLINE = ['fork', 'reconcile', 'export', 'send', 'grow', 'check'] as const;
-const LIVE = ['snapshot', 'fork device', 'grow device'] as const;
+const OFFLINE = ['fork', 'reconcile', 'rebase', 'export', 'send', 'grow', 'check'] as const;
+const LIVE = ['snapshot', 'still', 'fork device', 'grow device'] as const;
 type Operation = (typeof OFFLINE)[number] | (typeof LIVE)[number];
 
 export type Counts = Record<
@@ -190,6 +193,10 @@ export class MixedHistory {
         return () => this.#fork(disk);
       case 'reconcile':
         return () => this.#reconcile(disk, idle);
+      case 'rebase':
+        return () => this.#rebase(disk);
+      case 'still':
+        return () => this.#still(disk);
       case 'export':
         return () => this.#export(disk);
       case 'send':
@@ -371,6 +378,7 @@ export class MixedHistory {
     await this.#until(this.#plane.close(served.id));
     this.#live.gone(served.id);
     disk.served = null;
+    if (this.random.chance(0.7)) await this.#until(this.#images.foldLeaf(disk.path));
     for (const [sector, version] of content) disk.model.settle(sector, version);
     disk.model.tick();
   }
@@ -518,6 +526,28 @@ export class MixedHistory {
     return async () => this.#fix(file);
   }
 
+  /** Exports of a disk in use; stills that stand on each other become one. */
+  async #still(disk: Disk): Promise<() => Promise<void>> {
+    for (let count = this.random.between(1, 4); count > 0; count--) await this.#exportLive(disk);
+    return async () => {};
+  }
+
+  async #exportLive(disk: Disk): Promise<void> {
+    const file = stillPath(disk.path);
+    const entry = this.#entry(disk);
+    await takeSnapshot(this.#shop, this.#live, entry, { file, freeze: false });
+    const moment = disk.moment!;
+    const target = this.#path('a', 'export');
+    await exportLeaf({ leaf: file, target });
+    const bytes = this.fs.content(target);
+    this.fs.remove(target);
+    for (const [sector, legal] of moment)
+      versionAt(bytes, sector, sector, () => legal, `${disk.path}: exported in use`);
+    const { id, name, leaf } = entry;
+    const left = await this.#live.fold({ id, name, leaf, outlives: false });
+    if (left > 1) throw new Broken(`${disk.path} stands on ${left} stills`);
+  }
+
   async #forkDevice(disk: Disk): Promise<() => Promise<void>> {
     const leaves = [1, 2].map(() => this.#path('b', 'fork'));
     const stay = disk.sectors;
@@ -600,6 +630,23 @@ export class MixedHistory {
     };
   }
 
+  /** To a root of the same content that is another one: longer. */
+  async #rebase(disk: Disk): Promise<() => Promise<void>> {
+    const old = this.fs.content(lineageOf(disk.path).base!.path);
+    const root = this.#path('r', 'refreshed');
+    const bytes = new Uint8Array(old.length + SECTOR * this.random.between(1, 9));
+    bytes.set(old);
+    this.fs.put(root, bytes);
+    const { way } = await rebaseLeaf({ leaf: disk.path, root });
+    if (way !== 'fast-forward' && way !== 'disjoint') throw new Broken(`${disk.path}: ${way}`);
+    disk.sectors = Math.max(disk.sectors, bytes.length / SECTOR);
+    disk.sectorsLeast = disk.sectors;
+    return async () => {
+      this.#fix(root);
+      await this.#lookAgain(disk, 'rebased');
+    };
+  }
+
   async #export(disk: Disk): Promise<() => Promise<void>> {
     const content = this.#contentOf(disk);
     const target = this.#path('a', 'export');
@@ -614,7 +661,8 @@ export class MixedHistory {
     const leaf = this.#path('b', 'received');
     this.#expect([leaf], disk.sectors, content);
     const { images } = lineageOf(disk.path);
-    const since = this.random.pick([undefined, ...images.map(({ path }) => path)]);
+    const lasting = images.map(({ path }) => path).filter(path => !isStill(path));
+    const since = this.random.pick([undefined, ...lasting]);
     await sendLeaf({ leaf: disk.path, target: stream, ...(since && { since }) });
     const base = since ?? lineageOf(disk.path).base!.path;
     await receiveLeaf({ source: stream, leaf, base });
@@ -758,7 +806,10 @@ export class MixedHistory {
         for (const { path } of images) may.add(path);
         may.add(base!.path);
       }
-    const left = this.fs.openFiles.filter(path => !may.has(path));
+    // A still that became an image may have both names after a crash.
+    const known = (path: string): boolean =>
+      may.has(path) || [...may].some(one => this.fs.isSame(one, path));
+    const left = this.fs.openFiles.filter(path => !known(path));
     if (left.length > 0) throw new Broken(`left open: ${left.join(', ')}`);
   }
 }

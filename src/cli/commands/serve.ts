@@ -5,7 +5,7 @@ import { CACHE_POLICIES, type CachePolicy, type CacheSpec } from '../../client/c
 import type { ListenerSpec } from '../../client/exports.ts';
 import { EXIT_LOCKED } from '../../client/launch.ts';
 import { findPaths } from '../../client/paths.ts';
-import { removeScrap, watchInput } from '../../client/private-daemon.ts';
+import { endWithInput, removeScrap } from '../../client/private-daemon.ts';
 import type { Serving } from '../../daemon/exports/exports.ts';
 import { parseCacheSize } from '../cache-options.ts';
 import type { Arguments, Command } from '../command.ts';
@@ -84,7 +84,7 @@ export const serve: Command = {
       import('../../daemon/takeover.ts'),
     ]);
     const scrap = args.flags.has('while-input') ? (args.lists.get('scrap') ?? []) : null;
-    if (scrap !== null) watchInput(() => process.kill(process.pid, 'SIGTERM'));
+    if (scrap !== null) endWithInput();
     try {
       const inheritance = args.flags.has('takeover') ? await takeOver(paths) : null;
       const status = await runDaemon({

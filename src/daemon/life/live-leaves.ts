@@ -9,7 +9,7 @@
  * opened.
  */
 import { linkSync, openSync, rmSync } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { dirname } from 'node:path';
 import { errnoName } from '../../base/errno.ts';
 import { UbdError } from '../../base/errors.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
@@ -60,7 +60,7 @@ export class PlaneLiveLeaves implements LiveLeaves {
   async snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade> {
     const left = this.#unfinished.get(device.id);
     if (left !== undefined) await this.#finish(device, left);
-    if (!isStillOf(device.leaf.path, file)) await this.#keepStill(device, dirname(file));
+    if (!isStillOf(device.leaf.path, file)) await this.#keepStill(device, file);
     const successor = planSuccessor(device.leaf.path, file);
     const { uuid } = peekSuperblock(device.leaf.path);
     const undo = new Undo();
@@ -130,15 +130,16 @@ export class PlaneLiveLeaves implements LiveLeaves {
   }
 
   /** The still that somebody's image is about to stand on becomes an image as any other. */
-  async #keepStill({ id, leaf }: LiveDevice, directory: string): Promise<void> {
+  async #keepStill({ id, leaf }: LiveDevice, image: string): Promise<void> {
     const still = stillUnder(diskWorld, leaf.path);
     if (still === null) return;
     const { parent } = peekSuperblock(leaf.path);
-    const path = chooseImagePath(join(directory, basename(leaf.path)));
+    const path = chooseImagePath(image);
     linkSync(still, path);
-    syncDirectory(directory);
+    syncDirectory(dirname(path));
     const kept = { ...parent, path: storedPath(leaf.path, path) };
     await this.#plane.prepare(id, { parent: kept });
+    // After a crash here it has two names, which harms nobody.
     rmSync(still);
   }
 

@@ -6,8 +6,8 @@
  *        └────────── the batch is done ◀──────┘
  *
  * The kernel wakes us once for all that arrives until we poll again, and requests that wait are
- * read in one crossing. (Reads that wait in the ring, a wake-up each, cost a fifth of the
- * throughput.)
+ * read in one crossing. (Reads that wait in the ring, a wake-up each, and replies one by one cost a
+ * third of the throughput.)
  *
  * Owns the slots of its session: from the read into it until `giveBack`, a slot is taken.
  */

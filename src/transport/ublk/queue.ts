@@ -153,7 +153,7 @@ export interface QueueOptions {
   depth: number;
   data: DataMode;
   device: UnionDevice;
-  readsFixed: () => boolean;
+  readsFixed: (read: Request) => boolean;
   events: QueueEvents;
 }
 
@@ -168,7 +168,7 @@ export class UblkQueue {
   readonly #zeroCopy: boolean;
   /** The first of our places for registered buffers; -1 without. */
   readonly #places: number;
-  readonly #readsFixed: () => boolean;
+  readonly #readsFixed: (read: Request) => boolean;
   readonly #device: UnionDevice;
   readonly #events: QueueEvents;
   readonly #tags: Tag[] = [];
@@ -291,7 +291,7 @@ export class UblkQueue {
       this.#commit(tag, -EINVAL);
     } else if (!this.#userCopy) {
       this.#serve(tag);
-    } else if (request.op === OP.READ && tag.place >= 0 && this.#mayReadFixed(opFlags)) {
+    } else if (request.op === OP.READ && tag.place >= 0 && this.#mayReadFixed(request, opFlags)) {
       request.memory = tag.fixed;
       request.start = 0;
       request.loan = this.#slots.takeLoan();
@@ -301,8 +301,8 @@ export class UblkQueue {
     }
   }
 
-  #mayReadFixed(opFlags: number): boolean {
-    return (opFlags & UBLK_FLAG.NEED_REG_BUF) === 0 && this.#readsFixed();
+  #mayReadFixed(read: Request, opFlags: number): boolean {
+    return (opFlags & UBLK_FLAG.NEED_REG_BUF) === 0 && this.#readsFixed(read);
   }
 
   #takeSlot(tag: Tag): void {

@@ -12,6 +12,7 @@
 
 import { assert } from '../../base/assert.ts';
 import { ENODEV, errnoName } from '../../base/errno.ts';
+import type { Request } from '../../engine/request.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { type QueueEvents, UblkQueue } from './queue.ts';
 import { DeviceSlots, type UblkSlots } from './slots.ts';
@@ -33,8 +34,8 @@ export interface SessionOptions {
   slots: UblkSlots;
   channel: UblkChannel;
   device: UnionDevice;
-  /** Asked at every read: whether all layers can read into registered buffers. */
-  readsFixed: () => boolean;
+  /** Asked at every read: whether the layers that serve it can read into registered buffers. */
+  readsFixed: (read: Request) => boolean;
   /** Called once, from the ring's turn or from `stop`: why it ended, or null after `stop`. */
   onEnd: (reason: string | null) => void;
 }
