@@ -21,11 +21,13 @@ export {
   rebaseFiles,
 } from './life/file-rebase.ts';
 export {
+  changedInLeaf,
   diffFiles,
   type FileChange,
   type FoundFile,
   findInLeaf,
   findInRoot,
+  type IndexedImage,
   type IndexOptions,
   type IndexReport,
   indexLeaf,
@@ -43,4 +45,5 @@ export {
 } from './life/scan.ts';
 export { type SendReport, type SendSpec, sendLeaf } from './life/send.ts';
 export { type ShrinkReport, type ShrinkSpec, shrinkLeaf } from './life/shrink.ts';
+export { type WhyReport, why } from './life/why.ts';
 export type { WorkOptions } from './life/work.ts';

@@ -15,6 +15,7 @@ export const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   set: async () => (await import('./commands/set.ts')).set,
   diff: async () => (await import('./commands/diff.ts')).diff,
   find: async () => (await import('./commands/find.ts')).find,
+  why: async () => (await import('./commands/why.ts')).why,
   index: async () => (await import('./commands/index.ts')).index,
   scan: async () => (await import('./commands/scan.ts')).scan,
   export: async () => (await import('./commands/export.ts')).exportCommand,

@@ -14,7 +14,7 @@ import { UbdError } from '../base/errors.ts';
 import { findPaths } from '../client/paths.ts';
 import type { Arguments } from './command.ts';
 import { givenDirs } from './session.ts';
-import { detachedLeaf } from './work.ts';
+import { withStill } from './still.ts';
 
 /** The magic that a leaf begins with. */
 const LEAF_MAGIC = 'UBDLEAF\0';
@@ -24,15 +24,21 @@ export interface Image {
   path: string;
 }
 
-/** A path of a root or a leaf, or the name of a device: then it is the device's leaf. */
-export function imageOf(args: Arguments, text: string): Image {
-  if (!existsSync(text) || text.startsWith('/dev/ubd'))
-    return { kind: 'leaf', path: detachedLeaf(args, text) };
-  if (isLeaf(text)) return { kind: 'leaf', path: detachedLeaf(args, resolve(text)) };
-  return { kind: 'root', path: resolve(text) };
+/**
+ * Calls `use` with the image that is meant by a path of a root or a leaf, or by the name of a
+ * device: then it is the device's leaf, at one moment if it is in use.
+ */
+export async function withImage<T>(
+  args: Arguments,
+  text: string,
+  use: (image: Image) => Promise<T>,
+): Promise<T> {
+  if (existsSync(text) && !text.startsWith('/dev/ubd') && !isLeaf(text))
+    return use({ kind: 'root', path: resolve(text) });
+  return withStill(args, text, path => use({ kind: 'leaf', path }));
 }
 
-function isLeaf(path: string): boolean {
+export function isLeaf(path: string): boolean {
   const head = Buffer.alloc(LEAF_MAGIC.length);
   let fd: number;
   try {

@@ -1,12 +1,24 @@
 /** Printing: tables and JSON on standard output, errors and progress on standard error. */
 import type { ErrorRecord } from '../base/errors.ts';
+import { printableJson, printableLine, printableText } from './names.ts';
 
+/** Lines of which each is whole: no name in them has a line's end. */
 export function print(text: string): void {
-  process.stdout.write(`${text}\n`);
+  process.stdout.write(`${printableText(text)}\n`);
+}
+
+/** One line, whatever is in it. */
+export function printLine(text: string): void {
+  process.stdout.write(`${printableLine(text)}\n`);
+}
+
+/** A line beside the results: these alone go to standard output. */
+export function printNote(text: string): void {
+  process.stderr.write(`${printableLine(text)}\n`);
 }
 
 export function printJson(value: unknown): void {
-  print(JSON.stringify(value, null, 2));
+  process.stdout.write(`${printableJson(JSON.stringify(value, null, 2))}\n`);
 }
 
 /** An error and its next step; as JSON where that was asked for. */
@@ -15,11 +27,11 @@ export function printError(error: ErrorRecord, json: boolean): void {
   // there.
   process.stderr.once('error', () => {}); // nobody reads it: the exit status says enough
   if (json) {
-    process.stderr.write(`${JSON.stringify({ error })}\n`);
+    process.stderr.write(`${printableJson(JSON.stringify({ error }))}\n`);
     return;
   }
-  const next = error.next === undefined ? '' : `     ${error.next}\n`;
-  process.stderr.write(`ubd: ${error.message}\n${next}`);
+  const next = error.next === undefined ? '' : `     ${printableText(error.next)}\n`;
+  process.stderr.write(`ubd: ${printableLine(error.message)}\n${next}`);
 }
 
 /** Aligned columns, two blanks apart; the columns named in `right` hold numbers. */
@@ -28,7 +40,7 @@ export function table(
   rows: readonly (readonly string[])[],
   right: ReadonlySet<string> = new Set(),
 ): string {
-  const all = [head, ...rows];
+  const all = [head, ...rows.map(row => row.map(printableLine))];
   const widths = head.map((_, column) => Math.max(...all.map(row => width(row[column]!))));
   return all
     .map(row =>
@@ -46,7 +58,9 @@ export function table(
 /** Lines of `name: value`, the values aligned. */
 export function facts(pairs: readonly (readonly [name: string, value: string])[]): string {
   const longest = Math.max(...pairs.map(([name]) => name.length));
-  return pairs.map(([name, value]) => `${`${name}:`.padEnd(longest + 2)}${value}`).join('\n');
+  return pairs
+    .map(([name, value]) => `${`${name}:`.padEnd(longest + 2)}${printableLine(value)}`)
+    .join('\n');
 }
 
 /** How much of what was asked for came from memory: `98 %`; `-` if nothing was asked for. */

@@ -5,6 +5,7 @@
 import { realpathSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
 import type { Arguments } from './command.ts';
+import { printNote } from './output.ts';
 import { withDaemon } from './session.ts';
 import { subjectOf } from './work.ts';
 
@@ -25,8 +26,7 @@ export async function withStill<T>(
     client.snapshot({ target: device, file }),
   );
   for (const { mount, frozen, reason } of mounts)
-    if (!frozen)
-      process.stderr.write(`ubd: ${mount} did not stand still (${reason}): as after a crash\n`);
+    if (!frozen) printNote(`ubd: ${mount} did not stand still (${reason}): as after a crash`);
   try {
     return await use(file);
   } finally {

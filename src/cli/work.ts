@@ -96,6 +96,13 @@ export function detachedLeaf(args: Arguments, text: string): string {
   });
 }
 
+/** The leaves of all devices on record, without links in their paths. */
+export function leavesOfDevices(paths: Paths): string[] {
+  return readRecords(paths)
+    .map(({ leaf }) => leaf)
+    .filter(leaf => leaf !== null);
+}
+
 interface Held {
   name: string;
   link: number;

@@ -93,8 +93,9 @@ function launch(paths: Paths): ChildProcess {
 async function failed(paths: Paths, message: string): Promise<UbdError> {
   const text = await readFile(paths.log, 'utf8').catch(() => '');
   const last = text.trimEnd().split('\n').slice(-LOG_LINES).join('\n');
-  return new UbdError('daemon', last ? `${message}; its log ends with:\n${last}` : message, {
+  const next = `run \`ubd serve\` to see it start, or read ${paths.log}`;
+  return new UbdError('daemon', message, {
     place: { file: paths.log },
-    next: `run \`ubd serve\` to see it start, or read ${paths.log}`,
+    next: last === '' ? next : `${next}; it ends with:\n${last}`,
   });
 }

@@ -92,6 +92,11 @@ function sqlite(): Constructor {
   }
 }
 
+/** A database for something beside the index. */
+export function openDatabase(path: string): Database {
+  return new (sqlite())(path);
+}
+
 /** Opens an index for reading. Throws UbdError 'not-found', 'corrupt' or 'unsupported'. */
 export function openIndex(path: string): Database {
   const Sqlite = sqlite();
@@ -135,6 +140,7 @@ export class IndexWriter {
   readonly #inode: BetterSqlite3.Statement;
   readonly #entry: BetterSqlite3.Statement;
   readonly #extent: BetterSqlite3.Statement;
+  readonly #shared: BetterSqlite3.Statement;
   #done = false;
 
   /** @param onRoot the index of a leaf: it holds what differs from the root's */
@@ -166,6 +172,7 @@ export class IndexWriter {
     this.#inode = database.prepare(`INSERT INTO inode VALUES (${'?, '.repeat(14)}?)`);
     this.#entry = database.prepare('INSERT INTO entry VALUES (NULL, ?, ?, ?, ?)');
     this.#extent = database.prepare('INSERT INTO extent VALUES (?, ?, ?, ?, ?)');
+    this.#shared = database.prepare('INSERT OR IGNORE INTO extent VALUES (?, ?, ?, ?, ?)');
   }
 
   addInode(r: InodeRecord): void {
@@ -193,6 +200,12 @@ export class IndexWriter {
         next: 'check it: fsck -n on a copy',
       });
     }
+  }
+
+  /** Of a file system whose files may share blocks: the first that is told has them. */
+  addSharedExtent(extent: ExtentRecord): void {
+    const { positionBytes, lengthBytes, inode, offsetBytes, use } = extent;
+    this.#shared.run(positionBytes, lengthBytes, inode, offsetBytes, use);
   }
 
   /** Only on a root. @param content do the bytes of the file differ, or only what is said of it? */

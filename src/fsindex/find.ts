@@ -31,7 +31,7 @@ const GLOB_CHARACTERS = /[*?[]/;
 export function findFiles(index: MergedIndex, pattern: string): FoundFile[] {
   const isGlob = GLOB_CHARACTERS.test(pattern);
   const whole = pattern.includes('/');
-  const matches = isGlob ? globMatcher(pattern) : (text: string): boolean => text.includes(pattern);
+  const matches = textMatcher(pattern);
   const touched = index.onRoot
     ? index.database.prepare<[number]>('SELECT 1 FROM main.touched_inode WHERE number = ?').pluck()
     : null;
@@ -46,6 +46,17 @@ export function findFiles(index: MergedIndex, pattern: string): FoundFile[] {
     found.push({ path, ...factsOf(inode), changed });
   }
   return found.sort((a, b) => (a.path < b.path ? -1 : a.path > b.path ? 1 : 0));
+}
+
+function textMatcher(pattern: string): (text: string) => boolean {
+  if (GLOB_CHARACTERS.test(pattern)) return globMatcher(pattern);
+  return text => text.includes(pattern);
+}
+
+/** Whether a path matches a pattern: by its last name, or as a whole if the pattern has a slash. */
+export function nameMatcher(pattern: string): (path: string) => boolean {
+  const matches = textMatcher(pattern);
+  return pattern.includes('/') ? matches : path => matches(path.slice(path.lastIndexOf('/') + 1));
 }
 
 function factsOf({ mode, uid, gid, size, mtime }: InodeRow): Omit<FoundFile, 'path' | 'changed'> {

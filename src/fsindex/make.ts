@@ -102,12 +102,12 @@ export function makeLeafIndex(
   }
 }
 
-function keyOf(index: Database): string | null {
+export function keyOf(index: Database): string | null {
   const sql = "SELECT value FROM meta WHERE key = 'key'";
   return index.prepare<[], { value: string }>(sql).get()?.value ?? null;
 }
 
-function seconds(): number {
+export function seconds(): number {
   return Math.floor(Date.now() / 1000);
 }
 

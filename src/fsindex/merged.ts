@@ -39,6 +39,8 @@ export class MergedIndex {
   readonly onRoot: boolean;
   readonly rootInode: number;
   readonly #parentOf;
+  readonly #entry;
+  readonly #entries;
   readonly #own;
   readonly #below;
   readonly #touched;
@@ -61,6 +63,12 @@ export class MergedIndex {
     this.#parentOf = database.prepare<[number], EntryRow>(
       'SELECT parent, name, raw, inode FROM entries WHERE inode = ? LIMIT 1',
     );
+    this.#entries = database.prepare<[number], EntryRow>(
+      'SELECT parent, name, raw, inode FROM entries WHERE parent = ? ORDER BY name',
+    );
+    this.#entry = database
+      .prepare<[number, string], number>('SELECT inode FROM entries WHERE parent = ? AND name = ?')
+      .pluck();
     const inodeOf = (schema: string) =>
       database.prepare<[number], InodeRow>(`SELECT * FROM ${schema}.inode WHERE number = ?`);
     this.#own = inodeOf('main');
@@ -132,6 +140,39 @@ export class MergedIndex {
       this.#paths.set(number, path);
     }
     return path === '' ? '/' : path;
+  }
+
+  /** As `pathOf`, in the bytes of the names, without a slash in front. */
+  rawPathOf(inode: number): Buffer | null {
+    const names: Buffer[] = [];
+    for (let at = inode; at !== this.rootInode; ) {
+      const entry = this.#parentOf.get(at);
+      if (entry === undefined || names.length > DEPTH_MAX) return null;
+      names.unshift(entry.raw ?? Buffer.from(entry.name));
+      at = entry.parent;
+    }
+    return Buffer.from(names.map(name => name.toString('latin1')).join('/'), 'latin1');
+  }
+
+  /** The names in a directory. */
+  entriesOf(directory: number): EntryRow[] {
+    return this.#entries.all(directory);
+  }
+
+  /** The inode of a name in a directory. */
+  entryIn(directory: number, name: string): number | null {
+    return this.#entry.get(directory, name) ?? null;
+  }
+
+  /** The inode at a path; null: there is none. Links are not followed. */
+  lookUp(path: string): number | null {
+    let at = this.rootInode;
+    for (const name of path.split('/').filter(part => part !== '')) {
+      const inode = this.#entry.get(at, name);
+      if (inode === undefined) return null;
+      at = inode;
+    }
+    return at;
   }
 
   /** The path of a name in a directory. */

@@ -26,3 +26,9 @@ export function isStillOf(leaf: string, image: string): boolean {
 export function isStill(image: string): boolean {
   return /^\..*\.ubd-still-[0-9a-f]{12}$/.test(basename(image));
 }
+
+/** The leaf that a still is of; any other path is its own. */
+export function leafOfStill(path: string): string {
+  const [, name] = /^\.(.*)\.ubd-still-[0-9a-f]{12}$/.exec(basename(path)) ?? [];
+  return name === undefined ? path : join(dirname(path), name);
+}

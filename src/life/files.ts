@@ -1,25 +1,33 @@
 /**
  * Files inside of images: which a root has, and which of them a leaf changed. The index of a root
- * is made once and used by everyone; that of a leaf costs what the leaf changed.
+ * is made once and used by everyone; that of a leaf costs what the leaf changed, or a walk where
+ * the file system is read by a mount. Of a device with partitions, each file system has its own.
  */
 import { UbdError } from '../base/errors.ts';
-import { SECTOR_BYTES } from '../base/units.ts';
 import { diffLeaf, type FileChange } from '../fsindex/diff.ts';
-import { type FoundFile, findFiles } from '../fsindex/find.ts';
+import { type FoundFile, findFiles, nameMatcher } from '../fsindex/find.ts';
 import { makeLeafIndex, makeRootIndex } from '../fsindex/make.ts';
+import { makeMountedLeafIndex, makeMountedRootIndex } from '../fsindex/make-mounted.ts';
 import { MergedIndex } from '../fsindex/merged.ts';
-import type { ByteRange } from '../fsindex/ranges.ts';
-import { checkRange } from '../fsindex/source.ts';
+import type { Image, ImageMounts } from './image-mounts.ts';
 import {
   fileStamp,
   indexSays,
   leafIndexPlace,
+  partitionSuffix,
   rootIndexPlaces,
   rootKey,
   writablePlace,
 } from './index-place.ts';
-import { NOWHERE, openStack, type Stack } from './stack.ts';
-import { stackSource } from './stack-source.ts';
+import { openStack, type Stack } from './stack.ts';
+import {
+  changedRanges,
+  rootOf,
+  rootSource,
+  stackSource,
+  type Volume,
+  volumesOf,
+} from './volumes.ts';
 import { Work, type WorkOptions } from './work.ts';
 import type { OpenedRoot } from './world.ts';
 
@@ -45,43 +53,146 @@ export interface IndexReport {
   inodes: number | null;
 }
 
-/** The index of a root, made if there is none. */
-export async function indexRoot(root: string, options: IndexOptions): Promise<IndexReport> {
+/** One file system of an image, and what is known of it. */
+export interface View {
+  /** Its number in the partition table; null: the whole device. */
+  partition: number | null;
+  volume: Volume;
+  /** Of a leaf: merged with its root's. */
+  index: MergedIndex;
+  /** Of a leaf: its root's index by itself, and the same volume in the root. */
+  root: { index: MergedIndex; volume: Volume } | null;
+  report: IndexReport;
+}
+
+export interface Views {
+  views: readonly View[];
+  /** Partitions that cannot be read, and what they hold. */
+  skipped: readonly { partition: number; what: string }[];
+  /** Of a leaf. */
+  stack: Stack | null;
+  /** The mounts of the image, and of the root of a leaf. */
+  mounts: { image: ImageMounts; root: ImageMounts };
+}
+
+/** Indexes all file systems of an image, and lets `use` work with them. */
+export async function withViews<T>(
+  image: Image,
+  options: IndexOptions,
+  use: (views: Views) => Promise<T> | T,
+): Promise<T> {
   const { world } = new Work(options);
-  const opened = await world.openRoot(root);
+  const stack = image.kind === 'leaf' ? await openStack(world, image.path) : null;
+  if (stack !== null && stack.root === null) {
+    stack.close();
+    throw new UbdError('unsupported', `${image.path} stands on no root: nothing to compare with`, {
+      place: { file: image.path },
+    });
+  }
+  const rootPath = stack?.root?.path ?? image.path;
+  const opened = stack === null ? await world.openRoot(image.path) : rootOf(stack)!;
+  // Loaded only now: a device of one's own brings along a client of a daemon.
+  const { ImageMounts } = await import('./image-mounts.ts');
+  const mounts = {
+    image: new ImageMounts(image),
+    root: new ImageMounts({ kind: 'root', path: rootPath }),
+  };
+  const views: View[] = [];
   try {
-    return ensureRootIndex(opened, options);
+    const { volumes: rootVolumes, skipped } = volumesOf(rootSource(opened));
+    if (stack === null)
+      for (const volume of rootVolumes) {
+        const report = await rootIndex(opened, volume, rootVolumes.length, mounts.image, options);
+        const index = MergedIndex.open(report.path);
+        views.push({ partition: volume.partition, volume, index, root: null, report });
+      }
+    const own = stack === null ? null : volumesOf(stackSource(stack));
+    for (const volume of own?.volumes ?? []) {
+      const below = rootVolumes.find(({ partition }) => partition === volume.partition);
+      const same = below !== undefined && below.content.type === volume.content.type;
+      if (!same) throw unlike(image.path, volume, below);
+      const { output: _, force: __, ...common } = options;
+      const base = await rootIndex(opened, below, rootVolumes.length, mounts.root, common);
+      const report = await leafIndex(stack!, image.path, volume, base, mounts.image, options);
+      views.push({
+        partition: volume.partition,
+        volume,
+        index: MergedIndex.openLeaf(report.path, base.path),
+        root: { index: MergedIndex.open(base.path), volume: below },
+        report,
+      });
+    }
+    return await use({ views, skipped: own?.skipped ?? skipped, stack, mounts });
   } finally {
-    opened.file.close();
+    for (const { index, root } of views) {
+      index.close();
+      root?.index.close();
+    }
+    try {
+      await mounts.image.close();
+      await mounts.root.close();
+    } finally {
+      if (stack === null) opened.file.close();
+      else stack.close();
+    }
   }
 }
 
-/** The index of what a leaf changed, made if there is none of its present state. */
-export async function indexLeaf(leaf: string, options: IndexOptions): Promise<IndexReport> {
-  const stack = await openStack(new Work(options).world, leaf);
-  try {
-    return ensureLeafIndex(stack, leaf, options).report;
-  } finally {
-    stack.close();
-  }
+function unlike(leaf: string, { partition, content }: Volume, below: Volume | undefined): UbdError {
+  const where = partition === null ? '' : `, partition ${partition}`;
+  const was = below === undefined ? 'no such partition' : below.content.what;
+  return new UbdError(
+    'unsupported',
+    `${leaf}${where} holds ${content.what} now, and its root ${was}: files cannot be compared`,
+    { place: { file: leaf }, next: '`ubd diff --blocks` works with every content' },
+  );
+}
+
+export interface IndexedImage extends IndexReport {
+  /** Of all its file systems, in the order of the partitions. */
+  fileSystems: (IndexReport & { partition: number | null; kind: string })[];
+  skipped: readonly { partition: number; what: string }[];
+}
+
+/** The indexes of a root, made if there are none. */
+export async function indexRoot(root: string, options: IndexOptions): Promise<IndexedImage> {
+  return indexImage({ kind: 'root', path: root }, options);
+}
+
+/** The indexes of what a leaf changed, made if there are none of its present state. */
+export async function indexLeaf(leaf: string, options: IndexOptions): Promise<IndexedImage> {
+  return indexImage({ kind: 'leaf', path: leaf }, options);
+}
+
+function indexImage(image: Image, options: IndexOptions): Promise<IndexedImage> {
+  return withViews(image, options, ({ views, skipped }) => ({
+    ...views[0]!.report,
+    fileSystems: views.map(({ report, partition, index }) => ({
+      ...report,
+      partition,
+      kind: String(index.meta('fs.kind')),
+    })),
+    skipped,
+  }));
+}
+
+/** Of a device with partitions, which one it is in. */
+export type In<T> = T & { partition?: number };
+
+function inside<T extends object>({ partition }: View, one: T): In<T> {
+  return partition === null ? one : { ...one, partition };
 }
 
 /** What a leaf changed, file by file. */
-export async function diffFiles(leaf: string, options: IndexOptions): Promise<FileChange[]> {
-  const stack = await openStack(new Work(options).world, leaf);
-  try {
-    const { report, rootIndex } = ensureLeafIndex(stack, leaf, options);
-    const merged = MergedIndex.openLeaf(report.path, rootIndex);
-    const root = MergedIndex.open(rootIndex);
-    try {
-      return diffLeaf(merged, root);
-    } finally {
-      merged.close();
-      root.close();
-    }
-  } finally {
-    stack.close();
-  }
+export async function diffFiles(leaf: string, options: IndexOptions): Promise<In<FileChange>[]> {
+  return withViews({ kind: 'leaf', path: leaf }, options, ({ views }) => changesOf(views));
+}
+
+/** Of the views of a leaf. */
+export function changesOf(views: readonly View[]): In<FileChange>[] {
+  return views.flatMap(view =>
+    diffLeaf(view.index, view.root!.index).map(change => inside(view, change)),
+  );
 }
 
 /** The files of a root whose names match. */
@@ -89,14 +200,8 @@ export async function findInRoot(
   root: string,
   pattern: string,
   options: IndexOptions,
-): Promise<FoundFile[]> {
-  const { path } = await indexRoot(root, options);
-  const index = MergedIndex.open(path);
-  try {
-    return findFiles(index, pattern);
-  } finally {
-    index.close();
-  }
+): Promise<In<FoundFile>[]> {
+  return withViews({ kind: 'root', path: root }, options, ({ views }) => found(views, pattern));
 }
 
 /** The files of a leaf, merged with its root, whose names match. */
@@ -104,85 +209,177 @@ export async function findInLeaf(
   leaf: string,
   pattern: string,
   options: IndexOptions,
-): Promise<FoundFile[]> {
-  const stack = await openStack(new Work(options).world, leaf);
-  try {
-    const { report, rootIndex } = ensureLeafIndex(stack, leaf, options);
-    const index = MergedIndex.openLeaf(report.path, rootIndex);
-    try {
-      return findFiles(index, pattern);
-    } finally {
-      index.close();
-    }
-  } finally {
-    stack.close();
-  }
+): Promise<In<FoundFile>[]> {
+  return withViews({ kind: 'leaf', path: leaf }, options, ({ views }) => found(views, pattern));
 }
 
-export function ensureRootIndex(
+function found(views: readonly View[], pattern: string): In<FoundFile>[] {
+  return views.flatMap(view => findFiles(view.index, pattern).map(file => inside(view, file)));
+}
+
+/** What a leaf changed of the files whose names match, or matched: also what is gone. */
+export async function changedInLeaf(
+  leaf: string,
+  pattern: string,
+  options: IndexOptions,
+): Promise<In<FileChange>[]> {
+  const matches = nameMatcher(pattern);
+  const changes = await diffFiles(leaf, options);
+  return changes.filter(({ path, from }) => matches(path) || (from && matches(from)));
+}
+
+async function rootIndex(
+  opened: OpenedRoot,
+  volume: Volume,
+  count: number,
+  mounts: ImageMounts,
+  options: IndexOptions,
+): Promise<IndexReport> {
+  const plan = planRoot(opened, outputFor(options, volume, count), volume.partition);
+  if (plan.there !== null) return { path: plan.there, made: false, inodes: null };
+  if (volume.content.how === 'blocks') return makeRoot(plan, volume, options);
+  const { name } = opened.file;
+  const source = await mounted(name, volume, mounts, options);
+  const { inodes } = await makeMountedRootIndex(source, plan.key, {
+    output: plan.place(),
+    digests: options.digests ?? false,
+    about: plan.about,
+  });
+  return { path: plan.place(), made: true, inodes };
+}
+
+async function leafIndex(
+  stack: Stack,
+  leaf: string,
+  volume: Volume,
+  base: IndexReport,
+  mounts: ImageMounts,
+  options: IndexOptions,
+): Promise<IndexReport> {
+  const count = volume.partition === null ? 1 : 2;
+  const plan = planLeaf(stack, leaf, outputFor(options, volume, count), volume.partition);
+  if (plan.there) return { path: plan.path, made: false, inodes: null };
+  const make = { output: plan.path, digests: options.digests ?? false, about: plan.about };
+  const changed = changedRanges(stack, volume);
+  const { inodes } =
+    volume.content.how === 'blocks'
+      ? makeLeafIndex(volume.source, changed, base.path, make)
+      : await makeMountedLeafIndex(
+          await mounted(leaf, volume, mounts, options),
+          changed,
+          base.path,
+          make,
+        );
+  return { path: plan.path, made: true, inodes };
+}
+
+async function mounted(
+  name: string,
+  volume: Volume,
+  mounts: ImageMounts,
+  options: IndexOptions,
+): Promise<Parameters<typeof makeMountedRootIndex>[0]> {
+  const work = new Work(options);
+  return {
+    fd: await mounts.open(volume),
+    name,
+    type: volume.content.type!,
+    breathe: () => work.breathe(),
+  };
+}
+
+/** One name for several indexes is made several: FILE.p1 and so on. */
+function outputFor(options: IndexOptions, { partition }: Volume, count: number): IndexOptions {
+  if (options.output === undefined || partition === null || count === 1) return options;
+  return { ...options, output: options.output + partitionSuffix(partition) };
+}
+
+interface RootPlan {
+  key: string;
+  about: Readonly<Record<string, string | number>>;
+  /** One that holds; null: it is to be made. */
+  there: string | null;
+  place(): string;
+}
+
+function planRoot(
   { file, identity }: OpenedRoot,
   options: IndexOptions,
-): IndexReport {
-  const key = rootKey(identity);
+  partition: number | null,
+): RootPlan {
+  const key = rootKey(identity, partition);
   const facts = { key, ...(options.digests && { digests: 1 }) };
-  const places = rootIndexPlaces(file.name, identity, options.directory);
-  const there = options.output === undefined ? places : [options.output];
-  if (!options.force)
-    for (const path of there)
-      if (indexSays(path, facts)) return { path, made: false, inodes: null };
-  const source = {
-    name: file.name,
-    sizeBytes: identity.sizeBytes,
-    read: (buffer: Buffer, start: number, length: number, position: number): void => {
-      checkRange(file.name, identity.sizeBytes, length, position);
-      file.read(buffer.subarray(start, start + length), position);
+  const places = rootIndexPlaces(file.name, identity, options.directory, partition);
+  const candidates = options.output === undefined ? places : [options.output];
+  const holds = (path: string): boolean => !options.force && indexSays(path, facts);
+  return {
+    key,
+    about: {
+      root: file.name,
+      'root.sizeBytes': identity.sizeBytes,
+      ...(partition !== null && { partition }),
     },
+    there: candidates.find(holds) ?? null,
+    place: () => options.output ?? writablePlace(places),
   };
-  const path = options.output ?? writablePlace(places);
-  const work = new Work(options);
-  work.begin('indexing', 0);
-  const { inodes } = makeRootIndex(source, key, {
+}
+
+function makeRoot(plan: RootPlan, { source }: Pick<Volume, 'source'>, options: IndexOptions) {
+  const path = plan.place();
+  new Work(options).begin('indexing', 0);
+  const { inodes } = makeRootIndex(source, plan.key, {
     output: path,
     digests: options.digests ?? false,
-    about: { root: file.name, 'root.sizeBytes': identity.sizeBytes },
+    about: plan.about,
     onProgress: (done, all) => options.onProgress?.(done, all, 'indexing'),
   });
   return { path, made: true, inodes };
 }
 
+function planLeaf(
+  stack: Stack,
+  leaf: string,
+  options: IndexOptions,
+  partition: number | null,
+): { path: string; about: Readonly<Record<string, string | number>>; there: boolean } {
+  const { digests = false } = options;
+  // Of all leaves of the chain: frozen ones do not change, so the topmost's stamp tells enough.
+  const stamp = fileStamp(leaf);
+  const path = options.output ?? leafIndexPlace(leaf, partition);
+  const facts = { stamp, 'root.key': rootKey(stack.root!.identity, partition) };
+  const there = !options.force && indexSays(path, { ...facts, ...(digests && { digests: 1 }) });
+  return { path, about: { leaf, stamp, digests: digests ? 1 : 0 }, there };
+}
+
+/** The index of a root with ext2, ext3 or ext4 on the whole device, made if there is none. */
+export function ensureRootIndex(opened: OpenedRoot, options: IndexOptions): IndexReport {
+  const plan = planRoot(opened, options, null);
+  if (plan.there !== null) return { path: plan.there, made: false, inodes: null };
+  return makeRoot(plan, { source: rootSource(opened) }, options);
+}
+
+/** Likewise of a leaf, and of the root that it stands on. */
 export function ensureLeafIndex(
   stack: Stack,
   leaf: string,
   options: IndexOptions,
 ): { report: IndexReport; rootIndex: string } {
-  if (stack.root === null)
-    throw new UbdError(
-      'unsupported',
-      `${leaf} stands on no root: there is nothing to compare with`,
-      {
-        place: { file: leaf },
-      },
-    );
-  const { digests = false } = options;
-  const rootFile = stack.layers.at(-1)!.file;
+  const opened = rootOf(stack);
+  if (opened === null)
+    throw new UbdError('unsupported', `${leaf} stands on no root: nothing to compare with`, {
+      place: { file: leaf },
+    });
   const { output: _, force: __, ...common } = options;
-  const root = ensureRootIndex({ file: rootFile, identity: stack.root.identity }, common);
-  // Of all leaves of the chain: frozen ones do not change, so the topmost's stamp tells enough.
-  const stamp = fileStamp(leaf);
-  const path = options.output ?? leafIndexPlace(leaf);
-  const facts = { stamp, 'root.key': rootKey(stack.root.identity) };
-  if (!options.force && indexSays(path, { ...facts, ...(digests && { digests: 1 }) }))
-    return { report: { path, made: false, inodes: null }, rootIndex: root.path };
-  const { inodes } = makeLeafIndex(stackSource(stack), changedRanges(stack), root.path, {
-    output: path,
-    digests,
-    about: { leaf, stamp, digests: digests ? 1 : 0 },
+  const root = ensureRootIndex(opened, common);
+  const plan = planLeaf(stack, leaf, options, null);
+  if (plan.there)
+    return { report: { path: plan.path, made: false, inodes: null }, rootIndex: root.path };
+  const source = stackSource(stack);
+  const ranges = changedRanges(stack, { positionBytes: 0, source });
+  const { inodes } = makeLeafIndex(source, ranges, root.path, {
+    output: plan.path,
+    digests: options.digests ?? false,
+    about: plan.about,
   });
-  return { report: { path, made: true, inodes }, rootIndex: root.path };
-}
-
-/** What the leaf, and the frozen ones under it, hold. */
-function* changedRanges(stack: Stack): Generator<ByteRange> {
-  for (const { sector, count, layer } of stack.pieces(0, stack.sizeSectors, stack.depth))
-    if (layer !== NOWHERE) yield { position: sector * SECTOR_BYTES, length: count * SECTOR_BYTES };
+  return { report: { path: plan.path, made: true, inodes }, rootIndex: root.path };
 }

@@ -4,6 +4,7 @@
  *     ROOT.ubdindex                                beside the root: shared with it, by whoever can
  *     STATE/indexes/FINGERPRINT-SIZE.ubdindex      where that place cannot be written to
  *     LEAF.ubdindex                                beside the leaf
+ *     ….p2.ubdindex                                of the file system in partition 2
  *
  * A root's index is found by the root's identity, so a replaced root never gets another's. A leaf's
  * says of which state of the leaf's file it was made; after any write to the file it is made anew.
@@ -12,23 +13,39 @@ import { accessSync, constants, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { openIndex } from '../fsindex/database.ts';
+import { leafOfStill } from '../leaf/still.ts';
 import type { RootIdentity } from './world.ts';
 
 const SUFFIX = '.ubdindex';
 
-/** What a root's index is known by. */
-export function rootKey({ sizeBytes, fingerprint }: RootIdentity): string {
-  return `${sizeBytes}:${fingerprint}`;
+/** What a root's index is known by; in a partition, with its number. */
+export function rootKey(
+  { sizeBytes, fingerprint }: RootIdentity,
+  partition: number | null = null,
+): string {
+  return `${sizeBytes}:${fingerprint}${partition === null ? '' : `:p${partition}`}`;
 }
 
 /** Places for the index of a root, the preferred one first. */
-export function rootIndexPlaces(root: string, identity: RootIdentity, directory: string): string[] {
+export function rootIndexPlaces(
+  root: string,
+  identity: RootIdentity,
+  directory: string,
+  partition: number | null = null,
+): string[] {
   const { fingerprint, sizeBytes } = identity;
-  return [root + SUFFIX, join(directory, `${fingerprint}-${sizeBytes}${SUFFIX}`)];
+  const suffix = partitionSuffix(partition) + SUFFIX;
+  return [root + suffix, join(directory, `${fingerprint}-${sizeBytes}${suffix}`)];
 }
 
-export function leafIndexPlace(leaf: string): string {
-  return leaf + SUFFIX;
+/** A still is a state of its leaf, for a moment: its index lies in the leaf's place. */
+export function leafIndexPlace(leaf: string, partition: number | null = null): string {
+  return leafOfStill(leaf) + partitionSuffix(partition) + SUFFIX;
+}
+
+/** Each file system has an index of its own. */
+export function partitionSuffix(partition: number | null): string {
+  return partition === null ? '' : `.p${partition}`;
 }
 
 /** The first place whose directory can be written to. */

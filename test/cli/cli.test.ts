@@ -211,6 +211,6 @@ t.test(
       loaded.filter(url => /yargs|daemon|native|leaf|image|launch/.test(url)),
       [],
     );
-    t.ok(loaded.length <= 14, `${loaded.length} files: ${loaded.join(', ')}`);
+    t.ok(loaded.length <= 15, `${loaded.length} files: ${loaded.join(', ')}`);
   },
 );

@@ -13,7 +13,7 @@ import {
 import type { Client } from '../../client/client.ts';
 import { parseCacheSize, parseRange } from '../cache-options.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
-import { facts, hitShare, Progress, print, printJson, table } from '../output.ts';
+import { facts, hitShare, Progress, print, printJson, printLine, table } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { withDaemon } from '../session.ts';
 
@@ -92,7 +92,7 @@ const RUN: Readonly<
       progress.end();
       if (args.flags.has('json')) printJson(report);
       else
-        print(
+        printLine(
           `${report.root}: ${formatSize(report.readBytes)} read, ${formatSize(report.doneBytes)} in all`,
         );
       return EXIT.OK;

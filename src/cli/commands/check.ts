@@ -7,7 +7,7 @@ import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import type { CheckReport } from '../../client/api.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
-import { Progress, print, printJson } from '../output.ts';
+import { Progress, print, printJson, printLine } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { detachedLeaf, running } from '../work.ts';
 
@@ -64,9 +64,9 @@ async function verify(leaf: string, root: boolean): Promise<CheckReport> {
 }
 
 function printReport(report: CheckReport): void {
-  for (const note of report.notes) print(note);
-  for (const problem of report.problems) print(`problem: ${problem}`);
-  print(`${report.leaf}: ${report.ok ? 'no problems found' : 'DAMAGED'}`);
+  for (const note of report.notes) printLine(note);
+  for (const problem of report.problems) printLine(`problem: ${problem}`);
+  printLine(`${report.leaf}: ${report.ok ? 'no problems found' : 'DAMAGED'}`);
 }
 
 async function repair(args: Arguments, path: string): Promise<number> {
@@ -84,17 +84,17 @@ async function repair(args: Arguments, path: string): Promise<number> {
     return ok ? EXIT.OK : EXIT.FAILED;
   }
   for (const { offset, damage, repair: how, kind, ranges, bytes } of done.items) {
-    print(`at offset ${offset}: ${damage}\n  ${kind}: ${how}`);
+    printLine(`at offset ${offset}: ${damage}`);
+    printLine(`  ${kind}: ${how}`);
     for (const { start, length } of ranges) print(`    bytes ${start} to ${start + length}`);
     if (ranges.length > 1) print(`    in all ${bytes} bytes (${formatSize(bytes)})`);
   }
   if (done.items.length === 0) print('there is nothing to repair');
   else if (dryRun) print('nothing was changed');
-  else
-    print(
-      `repaired; what was overwritten is in ${done.backup}\n` +
-        `  to take the repair back: dd if=${done.backup} of=${leaf} conv=notrunc bs=1M`,
-    );
+  else {
+    printLine(`repaired; what was overwritten is in ${done.backup}`);
+    printLine(`  to take the repair back: dd if=${done.backup} of=${leaf} conv=notrunc bs=1M`);
+  }
   if (after !== null) printReport(after);
   return ok ? EXIT.OK : EXIT.FAILED;
 }

@@ -7,8 +7,8 @@ import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
 import { indexDirectory } from '../files.ts';
-import { printable } from '../names.ts';
-import { print, printJson } from '../output.ts';
+import { printable, printableJson } from '../names.ts';
+import { print, printJson, printLine } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { withStill } from '../still.ts';
 import { isUuid, running } from '../work.ts';
@@ -24,6 +24,12 @@ export const diff: Command = {
   ],
   options: {
     blocks: { type: 'flag', about: 'ranges of bytes that were written, instead of files' },
+    content: {
+      type: 'text',
+      value: 'PATH',
+      about: 'what was changed inside of this text file, as a unified diff',
+    },
+    tree: { type: 'flag', about: 'the files as a tree, with the sizes of directories' },
     since: {
       type: 'text',
       value: 'IMAGE',
@@ -32,16 +38,25 @@ export const diff: Command = {
   },
   examples: [
     { line: 'ubd diff web', about: 'A added, M modified, D deleted, R renamed' },
+    { line: 'ubd diff web --content /etc/fstab', about: 'line by line' },
     { line: 'ubd diff web --blocks', about: 'a table of ranges' },
     { line: 'ubd diff web --blocks --json | jq .ranges', about: 'for a backup program' },
   ],
   needsRoot: false,
   async run(args) {
     const since = args.texts.get('since');
+    const content = args.texts.get('content');
+    const kinds = [args.flags.has('blocks'), args.flags.has('tree'), content !== undefined];
+    if (kinds.filter(kind => kind).length > 1)
+      throw new UbdError('usage', 'one of --blocks, --tree and --content', {
+        next: helpHint(diff),
+      });
     if (!args.flags.has('blocks')) {
       if (since !== undefined)
         throw new UbdError('usage', '--since goes with --blocks', { next: helpHint(diff) });
-      return withStill(args, args.positionals[0]!, leaf => diffTheFiles(args, leaf));
+      return withStill(args, args.positionals[0]!, leaf =>
+        content === undefined ? diffTheFiles(args, leaf) : diffTheContent(args, leaf, content),
+      );
     }
     const { diffBlocks } = await import('../offline.ts');
     await withStill(args, args.positionals[0]!, leaf =>
@@ -59,6 +74,11 @@ export const diff: Command = {
 
 const LETTERS = { added: 'A', modified: 'M', deleted: 'D', renamed: 'R' } as const;
 
+/** As people see it: on a device with partitions, with the number of the one that it is in. */
+export function placeOf({ path, partition }: { path: string; partition?: number }): string {
+  return (partition === undefined ? '' : `p${partition}:`) + printable(path);
+}
+
 async function diffTheFiles(args: Arguments, leaf: string): Promise<number> {
   const { diffFiles } = await import('../offline.ts');
   const directory = indexDirectory(args);
@@ -67,12 +87,36 @@ async function diffTheFiles(args: Arguments, leaf: string): Promise<number> {
     printJson({ changes });
     return EXIT.OK;
   }
-  const lines = changes.map(({ path, change, from, type, size }) => {
-    const name = printable(path) + (type === 'directory' && path !== '/' ? '/' : '');
+  if (args.flags.has('tree')) {
+    const { changeTree } = await import('../change-tree.ts');
+    const lines = changeTree(changes);
+    if (lines.length > 0) print(lines.join('\n'));
+    return EXIT.OK;
+  }
+  const lines = changes.map(change => {
+    const { from, type, size } = change;
+    const name = placeOf(change) + (type === 'directory' && change.path !== '/' ? '/' : '');
     const was = from === undefined ? '' : `${printable(from)} -> `;
-    return `${LETTERS[change]} ${formatSize(size).padStart(6)}  ${was}${name}`;
+    return `${LETTERS[change.change]} ${formatSize(size).padStart(6)}  ${was}${name}`;
   });
   if (lines.length > 0) print(lines.join('\n'));
+  return EXIT.OK;
+}
+
+/** A text is printed as it is to a pipe, so that patch(1) can read it; to a terminal with care. */
+async function diffTheContent(args: Arguments, leaf: string, path: string): Promise<number> {
+  const { contentDiff } = await import('../offline.ts');
+  const directory = indexDirectory(args);
+  const found = await running(options => contentDiff(leaf, path, { ...options, directory }));
+  if (args.flags.has('json')) {
+    printJson(found);
+    return EXIT.OK;
+  }
+  for (const one of found) {
+    if (one.binary && one.differs) printLine(`${path} is no text, and differs`);
+    else if (one.patch !== '' && process.stdout.isTTY) print(one.patch.replace(/\n$/, ''));
+    else process.stdout.write(one.patch);
+  }
   return EXIT.OK;
 }
 
@@ -84,7 +128,7 @@ interface Range {
 
 /** One JSON document, a range on each line, printed as they are found. */
 function printRanges(head: object, ranges: Iterable<Range>): void {
-  const opening = JSON.stringify(head, null, 2).replace(/\n\}$/, ',\n  "ranges": [');
+  const opening = printableJson(JSON.stringify(head, null, 2)).replace(/\n\}$/, ',\n  "ranges": [');
   let changedBytes = 0;
   let first = true;
   let lines = [opening];

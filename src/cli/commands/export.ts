@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Command, EXIT } from '../command.ts';
-import { print, printJson } from '../output.ts';
+import { printJson, printLine, printNote } from '../output.ts';
 import { withStill } from '../still.ts';
 import { running, standardOutput } from '../work.ts';
 
@@ -63,11 +63,11 @@ export const exportCommand: Command = {
     else {
       const { sizeBytes, copiedBytes, sharedBytes, sha256 } = report;
       const say = (text: string): void => {
-        if (toStdout) process.stderr.write(`${text}\n`);
-        else print(text);
+        if (toStdout) printNote(text);
+        else printLine(text);
       };
       if (!toStdout)
-        print(
+        printLine(
           `${target}: ${formatSize(sizeBytes)}, ${formatSize(copiedBytes)} copied` +
             (sharedBytes > 0 ? `, ${formatSize(sharedBytes)} shared` : ''),
         );

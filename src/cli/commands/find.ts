@@ -1,10 +1,13 @@
-/** `ubd find`: files by name, in a root or in a leaf merged with its root. */
+/** `ubd find`: files by name, in a root, a leaf merged with its root, or all leaves of a root. */
 import { formatSize } from '../../base/units.ts';
-import { type Command, EXIT } from '../command.ts';
-import { imageOf, indexDirectory } from '../files.ts';
+import { type Arguments, type Command, EXIT } from '../command.ts';
+import { type Image, indexDirectory, withImage } from '../files.ts';
+import { leavesOfRoot } from '../leaves.ts';
 import { printable } from '../names.ts';
-import { print, printJson } from '../output.ts';
+import { print, printJson, printNote } from '../output.ts';
+import { withStill } from '../still.ts';
 import { running } from '../work.ts';
+import { placeOf } from './diff.ts';
 
 export const find: Command = {
   name: 'find',
@@ -19,35 +22,77 @@ export const find: Command = {
   ],
   options: {
     changed: { type: 'flag', about: 'only what the leaf has changed' },
+    leaves: {
+      type: 'flag',
+      about: 'what all leaves of the root have changed: those of the state directory, and --in',
+    },
+    in: { type: 'list', value: 'DIR', about: 'with --leaves: also leaves in this directory' },
     long: { type: 'flag', short: 'l', about: 'mode, owner, size and time as well' },
   },
   examples: [
     { line: "ubd find web 'sshd*'", about: 'names that begin with sshd' },
     { line: "ubd find web '/etc/*.conf' --changed", about: 'what was configured' },
+    { line: 'ubd find debian.img /etc/passwd --leaves', about: 'who has changed it' },
   ],
   needsRoot: false,
   async run(args) {
     const [subject, pattern] = args.positionals as [string, string];
-    const { kind, path } = imageOf(args, subject);
-    const { findInLeaf, findInRoot } = await import('../offline.ts');
-    const directory = indexDirectory(args);
-    const found = (
-      await running(options =>
-        (kind === 'root' ? findInRoot : findInLeaf)(path, pattern, { ...options, directory }),
-      )
-    ).filter(({ changed }) => changed !== false || !args.flags.has('changed'));
+    if (args.flags.has('leaves')) return findInAll(args, subject, pattern);
+    const found = (await withImage(args, subject, image => findIn(args, image, pattern))).filter(
+      ({ changed }) => changed !== false || !args.flags.has('changed'),
+    );
     if (args.flags.has('json')) {
       printJson(found);
     } else if (found.length > 0) {
-      const line = args.flags.has('long') ? long : ({ path }: { path: string }) => printable(path);
-      print(found.map(line).join('\n'));
+      print(found.map(args.flags.has('long') ? long : placeOf).join('\n'));
     }
     return found.length > 0 ? EXIT.OK : EXIT.FAILED;
   },
 };
 
+async function findIn(args: Arguments, { kind, path }: Image, pattern: string) {
+  const { findInLeaf, findInRoot } = await import('../offline.ts');
+  const directory = indexDirectory(args);
+  return running(options =>
+    (kind === 'root' ? findInRoot : findInLeaf)(path, pattern, { ...options, directory }),
+  );
+}
+
+const LETTERS = { added: 'A', modified: 'M', deleted: 'D', renamed: 'R' } as const;
+
+/** A leaf that cannot be read is told, and does not hide what the others have. */
+async function findInAll(args: Arguments, root: string, pattern: string): Promise<number> {
+  const { changedInLeaf } = await import('../offline.ts');
+  const directory = indexDirectory(args);
+  const leaves = await leavesOfRoot(args, root);
+  const all: { leaf: string; changes: Awaited<ReturnType<typeof changedInLeaf>> }[] = [];
+  const failed: { leaf: string; error: string }[] = [];
+  for (const leaf of leaves)
+    try {
+      const changes = await withStill(args, leaf, path =>
+        running(options => changedInLeaf(path, pattern, { ...options, directory })),
+      );
+      if (changes.length > 0) all.push({ leaf, changes });
+    } catch (error) {
+      if ((error as { code?: string }).code === 'interrupted') throw error;
+      failed.push({ leaf, error: (error as Error).message });
+    }
+  if (args.flags.has('json')) printJson({ leaves: all, failed });
+  else {
+    for (const { leaf, changes } of all)
+      for (const change of changes) {
+        const was = change.from === undefined ? '' : `${printable(change.from)} -> `;
+        print(`${printable(leaf)}: ${LETTERS[change.change]} ${was}${placeOf(change)}`);
+      }
+    for (const { leaf, error } of failed) printNote(`${leaf}: not searched: ${error}`);
+  }
+  if (failed.length > 0) return EXIT.FAILED;
+  return all.length > 0 ? EXIT.OK : EXIT.FAILED;
+}
+
 interface Found {
   path: string;
+  partition?: number;
   mode: number;
   uid: number;
   gid: number;
@@ -55,9 +100,10 @@ interface Found {
   modified: number;
 }
 
-function long({ path, mode, uid, gid, size, modified }: Found): string {
+function long(found: Found): string {
+  const { mode, uid, gid, size, modified } = found;
   const time = new Date(modified * 1000).toISOString().slice(0, 16).replace('T', ' ');
   const bits = (mode & 0o7777).toString(8).padStart(4, '0');
   const owner = `${uid}:${gid}`.padEnd(9);
-  return `${bits} ${owner} ${formatSize(size).padStart(6)} ${time} ${printable(path)}`;
+  return `${bits} ${owner} ${formatSize(size).padStart(6)} ${time} ${placeOf(found)}`;
 }

@@ -2,7 +2,7 @@
 import { UbdError } from '../../base/errors.ts';
 import { BATCH_MAX } from '../../client/api.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
-import { print, printJson } from '../output.ts';
+import { printJson, printLine } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { withDaemon } from '../session.ts';
 import { leafFileOf } from '../work.ts';
@@ -48,7 +48,7 @@ export const fork: Command = {
     );
     if (args.flags.has('json')) printJson(made);
     else {
-      for (const leaf of made.leaves) print(leaf);
+      for (const leaf of made.leaves) printLine(leaf);
       sayMounts(made.mounts);
     }
     return EXIT.OK;

@@ -1,8 +1,8 @@
 /** `ubd index`: which files a root has, or what a leaf changed; made once, and used by all. */
 import { resolve } from 'node:path';
 import { type Command, EXIT } from '../command.ts';
-import { imageOf, indexDirectory } from '../files.ts';
-import { print, printJson } from '../output.ts';
+import { indexDirectory, withImage } from '../files.ts';
+import { printJson, printLine, printNote } from '../output.ts';
 import { running } from '../work.ts';
 
 export const index: Command = {
@@ -24,20 +24,25 @@ export const index: Command = {
   ],
   needsRoot: false,
   async run(args) {
-    const { kind, path } = imageOf(args, args.positionals[0]!);
     const { indexLeaf, indexRoot } = await import('../offline.ts');
     const output = args.texts.get('output');
-    const report = await running(options =>
-      (kind === 'root' ? indexRoot : indexLeaf)(path, {
-        ...options,
-        directory: indexDirectory(args),
-        force: args.flags.has('force'),
-        digests: args.flags.has('digests'),
-        ...(output !== undefined && { output: resolve(output) }),
-      }),
+    const report = await withImage(args, args.positionals[0]!, ({ kind, path }) =>
+      running(options =>
+        (kind === 'root' ? indexRoot : indexLeaf)(path, {
+          ...options,
+          directory: indexDirectory(args),
+          force: args.flags.has('force'),
+          digests: args.flags.has('digests'),
+          ...(output !== undefined && { output: resolve(output) }),
+        }),
+      ),
     );
     if (args.flags.has('json')) printJson(report);
-    else print(report.path);
+    else {
+      for (const { path } of report.fileSystems) printLine(path);
+      for (const { partition, what } of report.skipped)
+        printNote(`partition ${partition}: ${what}: its files cannot be listed`);
+    }
     return EXIT.OK;
   },
 };

@@ -2,7 +2,7 @@
 import { resolve } from 'node:path';
 import { formatSize } from '../../base/units.ts';
 import { type Command, EXIT } from '../command.ts';
-import { print, printJson } from '../output.ts';
+import { printJson, printLine } from '../output.ts';
 import { running } from '../work.ts';
 
 export const receive: Command = {
@@ -40,7 +40,7 @@ export const receive: Command = {
     else {
       const what = report.frozen ? 'intermediate image' : 'leaf';
       const { leaf, changedBytes, base: below } = report;
-      print(`${leaf}: ${what}, ${formatSize(changedBytes)} on ${below.path || 'nothing'}`);
+      printLine(`${leaf}: ${what}, ${formatSize(changedBytes)} on ${below.path || 'nothing'}`);
     }
     return EXIT.OK;
   },

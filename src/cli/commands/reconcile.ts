@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
-import { print, printJson, table } from '../output.ts';
+import { print, printJson, printLine, table } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { detachedLeaf, running } from '../work.ts';
 
@@ -97,7 +97,7 @@ function printReport(report: Report): void {
     );
   const { output, sizeBytes, newRootBytes, oldRootBytes } = report;
   if (newRootBytes !== null)
-    print(
+    printLine(
       `${output}: ${formatSize(sizeBytes)}, takes ${formatSize(newRootBytes)}` +
         (oldRootBytes === null ? '' : ` (the old root ${formatSize(oldRootBytes)})`),
     );

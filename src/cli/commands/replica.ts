@@ -4,7 +4,7 @@ import { formatSize } from '../../base/units.ts';
 import type { RootReplicas } from '../../client/api.ts';
 import { isNotRunning } from '../../client/http.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
-import { print, printJson, table } from '../output.ts';
+import { print, printJson, printLine, table } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { withDaemon } from '../session.ts';
 
@@ -40,7 +40,7 @@ export const replica: Command = {
       }
       const added = await client.addReplica(root, uri);
       if (args.flags.has('json')) printJson(added);
-      else print(`${added.uri}: ${added.state}${added.reason ? `: it ${added.reason}` : ''}`);
+      else printLine(`${added.uri}: ${added.state}${added.reason ? `: it ${added.reason}` : ''}`);
     });
     return EXIT.OK;
   },

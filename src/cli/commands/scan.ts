@@ -1,7 +1,7 @@
 /** `ubd scan`: a scanner of the user's looks at the files of an image; at those of a root once. */
 import { UbdError } from '../../base/errors.ts';
 import { type Command, EXIT } from '../command.ts';
-import { imageOf, indexDirectory } from '../files.ts';
+import { indexDirectory, withImage } from '../files.ts';
 import { printable } from '../names.ts';
 import { print, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
@@ -32,12 +32,13 @@ export const scan: Command = {
     if (command === undefined)
       throw new UbdError('usage', '--exec is missing: the scanner', { next: helpHint(scan) });
     const scanner = args.texts.get('scanner');
-    const image = imageOf(args, args.positionals[0]!);
     const { scanFiles } = await import('../offline.ts');
-    const report = await running(options =>
-      scanFiles(
-        { ...image, command, ...(scanner !== undefined && { scanner }) },
-        { ...options, directory: indexDirectory(args), force: args.flags.has('force') },
+    const report = await withImage(args, args.positionals[0]!, image =>
+      running(options =>
+        scanFiles(
+          { ...image, command, ...(scanner !== undefined && { scanner }) },
+          { ...options, directory: indexDirectory(args), force: args.flags.has('force') },
+        ),
       ),
     );
     if (args.flags.has('json')) printJson(report);

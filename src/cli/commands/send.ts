@@ -3,7 +3,7 @@ import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Command, EXIT } from '../command.ts';
-import { print, printJson } from '../output.ts';
+import { printJson, printLine } from '../output.ts';
 import { withStill } from '../still.ts';
 import { isUuid, running, standardOutput } from '../work.ts';
 
@@ -53,7 +53,7 @@ export const send: Command = {
     );
     if (json) printJson(report);
     else if (output !== undefined)
-      print(
+      printLine(
         `${output}: ${formatSize(report.streamBytes)}, SHA-256 ${report.sha256}, ` +
           `to be received on ${report.since.path || 'nothing'}`,
       );

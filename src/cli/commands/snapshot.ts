@@ -1,7 +1,7 @@
 /** `ubd snapshot`: freezes the leaf of a device, which goes on in a new one. */
 import type { FrozenMount } from '../../client/api.ts';
 import { type Command, EXIT } from '../command.ts';
-import { print, printJson } from '../output.ts';
+import { printJson, printLine, printNote } from '../output.ts';
 import { withDaemon } from '../session.ts';
 
 export const NO_FREEZE = {
@@ -31,7 +31,7 @@ export const snapshot: Command = {
     );
     if (args.flags.has('json')) printJson(taken);
     else {
-      print(taken.image);
+      printLine(taken.image);
       sayMounts(taken.mounts);
     }
     return EXIT.OK;
@@ -41,9 +41,9 @@ export const snapshot: Command = {
 /** What became of the mounted file systems, for people: results alone go to standard output. */
 export function sayMounts(mounts: readonly FrozenMount[]): void {
   for (const { mount, frozen, reason } of mounts)
-    process.stderr.write(
+    printNote(
       frozen
-        ? `${mount} stood still meanwhile: its file system is as after an unmount\n`
-        : `${mount} went on (${reason}): its file system is as after a power failure\n`,
+        ? `${mount} stood still meanwhile: its file system is as after an unmount`
+        : `${mount} went on (${reason}): its file system is as after a power failure`,
     );
 }

@@ -14,10 +14,18 @@ import { damaged, type Ext4Geometry, readBlock } from './geometry.ts';
 export class FreeBlocks {
   readonly #fs: Ext4Geometry;
   readonly #bitmaps: ReadonlyMap<number, Buffer>;
+  /** Brings in the bitmap of a group that is asked for the first time. */
+  readonly #load: (group: number) => void;
+  readonly #asked = new Set<number>();
 
-  private constructor(fs: Ext4Geometry, bitmaps: ReadonlyMap<number, Buffer>) {
+  private constructor(
+    fs: Ext4Geometry,
+    bitmaps: ReadonlyMap<number, Buffer>,
+    load: (group: number) => void = () => {},
+  ) {
     this.#fs = fs;
     this.#bitmaps = bitmaps;
+    this.#load = load;
   }
 
   /**
@@ -54,6 +62,16 @@ export class FreeBlocks {
     return found;
   }
 
+  /** What all bitmaps say, unproved: for who only looks. */
+  static believe(ext4: Ext4): FreeBlocks {
+    const { geometry } = ext4;
+    const bitmaps = new Map<number, Buffer>();
+    return new FreeBlocks(geometry, bitmaps, group => {
+      const { blocksUninitialized, blockBitmap } = ext4.groups[group]!;
+      if (!blocksUninitialized) bitmaps.set(group, Buffer.from(readBlock(geometry, blockBitmap)));
+    });
+  }
+
   /** The group of a block; -1 of what lies before all groups. */
   static groupOf({ firstDataBlock, blocksPerGroup }: Ext4Geometry, block: number): number {
     return block < firstDataBlock ? -1 : Math.floor((block - firstDataBlock) / blocksPerGroup);
@@ -72,6 +90,10 @@ export class FreeBlocks {
   #isFree(block: number): boolean {
     const { firstDataBlock, blocksPerGroup, clusterBlocks } = this.#fs;
     const group = FreeBlocks.groupOf(this.#fs, block);
+    if (group >= 0 && !this.#asked.has(group)) {
+      this.#asked.add(group);
+      this.#load(group);
+    }
     const bitmap = group < 0 ? undefined : this.#bitmaps.get(group);
     if (bitmap === undefined) return false;
     const bit = Math.floor((block - firstDataBlock - group * blocksPerGroup) / clusterBlocks);

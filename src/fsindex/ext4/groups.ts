@@ -23,7 +23,7 @@ export interface Group {
 }
 
 /** Does the group have a copy of the superblock? With sparse ones: 0, 1 and powers of 3, 5, 7. */
-function hasSuperblock(fs: Ext4Geometry, group: number): boolean {
+export function hasSuperblock(fs: Ext4Geometry, group: number): boolean {
   if (!fs.sparseSuperblocks || group <= 1) return true;
   for (const base of [3, 5, 7]) {
     let power = base;

@@ -1,0 +1,283 @@
+/**
+ * The second way to read a file system: a walk of what the kernel has mounted, for all that has no
+ * reader of its own here. Gives the same records as a reader of blocks.
+ *
+ *     directory ─▶ names ─▶ lstat ─▶ inode records
+ *                              └ regular files: FIEMAP ─▶ extents, where the kernel tells them
+ *
+ * What the kernel does not tell is replaced: the generation of an inode by the moment of its birth.
+ * Numbers of inodes are the kernel's, where they stay the same from mount to mount; else, and in
+ * subvolumes, they follow from the path.
+ */
+import { createHash } from 'node:crypto';
+import {
+  type BigIntStats,
+  closeSync,
+  lstatSync,
+  readdirSync,
+  readlinkSync,
+  readSync,
+} from 'node:fs';
+import { crc32 } from 'node:zlib';
+import { corrupt, UbdError } from '../base/errors.ts';
+import { native } from '../native/binding.ts';
+import {
+  decodeName,
+  type EntryRecord,
+  type ExtentRecord,
+  type InodeRecord,
+  USE,
+} from './record.ts';
+
+/** <fcntl.h> */
+const O_RDONLY_NOFOLLOW_NONBLOCK = 0o400000 | 0o4000;
+/** FS_IOC_FIEMAP of <linux/fiemap.h>, and its structures. */
+const FIEMAP = 0xc020660b;
+const FIEMAP_HEADER_BYTES = 32;
+const FIEMAP_EXTENT_BYTES = 56;
+const FIEMAP_EXTENTS = 128;
+const EXTENT_FLAG = { LAST: 0x1, UNKNOWN: 0x2, ENCODED: 0x8, NOT_ALIGNED: 0x100 } as const;
+/** Not on the device yet, or not by themselves: these have no position of their own. */
+const NO_POSITION = EXTENT_FLAG.UNKNOWN | EXTENT_FLAG.NOT_ALIGNED;
+const DIGEST_BYTES = 1 << 20;
+const BREATHE_FILES = 2048;
+
+/** What is known of a kind of file system. */
+export interface MountedKind {
+  /** Inodes have numbers of their own on the disk: a file keeps its number from mount to mount. */
+  numbers: boolean;
+  /** FIEMAP tells positions on the device; otherwise of an address space of its own, or nothing. */
+  positions: boolean;
+}
+
+const KINDS: ReadonlyMap<string, MountedKind> = new Map([
+  ['xfs', { numbers: true, positions: true }],
+  ['f2fs', { numbers: true, positions: true }],
+  ['btrfs', { numbers: true, positions: false }],
+  ['squashfs', { numbers: true, positions: false }],
+  ['erofs', { numbers: true, positions: false }],
+  ['ntfs3', { numbers: true, positions: false }],
+]);
+
+export function mountedKind(type: string): MountedKind {
+  return KINDS.get(type) ?? { numbers: false, positions: false };
+}
+
+export interface WalkedFile {
+  inode: InodeRecord;
+  /** Only the first time that an inode is met. */
+  extents: ExtentRecord[];
+}
+
+export interface WalkSink {
+  /** Once for each inode. */
+  file(file: WalkedFile): void;
+  /** All entries of a directory, once. */
+  directory(number: number, entries: readonly EntryRecord[]): void;
+}
+
+export interface WalkOptions {
+  type: string;
+  digests: boolean;
+  /** Lets the process see to signals; called now and then with the files that were seen. */
+  breathe(files: number): Promise<void>;
+}
+
+/**
+ * @param fd the top directory of the mount
+ * @param name of the image, for messages
+ * @returns the number of the top directory
+ */
+export async function walkMount(
+  fd: number,
+  name: string,
+  sink: WalkSink,
+  options: WalkOptions,
+): Promise<number> {
+  const walk = new Walk(fd, name, sink, options);
+  return walk.run();
+}
+
+class Walk {
+  readonly #fd: number;
+  readonly #name: string;
+  readonly #sink: WalkSink;
+  readonly #options: WalkOptions;
+  readonly #kind: MountedKind;
+  readonly #seen = new Set<number>();
+  readonly #directories = new Set<string>();
+  #device = 0n;
+  #files = 0;
+
+  constructor(fd: number, name: string, sink: WalkSink, options: WalkOptions) {
+    this.#fd = fd;
+    this.#name = name;
+    this.#sink = sink;
+    this.#options = options;
+    this.#kind = mountedKind(options.type);
+  }
+
+  async run(): Promise<number> {
+    const top = this.#stat(Buffer.alloc(0));
+    this.#device = top.dev;
+    const root = this.#number(top, Buffer.alloc(0));
+    this.#file(root, top, Buffer.alloc(0));
+    const pending: { number: number; path: Buffer }[] = [{ number: root, path: Buffer.alloc(0) }];
+    for (let next = pending.pop(); next !== undefined; next = pending.pop()) {
+      const { number, path } = next;
+      const entries: EntryRecord[] = [];
+      for (const bytes of this.#list(path)) {
+        const child = path.length === 0 ? bytes : Buffer.concat([path, Buffer.from('/'), bytes]);
+        const stats = this.#stat(child);
+        const inode = this.#number(stats, child);
+        entries.push({ parent: number, ...decodeName(bytes), inode });
+        this.#file(inode, stats, child);
+        if (stats.isDirectory()) pending.push({ number: inode, path: child });
+        if (++this.#files % BREATHE_FILES === 0) await this.#options.breathe(this.#files);
+      }
+      this.#sink.directory(number, entries);
+    }
+    return root;
+  }
+
+  /** A path below the mount, as others of this process can open it. */
+  #full(path: Buffer): Buffer {
+    return Buffer.concat([Buffer.from(`/proc/self/fd/${this.#fd}/`), path]);
+  }
+
+  #stat(path: Buffer): BigIntStats {
+    try {
+      return lstatSync(this.#full(path), { bigint: true });
+    } catch (cause) {
+      throw this.#unreadable(path, cause);
+    }
+  }
+
+  #list(path: Buffer): Buffer[] {
+    try {
+      return readdirSync(this.#full(path), 'buffer');
+    } catch (cause) {
+      throw this.#unreadable(path, cause);
+    }
+  }
+
+  #unreadable(path: Buffer, cause: unknown): UbdError {
+    const { code = 'error' } = cause as NodeJS.ErrnoException;
+    return new UbdError('io', `${this.#name}: /${path.toString()} cannot be read (${code})`, {
+      place: { file: this.#name },
+      cause,
+      next: '`dmesg | tail` has the reason of the kernel; check the file system on a copy',
+    });
+  }
+
+  #number({ dev, ino }: BigIntStats, path: Buffer): number {
+    if (this.#kind.numbers && dev === this.#device && ino <= Number.MAX_SAFE_INTEGER)
+      return Number(ino);
+    // A subvolume counts from the start again: its number is made of its names.
+    const hash = createHash('sha256').update(path);
+    return hash.digest().readUIntBE(0, 6) + 2 ** 51;
+  }
+
+  #file(number: number, stats: BigIntStats, path: Buffer): void {
+    if (stats.isDirectory()) {
+      const key = `${stats.dev}:${stats.ino}`;
+      if (this.#directories.has(key))
+        throw corrupt(this.#name, 0, `/${path.toString()}: a directory that is met twice`);
+      this.#directories.add(key);
+    }
+    if (this.#seen.has(number)) return;
+    this.#seen.add(number);
+    const link = stats.isSymbolicLink() ? readlinkSync(this.#full(path), 'buffer') : null;
+    const wanted = stats.isFile() && stats.size > 0n;
+    const { extents, digest } = wanted ? this.#content(number, path) : NOTHING;
+    this.#sink.file({ inode: { ...record(number, stats, link), digest }, extents });
+  }
+
+  #content(number: number, path: Buffer): { extents: ExtentRecord[]; digest: Buffer | null } {
+    const fd = native.openBelow(this.#fd, path, O_RDONLY_NOFOLLOW_NONBLOCK);
+    if (fd < 0) throw this.#unreadable(path, { code: `errno ${-fd}` });
+    try {
+      const digest = this.#options.digests ? contentDigest(fd) : null;
+      return { extents: fileExtents(fd, number), digest };
+    } catch (cause) {
+      throw cause instanceof UbdError ? cause : this.#unreadable(path, cause);
+    } finally {
+      closeSync(fd);
+    }
+  }
+}
+
+const NOTHING = { extents: [], digest: null };
+
+function record(number: number, stats: BigIntStats, link: Buffer | null): InodeRecord {
+  const { mode, uid, gid, size, nlink, mtimeNs, ctimeNs, birthtimeNs, rdev, blocks } = stats;
+  const time = (ns: bigint): [seconds: number, nanoseconds: number] => {
+    const nanoseconds = ((ns % 1_000_000_000n) + 1_000_000_000n) % 1_000_000_000n;
+    return [Number((ns - nanoseconds) / 1_000_000_000n), Number(nanoseconds)];
+  };
+  const [modifiedSeconds, modifiedNanoseconds] = time(mtimeNs);
+  const [changedSeconds, changedNanoseconds] = time(ctimeNs);
+  // Directories: how many subdirectories, and how large, is told by their entries.
+  const sizes = stats.isDirectory() ? '' : `${size} ${nlink}`;
+  const all = `${mode} ${uid} ${gid} ${sizes} ${mtimeNs} ${ctimeNs} ${birthtimeNs} ${rdev}`;
+  return {
+    number,
+    mode: Number(mode),
+    uid: Number(uid),
+    gid: Number(gid),
+    sizeBytes: Number(size),
+    links: Number(nlink),
+    modifiedSeconds,
+    modifiedNanoseconds,
+    changedSeconds,
+    changedNanoseconds,
+    allocatedBytes: Number(blocks) * 512,
+    generation: crc32(`${birthtimeNs}`),
+    fingerprint: crc32(link === null ? all : `${all} ${link.toString('latin1')}`),
+    target: link === null ? null : decodeName(link).name,
+    digest: null,
+  };
+}
+
+/** Empty where the kernel does not tell them. */
+function fileExtents(fd: number, inode: number): ExtentRecord[] {
+  const extents: ExtentRecord[] = [];
+  const request = Buffer.alloc(FIEMAP_HEADER_BYTES + FIEMAP_EXTENTS * FIEMAP_EXTENT_BYTES);
+  for (let from = 0n; ; ) {
+    request.fill(0, 0, FIEMAP_HEADER_BYTES);
+    request.writeBigUInt64LE(from, 0);
+    request.writeBigUInt64LE(2n ** 63n - 1n - from, 8);
+    request.writeUInt32LE(FIEMAP_EXTENTS, 24);
+    if (native.ioctl(fd, FIEMAP, request) < 0) return [];
+    const count = request.readUInt32LE(20);
+    if (count === 0) return extents;
+    for (let i = 0; i < Math.min(count, FIEMAP_EXTENTS); i++) {
+      const at = FIEMAP_HEADER_BYTES + i * FIEMAP_EXTENT_BYTES;
+      const flags = request.readUInt32LE(at + 40);
+      const logical = request.readBigUInt64LE(at);
+      const length = request.readBigUInt64LE(at + 16);
+      if ((flags & NO_POSITION) === 0)
+        extents.push({
+          positionBytes: Number(request.readBigUInt64LE(at + 8)),
+          lengthBytes: Number(length),
+          inode,
+          offsetBytes: Number(logical),
+          use: USE.CONTENT,
+        });
+      if ((flags & EXTENT_FLAG.LAST) !== 0) return extents;
+      if (logical + length <= from) return extents; // no way forward
+      from = logical + length;
+    }
+  }
+}
+
+function contentDigest(fd: number): Buffer {
+  const hash = createHash('sha256');
+  const buffer = Buffer.allocUnsafe(DIGEST_BYTES);
+  for (let at = 0; ; ) {
+    const count = readSync(fd, buffer, 0, buffer.length, at);
+    if (count === 0) return hash.digest();
+    hash.update(buffer.subarray(0, count));
+    at += count;
+  }
+}
