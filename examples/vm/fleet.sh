@@ -5,8 +5,9 @@
 #     --template DIRECTORY/debian.img,dir=DIRECTORY/vms
 #   examples/vm/fleet.sh DIRECTORY COUNT [SOCKET]
 #
-# They are vm-1, vm-2, …; each runs until its login prompt, and is powered off then. At the end,
-# what each of them had written: the size of its leaf.
+# They are vm-1, vm-2, …; so many boot at once as this machine has processors (or UBD_BOOTING). When
+# all of them run, each at its prompt, they are powered off; at the end, what each of them had
+# written: the size of its leaf.
 set -eu
 if [ "$#" -lt 2 ]; then
   echo "usage: $0 DIRECTORY COUNT [SOCKET]" >&2
@@ -15,32 +16,44 @@ fi
 directory=$1 count=$2 socket=${3:-/run/ubd/nbd.sock}
 here=$(dirname "$0")
 logs=$(mktemp -d)
-trap 'cat "$logs"/*.pid 2>/dev/null | xargs -r kill 2>/dev/null; rm -rf "$logs"' EXIT
+trap 'cat "$logs"/*.pid 2>/dev/null | xargs -r kill 2>/dev/null || :; rm -rf "$logs"' EXIT
 trap 'exit 130' HUP INT TERM
 
-number=0
-while [ "$number" -lt "$count" ]; do
-  number=$((number + 1))
-  log=$logs/vm-$number
-  mkfifo "$log.in"
-  "$here/boot.sh" "$directory" "vm-$number" "$socket" <>"$log.in" >"$log" 2>&1 &
-  echo $! >"$log.pid"
-done
+booting_max=${UBD_BOOTING:-$(nproc)}
 
-number=0
-while [ "$number" -lt "$count" ]; do
-  number=$((number + 1))
-  log=$logs/vm-$number
-  until grep -q ':~# ' "$log"; do
-    kill -0 "$(cat "$log.pid")" 2>/dev/null || {
-      echo "vm-$number has ended:" >&2
+started=0 up=0
+while [ "$up" -lt "$count" ]; do
+  booting=0
+  for pid in "$logs"/*.pid; do
+    [ -e "$pid" ] || continue
+    log=${pid%.pid}
+    [ ! -e "$log.up" ] || continue
+    if grep -q ':~# ' "$log"; then
+      : >"$log.up"
+      up=$((up + 1))
+      echo "${log##*/} is up"
+    elif kill -0 "$(cat "$pid")" 2>/dev/null; then
+      booting=$((booting + 1))
+    else
+      echo "${log##*/} has ended:" >&2
       tail -n 20 "$log" >&2
       exit 1
-    }
-    sleep 1
+    fi
   done
-  echo "vm-$number is up"
-  echo 'systemctl poweroff' >"$log.in"
+  if [ "$booting" -lt "$booting_max" ] && [ "$started" -lt "$count" ]; then
+    started=$((started + 1))
+    log=$logs/vm-$started
+    : >"$log"
+    mkfifo "$log.in"
+    "$here/boot.sh" "$directory" "vm-$started" "$socket" <>"$log.in" >"$log" 2>&1 &
+    echo $! >"$log.pid"
+  else
+    sleep 1
+  fi
 done
+
+echo "all $count are up"
+for input in "$logs"/*.in; do echo 'systemctl poweroff' >"$input"; done
 wait
+rm -f "$logs"/*.pid
 du -h "$directory"/vms/vm-*.leaf

@@ -11,6 +11,7 @@ import { SECTOR_BYTES } from '../base/units.ts';
 import { NO_PARENT, planLeaf } from '../leaf/blank.ts';
 import { parentOf, resolveParentPath, storedPath } from '../leaf/lineage.ts';
 import { loadImage } from '../leaf/load.ts';
+import { isStill } from '../leaf/still.ts';
 import type { LeafParent, Superblock } from '../leaf/superblock.ts';
 import { LeafBuilder } from './leaf-builder.ts';
 import {
@@ -139,6 +140,11 @@ async function findRoot(base: StreamBase, path: string, { world }: Work): Promis
 }
 
 function findImage(base: StreamBase, path: string, leaf: string, { world }: Work): LeafParent {
+  if (isStill(path))
+    throw new UbdError('busy', `${path} is a still: it goes when its reader has done`, {
+      place: { file: path },
+      next: 'send the changes since an image that stays: ubd snapshot makes one',
+    });
   const { uuid, freezeId } = base.frozen!;
   const file = world.open(path, { readOnly: true });
   try {

@@ -190,6 +190,8 @@ t.test('a root that the kernel does not read directly is read all the same', asy
       t.equal(source.isDirect, false, 'it is not asked again');
       t.equal(asked.filter(which => which === directFd).length, 1);
     }
+    if (direct === true && directFd !== null)
+      t.equal(source.isDirect, true, 'whole blocks still go past the page cache');
     t.equal(layer.content.fills.errors, 0);
     turnUntil(ring, () => ring.underWay === 0);
     cache.close();

@@ -114,12 +114,12 @@ t.test(`${LEAVES} leaves of one Debian, reconciled`, { skip }, async t => {
   const report = JSON.parse(stdout) as ReconcileReport;
   const diskAfter = await takes(leaves);
   const saved = diskBefore - diskAfter;
+  const mib = (bytes: number): string => (bytes / MIB).toFixed(0);
   t.comment(
-    `${LEAVES} leaves: ${(diskBefore / MIB).toFixed(0)} MiB, ` +
-      `now ${(diskAfter / MIB).toFixed(0)}; ` +
-      `${(report.promotedBytes / MIB).toFixed(1)} MiB went into the new root ` +
-      `(${((report.newRootBytes ?? 0) / MIB).toFixed(0)} MiB, the old one ` +
-      `${(statSync(root).blocks / 2048).toFixed(0)}); ${seconds.toFixed(1)} s`,
+    `${LEAVES} leaves: ${mib(diskBefore)} MiB, now ${mib(diskAfter)}; ` +
+      `${mib(report.promotedBytes)} MiB went into the new root, which takes ` +
+      `${mib(report.newRootBytes ?? 0)} (the old one ${mib(statSync(root).blocks * 512)}); ` +
+      `${seconds.toFixed(1)} s`,
   );
   t.ok(saved > 0, 'it saves');
   t.ok(Math.abs(saved - report.savedBytes) <= LEAVES * 65536, `as reported: ${saved}`);
@@ -132,7 +132,7 @@ t.test(`${LEAVES} leaves of one Debian, reconciled`, { skip }, async t => {
     on(leaf, async node => {
       const what = basename(leaf);
       const fsck = await tryRun('e2fsck', ['-f', '-n', node]);
-      t.equal(fsck.status, 0, `${what}: the file system is sound: ${fsck.stdout.slice(-99)}`);
+      t.equal(fsck.status, 0, `${what}: its file system is sound: ${fsck.stdout.slice(-99)}`);
       const after = await digestOf(box, node, what);
       t.equal(after, before.get(leaf), `${what}: every file is what it was`);
     }),

@@ -9,6 +9,8 @@ import { freezeMedia } from '../../src/leaf/freeze.ts';
 import { loadLeaf } from '../../src/leaf/load.ts';
 import { stillPath } from '../../src/leaf/still.ts';
 import { endFold, foldStills } from '../../src/life/fold.ts';
+import { receiveLeaf } from '../../src/life/receive.ts';
+import { sendLeaf } from '../../src/life/send.ts';
 import { openStack } from '../../src/life/stack.ts';
 import { ModelLeaf, noise, sha256 } from '../support/life-fixture.ts';
 import { Random } from '../support/random.ts';
@@ -101,6 +103,15 @@ t.test('a still that is being read, or is none, is left alone', async t => {
   const mine = image.fork(LEAF).end();
   t.equal(await foldStills(LEAF, { world: other }), 0, "another leaf's");
   t.ok((await content(other)).equals(mine.model));
+});
+
+t.test('nothing else may be made to stand on a still', async t => {
+  const { world, stills } = await make(6);
+  const since = stills[0]!;
+  await sendLeaf({ leaf: LEAF, target: '/a/stream', since }, { world });
+  const spec = { source: '/a/stream', leaf: '/b/received', base: since };
+  await t.rejects(receiveLeaf(spec, { world }), { code: 'busy' });
+  t.notOk(world.exists('/b/received'));
 });
 
 for (const power of [false, true])

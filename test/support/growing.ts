@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { Test } from 'tap';
 import type { TransportName } from '../../src/client/api.ts';
 import { growLeaf } from '../../src/leaf/grow.ts';
-import { run } from './run.ts';
+import { run, until } from './run.ts';
 import type { Sandbox } from './sandbox.ts';
 
 const MIB = 1024 * 1024;
@@ -45,9 +45,18 @@ export async function testGrowing(
   await sandbox.kill();
   growLeaf(sandbox.path('state/leaves/disk.leaf'), 256 * MIB);
   await sandbox.startDaemon();
-  t.equal(await size(), 256 * MIB, 'the next daemon lets the device follow');
+  await until('the device has followed', async () => (await size()) === 256 * MIB);
   await t.rejects(sandbox.client.change('disk', { sizeBytes: 64 * MIB }), /only grows/);
   await sandbox.unmount(place);
   await run('e2fsck', ['-f', '-n', node]);
+
+  // Beyond what the shadow had room for when it was made, and not flushed.
+  await sandbox.client.change('disk', { sizeBytes: 600 * MIB });
+  writeFileSync(sandbox.path('data'), Buffer.alloc(MIB, 'answered'));
+  const direct = [`of=${node}`, 'bs=1M', 'seek=550', 'oflag=direct', 'conv=notrunc'];
+  await run('dd', [`if=${sandbox.path('data')}`, ...direct]);
+  await sandbox.kill();
+  await sandbox.startDaemon();
+  await run('cmp', ['-n', `${MIB}`, '-i', `${550 * MIB}:0`, node, sandbox.path('data')]);
   await sandbox.detach('disk');
 }

@@ -139,6 +139,7 @@ export class PlaneLiveLeaves implements LiveLeaves {
     syncDirectory(dirname(path));
     const kept = { ...parent, path: storedPath(leaf.path, path) };
     await this.#plane.prepare(id, { parent: kept });
+    // After a crash here it has two names, which harms nobody.
     rmSync(still);
   }
 

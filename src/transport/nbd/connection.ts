@@ -11,8 +11,8 @@
  *        └────── the socket fails, or abort() ──▶ broken: answers nothing more
  *     both ── nothing is under way any more ──▶ closed: descriptor and memory are gone, onEnd
  *
- * What a connection may hold is bounded (holdings.ts), and it receives no more than it can hold;
- * its own memory is inbox, outbox, and one block for a read, touched when used. What is longer than
+ * What a connection may hold is bounded (holdings.ts), and it receives no more than it can hold.
+ * Its own memory is inbox, outbox, and one block for a read, touched when used. What is longer than
  * a block, or than the inbox, is served piece by piece: one request never needs more memory.
  */
 import { ECANCELED, EINTR, errnoName } from '../../base/errno.ts';

@@ -149,6 +149,48 @@ t.test('a client may leave at any byte: nothing of it is left', async t => {
   t.equal(server.connections, 0);
 });
 
+t.test('a client that leaves while its disk is opened: the disk is given back', async t => {
+  const world = exportWorld(t);
+  const { server, catalog, machine, root, dir } = world;
+  catalog.add({ name: 'web', root });
+  await server.listen({ uri: `nbd+unix://${dir}/s` });
+  const before = openFiles();
+  for (const leave of ['destroy', 'end'] as const) {
+    let opening = (): void => {};
+    const isOpening = new Promise<void>(resolve => {
+      opening = resolve;
+    });
+    let goOn = (): void => {};
+    const held = new Promise<void>(resolve => {
+      goOn = resolve;
+    });
+    machine.onStep = step => {
+      if (step !== 'exporter.open') return;
+      opening();
+      return held;
+    };
+    const client = await world.call({ path: `${dir}/s` });
+    await client.begin();
+    client.socket.write(option(OPT.GO, wanted('web')));
+    await isOpening;
+    if (leave === 'end') client.socket.end();
+    else client.socket.destroy();
+    await sleep(20); // the server hears of it
+    goOn();
+    if (leave === 'end') {
+      // Half closed, it may still take its answers: what it did not ask for, the data plane ends.
+      const channel = await world.arrival();
+      t.equal(server.connections, 1);
+      world.speak(channel).destroy();
+      world.leave(channel);
+    }
+    await world.quiet();
+    t.equal(server.connections, 0, leave);
+    t.same(world.channels(), []);
+  }
+  await until('every descriptor is closed', () => openFiles() <= before);
+});
+
 t.test('junk is cut off, and said once in a while', async t => {
   const world = exportWorld(t);
   const { server, dir } = world;
