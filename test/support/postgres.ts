@@ -1,5 +1,5 @@
 /** A PostgreSQL of a test's own, in a directory: made, worked on by pgbench, ended, checked. */
-import { chownSync, existsSync, mkdirSync, readdirSync } from 'node:fs';
+import { chownSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { run, until } from './run.ts';
 
 /** Debian's, of the latest version that is installed. */
@@ -29,10 +29,8 @@ export class Postgres {
     if (programs === undefined) return null;
     const uid = (await run('id', ['-u', 'postgres'])).trim();
     const postgres = new Postgres(programs, uid, place);
-    for (const directory of [postgres.#data, postgres.#sockets]) {
-      mkdirSync(directory, { mode: 0o700 });
-      chownSync(directory, Number(uid), 0);
-    }
+    postgres.#makeDirectory(postgres.#data);
+    postgres.#makeDirectory(postgres.#sockets);
     const initdb = ['--pgdata', postgres.#data, '--data-checksums', '--auth=trust', '--no-sync'];
     await postgres.#run('initdb', initdb);
     await postgres.#start();
@@ -43,16 +41,32 @@ export class Postgres {
   /** The same database in another place: a copy of a disk. It recovers, as after a crash. */
   async startCopyOn(place: string): Promise<Postgres> {
     const copy = new Postgres(this.#programs, this.#uid, place);
+    // Locks name a process, and that number may still be taken here: whoever starts a copy, as on
+    // another machine, knows that nobody else works on it.
+    rmSync(`${copy.#data}/postmaster.pid`, { force: true });
+    rmSync(copy.#sockets, { recursive: true });
+    copy.#makeDirectory(copy.#sockets);
     await copy.#start();
     return copy;
   }
 
-  #start(): Promise<string> {
+  #makeDirectory(directory: string): void {
+    mkdirSync(directory, { mode: 0o700 });
+    chownSync(directory, Number(this.#uid), 0);
+  }
+
+  async #start(): Promise<void> {
+    const log = `${this.#sockets}/log`;
     const options = `-c listen_addresses='' -c unix_socket_directories=${this.#sockets}`;
-    return this.#run('pg_ctl', [
-      ...['start', '--pgdata', this.#data, '--wait', '--timeout=120', '--silent'],
-      ...['--log', `${this.#sockets}/log`, '--options', options],
-    ]);
+    try {
+      await this.#run('pg_ctl', [
+        ...['start', '--pgdata', this.#data, '--wait', '--timeout=120', '--silent'],
+        ...['--log', log, '--options', options],
+      ]);
+    } catch (error) {
+      const said = existsSync(log) ? readFileSync(log, 'utf8').slice(-1000) : 'no log';
+      throw new Error(`${(error as Error).message}\n${said}`);
+    }
   }
 
   /** What a query answers: fields between bars. */
