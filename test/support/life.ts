@@ -545,7 +545,7 @@ export async function testLife(transport: TransportName): Promise<void> {
     t.match(await ubd('attach', 'root.img'), {
       status: 1,
       stderr:
-        /the daemon ended at its start \(exit status 1\)\n.* it ends with:\n.*run belongs to user 65534/s,
+        /ended at its start \(exit status 1\)\n.* it ends with:\n.*run belongs to user 65534/s,
     });
     chownSync(`${dir}/run`, 0, 0);
     t.match(await ubd('attach', 'root.img', '--ephemeral'), { status: 0 });
