@@ -4,7 +4,6 @@
  * Method: random leaves on a simulated machine that dies at every step, with and without its power.
  */
 import t from 'tap';
-import { checkMedia } from '../../src/leaf/check.ts';
 import { freezeMedia } from '../../src/leaf/freeze.ts';
 import { loadLeaf } from '../../src/leaf/load.ts';
 import { stillPath } from '../../src/leaf/still.ts';
@@ -12,6 +11,7 @@ import { endFold, foldStills } from '../../src/life/fold.ts';
 import { receiveLeaf } from '../../src/life/receive.ts';
 import { sendLeaf } from '../../src/life/send.ts';
 import { openStack } from '../../src/life/stack.ts';
+import { contentOf } from '../support/content-of.ts';
 import { ModelLeaf, noise, sha256 } from '../support/life-fixture.ts';
 import { Random } from '../support/random.ts';
 import { QUICK } from '../support/requires.ts';
@@ -44,19 +44,6 @@ async function make(seed: number, stills = 1, below: 'root' | 'image' = 'root'):
   return { world, leaf: leaf.end(random.chance(0.7)), stills: names };
 }
 
-async function content(world: SimMachine, path = LEAF): Promise<Buffer> {
-  const stack = await openStack(world, path);
-  const bytes = Buffer.alloc(stack.sizeSectors * 512);
-  await stack.read(bytes, 0);
-  stack.close();
-  const file = world.open(path, { readOnly: true });
-  const { findings } = checkMedia(file);
-  file.close();
-  const damage = findings.filter(({ severity }) => severity === 'damage');
-  if (damage.length > 0) throw new Error(JSON.stringify(damage));
-  return bytes;
-}
-
 /** As whoever attaches a leaf does to the images under it. */
 function endFreezing(world: SimMachine, path: string): void {
   const file = world.open(path);
@@ -72,7 +59,7 @@ t.test('a leaf becomes one with its stills, and reads what it read', async t => 
     const { world, leaf } = await make(seed, stills, below);
     const image = below === 'image' ? sha256(world.content('/b/image')) : null;
     t.equal(await foldStills(LEAF, { world }), stills);
-    if (!(await content(world)).equals(leaf.model)) t.fail(`seed ${seed}`);
+    if (!(await contentOf(world, LEAF)).equals(leaf.model)) t.fail(`seed ${seed}`);
     t.strictSame(world.paths, below === 'image' ? [LEAF, '/b/image', ROOT] : [LEAF, ROOT]);
     if (image !== null) t.equal(sha256(world.content('/b/image')), image, 'images never change');
     t.equal(world.openFiles, 0);
@@ -94,7 +81,7 @@ t.test('a still that is being read, or is none, is left alone', async t => {
   const { world, leaf, stills } = await make(5);
   const reader = world.open(stills[0]!, { readOnly: true });
   await t.rejects(foldStills(LEAF, { world }), { code: 'busy' });
-  t.ok((await content(world)).equals(leaf.model));
+  t.ok((await contentOf(world, LEAF)).equals(leaf.model));
   reader.close();
   t.equal(world.openFiles, 0);
   const other = new SimMachine();
@@ -102,7 +89,7 @@ t.test('a still that is being read, or is none, is left alone', async t => {
   const image = await ModelLeaf.make(other, '/a/.other.ubd-still-0123456789ab', ROOT);
   const mine = image.fork(LEAF).end();
   t.equal(await foldStills(LEAF, { world: other }), 0, "another leaf's");
-  t.ok((await content(other)).equals(mine.model));
+  t.ok((await contentOf(other, LEAF)).equals(mine.model));
 });
 
 t.test('nothing else may be made to stand on a still', async t => {
@@ -129,16 +116,16 @@ for (const power of [false, true])
         const isThere = world.exists(stills[0]!);
         if (isThere) endFreezing(world, stills[0]!);
         // Between the thaw and the rename it is refused, and nothing else.
-        const direct = await content(world).catch((error: { code?: string }) => {
+        const direct = await contentOf(world, LEAF).catch((error: { code?: string }) => {
           if (error.code !== 'parent-mismatch') throw error;
           return null;
         });
         if (direct !== null && !direct.equals(leaf.model)) t.fail(`step ${step}: another content`);
         seen[direct === null ? 'between' : isThere ? 'before' : 'after']++;
         endFold(world, LEAF);
-        if (!(await content(world)).equals(leaf.model)) t.fail(`step ${step}, ended`);
+        if (!(await contentOf(world, LEAF)).equals(leaf.model)) t.fail(`step ${step}, ended`);
         await foldStills(LEAF, { world });
-        if (!(await content(world)).equals(leaf.model)) t.fail(`step ${step}, done again`);
+        if (!(await contentOf(world, LEAF)).equals(leaf.model)) t.fail(`step ${step}, done again`);
         if (world.exists(stills[0]!)) t.fail(`step ${step}: the still is left`);
         t.equal(world.openFiles, 0);
       }

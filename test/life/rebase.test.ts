@@ -6,9 +6,9 @@
  */
 import t, { type Test } from 'tap';
 import type { UbdError } from '../../src/base/errors.ts';
-import { checkMedia } from '../../src/leaf/check.ts';
 import { type RebaseReport, type RebaseSpec, rebaseLeaf } from '../../src/life/rebase.ts';
 import { openStack } from '../../src/life/stack.ts';
+import { contentOf } from '../support/content-of.ts';
 import { ModelLeaf, noise, sha256 } from '../support/life-fixture.ts';
 import { Random } from '../support/random.ts';
 import { QUICK } from '../support/requires.ts';
@@ -107,19 +107,6 @@ function expect({ old, fresh, leaf }: Case, forced = false): Expected {
   return { way, conflicts, content };
 }
 
-async function content(world: SimMachine, path: string): Promise<Buffer> {
-  const stack = await openStack(world, path);
-  const bytes = Buffer.alloc(stack.sizeSectors * 512);
-  await stack.read(bytes, 0);
-  stack.close();
-  const file = world.open(path, { readOnly: true });
-  const { findings } = checkMedia(file);
-  file.close();
-  const damage = findings.filter(({ severity }) => severity === 'damage');
-  if (damage.length > 0) throw new Error(JSON.stringify(damage));
-  return bytes;
-}
-
 async function rootOf(world: SimMachine, path: string): Promise<string> {
   const stack = await openStack(world, path);
   const { path: root } = stack.root!;
@@ -141,7 +128,7 @@ function listed({ conflicts }: RebaseReport, size: number): number[] {
 /** The leaf reads as before, on its old root, and nothing was made. */
 async function untouched(t: Test, one: Case, paths: string[], what: string): Promise<void> {
   const { world, leaf } = one;
-  if (!(await content(world, LEAF)).equals(leaf.model)) t.fail(`${what}: the leaf changed`);
+  if (!(await contentOf(world, LEAF)).equals(leaf.model)) t.fail(`${what}: the leaf changed`);
   if ((await rootOf(world, LEAF)) !== OLD) t.fail(`${what}: another root`);
   t.strictSame(world.paths, paths, `${what}: no file is new, none is gone`);
   t.equal(world.openFiles, 0, what);
@@ -176,7 +163,7 @@ t.test(
         await untouched(t, one, paths, `seed ${seed}, refused`);
         continue;
       }
-      if (!(await content(world, LEAF)).equals(expected.content)) t.fail(`seed ${seed}: content`);
+      if (!(await contentOf(world, LEAF)).equals(expected.content)) t.fail(`seed ${seed}: content`);
       t.equal(await rootOf(world, LEAF), NEW);
       t.strictSame(world.paths, paths);
       t.equal(world.openFiles, 0);
@@ -209,7 +196,7 @@ t.test('a leaf keeps what it had beyond the root, and who it is', async t => {
   t.ok(superblock.generation > before.generation);
   t.match(superblock.parent, { kind: 'root', path: NEW, sizeBytes: fresh.length });
   t.ok(
-    (await content(world, LEAF))
+    (await contentOf(world, LEAF))
       .subarray(80 * 512, 81 * 512)
       .equals(leaf.model.subarray(80 * 512, 81 * 512)),
   );
@@ -220,7 +207,7 @@ t.test('an empty leaf is moved without its old root', async t => {
   one.leaf.end();
   one.world.remove(OLD);
   t.match(await run(one), { way: 'fast-forward', done: true, changedBytes: 0 });
-  t.ok((await content(one.world, LEAF)).subarray(0, one.fresh.length).equals(one.fresh));
+  t.ok((await contentOf(one.world, LEAF)).subarray(0, one.fresh.length).equals(one.fresh));
 });
 
 /** Where the magic of each kind lies, as its specification says. */
@@ -367,11 +354,11 @@ for (const power of [false, true])
           const isNew = (await rootOf(world, LEAF)) === NEW;
           if (ended && !isNew) t.fail('it ended, and is not moved');
           outcomes[isNew ? 'new' : 'old']++;
-          if (!(await content(world, LEAF)).equals(isNew ? moved : leaf.model))
+          if (!(await contentOf(world, LEAF)).equals(isNew ? moved : leaf.model))
             t.fail(`step ${step}: a mix`);
           const again = await run(one, { forceBlock: true });
           t.equal(again.way === 'none', isNew, 'and it can be run again');
-          if (!(await content(world, LEAF)).equals(moved)) t.fail(`step ${step}: run again`);
+          if (!(await contentOf(world, LEAF)).equals(moved)) t.fail(`step ${step}: run again`);
           t.equal(world.openFiles, 0);
         }
       t.ok(outcomes.old > 5 && outcomes.new > 0, JSON.stringify(outcomes));

@@ -7,9 +7,9 @@
 import { createHash } from 'node:crypto';
 import t, { type Test } from 'tap';
 import type { UbdError } from '../../src/base/errors.ts';
-import { checkMedia } from '../../src/leaf/check.ts';
 import { type ReconcileSpec, reconcile } from '../../src/life/reconcile.ts';
 import { openStack } from '../../src/life/stack.ts';
+import { contentOf } from '../support/content-of.ts';
 import { ModelLeaf, noise, sha256 } from '../support/life-fixture.ts';
 import { Random } from '../support/random.ts';
 import { QUICK } from '../support/requires.ts';
@@ -63,19 +63,6 @@ async function fleet(seed: number, count: number, rootBlocks = 60): Promise<Flee
     leaves.push(leaf.end(random.chance(0.8)));
   }
   return { world, root, leaves, images };
-}
-
-async function content(world: SimMachine, path: string): Promise<Uint8Array> {
-  const stack = await openStack(world, path);
-  const bytes = new Uint8Array(stack.sizeSectors * 512);
-  await stack.read(bytes, 0);
-  stack.close();
-  const file = world.open(path, { readOnly: true });
-  const { findings } = checkMedia(file);
-  file.close();
-  const damage = findings.filter(({ severity }) => severity === 'damage');
-  if (damage.length > 0) throw new Error(JSON.stringify(damage));
-  return bytes;
 }
 
 /** Which blocks the leaf has anything of, beyond the root. */
@@ -133,7 +120,7 @@ function specOf({ leaves }: Fleet, more: Partial<ReconcileSpec> = {}): Reconcile
 /** Every device as before, whichever root it stands on; nothing else changed. */
 async function unchanged(t: Test, f: Fleet, what: string): Promise<void> {
   for (const { path, model } of f.leaves)
-    if (Buffer.compare(await content(f.world, path), model) !== 0) t.fail(`${what}: ${path}`);
+    if (Buffer.compare(await contentOf(f.world, path), model) !== 0) t.fail(`${what}: ${path}`);
   if (Buffer.compare(f.world.content(ROOT), f.root) !== 0) t.fail(`${what}: the root changed`);
 }
 
@@ -432,5 +419,5 @@ t.test('a thousand leaves: memory does not grow with them', async t => {
   const report = await reconcile(spec, { world });
   t.equal(report.promotedBytes, BLOCK);
   for (let i = 0; i < count; i += 37)
-    t.equal(Buffer.compare(await content(world, `/a/${i}`), leaves[i]!.model), 0);
+    t.equal(Buffer.compare(await contentOf(world, `/a/${i}`), leaves[i]!.model), 0);
 });
