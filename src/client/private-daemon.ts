@@ -12,6 +12,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { readFileSync, rmSync } from 'node:fs';
+import { basename } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { UbdError } from '../base/errors.ts';
@@ -23,6 +24,7 @@ import { type Dirs, findPaths, type Paths } from './paths.ts';
 const START_MS_MAX = 15_000;
 const POLL_MS = 10;
 const NAME_DIGITS = 12;
+const NAME = new RegExp(`^private-[0-9a-f]{${NAME_DIGITS}}$`);
 
 export interface PrivateDaemonOptions {
   /** Of the host's daemon. */
@@ -143,8 +145,19 @@ export function endWithInput(): void {
   process.stdin.once('end', end).once('error', end).resume();
 }
 
+/** Its directories will be removed: so they must be those of a private daemon, and no others. */
+export function requirePrivate({ stateDir, runtimeDir }: Paths): void {
+  for (const directory of [stateDir, runtimeDir])
+    if (!NAME.test(basename(directory)))
+      throw new UbdError('usage', `--while-input would remove ${directory} at its end`, {
+        place: { file: directory },
+        next: 'it is for commands of ubd itself; `ubd serve` ends with Ctrl-C',
+      });
+}
+
 /** The last that a private daemon does. */
 export function removeScrap(paths: Paths, scrap: readonly string[]): void {
-  for (const path of [...scrap, paths.stateDir, paths.runtimeDir])
+  for (const path of scrap) rmSync(path, { force: true });
+  for (const path of [paths.stateDir, paths.runtimeDir])
     rmSync(path, { recursive: true, force: true });
 }
