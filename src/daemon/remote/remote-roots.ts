@@ -50,15 +50,22 @@ export class UpstreamRoot implements RootHandle {
     return this.#facts.root;
   }
 
-  /** One end of a socket for the data plane; the other one is connected to the root. */
-  takeLayer(): UpstreamLayerSpec {
+  /** One end of a socket; the other one is connected to the root, and holds it open. */
+  connect(): number {
     const ends = new Uint8Array(8);
     const result = native.socketpair(ends);
     if (result < 0) throw new UbdError('io', `no socket pair: ${errnoName(result)}`);
     const [fd, theirs] = new Int32Array(ends.buffer) as unknown as [number, number];
-    const { root, generation } = this.#facts;
-    // Calls are carried out in their order: the root is held by the socket before we let go of it.
+    const { root } = this.#facts;
     this.#upstream.call({ call: 'connect', root, fd: theirs }).catch(() => native.close(theirs));
+    return fd;
+  }
+
+  /** For the data plane. */
+  takeLayer(): UpstreamLayerSpec {
+    const { generation } = this.#facts;
+    const fd = this.connect();
+    // Calls are carried out in their order: the root is held by the socket before we let go of it.
     this.close();
     const { path: name, sizeBytes, boot } = this;
     const spec: UpstreamLayerSpec = { kind: 'upstream', name, fd, sizeBytes, generation };

@@ -163,7 +163,8 @@ function main(): void {
     upstream.take(call).then(
       result => {
         post({ number, result });
-        if (call.call === 'stop') port.close();
+        // Nothing that a place may still wait for keeps the thread.
+        if (call.call === 'stop') process.exit();
       },
       (thrown: unknown) => post({ number, error: asUbdError(thrown).toJSON() }),
     );
