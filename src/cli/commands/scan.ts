@@ -32,7 +32,7 @@ export const scan: Command = {
     if (command === undefined)
       throw new UbdError('usage', '--exec is missing: the scanner', { next: helpHint(scan) });
     const scanner = args.texts.get('scanner');
-    const { scanFiles } = await import('../offline.ts');
+    const { scanFiles } = await import('../../life/scan.ts');
     const report = await withImage(args, args.positionals[0]!, image =>
       running(options =>
         scanFiles(
