@@ -2,13 +2,13 @@
  * What the index of files costs, beside what people use instead: of a root with the files of a
  * Debian, and of one with a million small files.
  *
- *     node dist/test/bench/files.js prepare DIR      makes the images: minutes, some GiB
+ *     node dist/test/bench/files.js prepare DIR   makes the images: minutes, some GiB
  *     node dist/test/bench/files.js measure DIR [debian|small] [--alone] [--svg FILE]
- *                                                    as root; prints a table and a CSV, draws a plot;
- *                                                    --alone: without the programs beside it
+ *                                     as root; prints a table and a CSV, draws a plot; with --alone
+ *                                     the programs beside it are left out
  *
  * Each program begins with cold caches of the kernel. The others read a mount; theirs is the time
- * without the mounting. A leaf's index is made after more and more files were added to the leaf; of
+ * without the mounting. A leaf is made for each change; of
  * it there is also the time of the work itself in a process that runs already: the first time, with
  * cold caches, and the best of five with warm ones, next to that of the whole index. A change is so
  * many new small files, or a package of this machine, file by file.
