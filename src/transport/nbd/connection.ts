@@ -34,10 +34,13 @@ import { type NbdSlots, PLACE, type Slot, type SlotOwner, type Waiter } from './
 import { type Contexts, statusBytes, writeStatus } from './status.ts';
 import { CMD, CMD_FLAG } from './wire.ts';
 
-/** The room for what is received; also the largest piece of a write. */
-const INBOX_BYTES = 256 * 1024;
+/**
+ * The room for what is received; also the largest piece of a write. Two writes of 128 KiB fit, with
+ * their headers, so that one is received while the other is written.
+ */
+const INBOX_BYTES = 256 * 1024 + 4096;
 /** What a channel may bring along; a handshake never needs as much. */
-export const EARLY_BYTES_MAX: number = INBOX_BYTES / 2;
+export const EARLY_BYTES_MAX: number = 128 * 1024;
 
 /** FIONBIO of <asm-generic/ioctls.h>: an int, whether the descriptor never waits. */
 const FIONBIO = 0x5421;
