@@ -360,7 +360,8 @@ export class UnionDevice {
   partDone(request: Request, layer: Layer, sector: number, count: number, result: number): void {
     if (result < 0) {
       this.counters.faults++;
-      this.#onFault({ op: request.op, layer: layer.name, sector, count, errno: -result });
+      const name = layer.nameAt?.(sector) ?? layer.name;
+      this.#onFault({ op: request.op, layer: name, sector, count, errno: -result });
       // A store that became shorter is an I/O error to the file system; the message has the true
       // cause.
       if (request.result === 0) request.result = result === -ENODATA ? -EIO : result;

@@ -13,6 +13,8 @@ import type { Loan } from './loan.ts';
 export interface Layer {
   /** For messages: the path or URI. */
   readonly name: string;
+  /** Where that is several files: the one that has this sector. */
+  nameAt?(sector: number): string;
   /**
    * How far the answer for `sector` reaches: +n if the layer has the next n sectors, -n if it has
    * none of the next n; never 0, and never beyond `end` (exclusive). May be shorter than the
