@@ -131,6 +131,13 @@ export interface Native {
   flock(fd: number, operation: number): number;
   /** New position or -errno (-ENXIO: no more data). */
   lseek(fd: number, position: number, whence: number): number;
+  /**
+   * Where a file has data and where it has holes, from `from` up to `end` (exclusive): the ends, in
+   * bytes, of data and of a hole in turn; the first is that of data, and is `from` where there is
+   * none. At most `countMax` (65536) of them. What does not tell is data. The descriptor is asked
+   * on another thread, and must be open until then.
+   */
+  extents(fd: number, from: number, end: number, countMax: number): Promise<Float64Array>;
   fallocate(fd: number, mode: number, position: number, length: number): number;
   /**
    * 0 or more, or -errno. `argument`: an integer from -4095 to 65535 (never a valid address),

@@ -254,15 +254,32 @@ export class NbdConnection implements SlotOwner, Waiter, IntakeOwner, AnswersOwn
   }
 
   #beginStatus(slot: Slot): boolean {
-    const { contexts, extended } = this.#rules;
+    const { contexts } = this.#rules;
     if (!this.#holdings.takeBlock(slot, statusBytes(contexts))) return false;
     slot.pieceBytes = slot.leftBytes;
     slot.leftBytes = 0;
-    const { memory, start } = slot.request;
-    const chosen = this.channel.contexts;
-    slot.pieceBytes = writeStatus(memory.view, start, slot, extended, chosen, this.#device);
-    this.#answers.add(slot);
+    this.#writeStatus(slot);
     return true;
+  }
+
+  /** The answer, or the question that has to be answered first. */
+  #writeStatus(slot: Slot): void {
+    const { memory, start } = slot.request;
+    const { extended } = this.#rules;
+    const { contexts } = this.channel;
+    const bytes = writeStatus(memory.view, start, slot, extended, contexts, this.#device);
+    if (bytes === 0) {
+      this.#device.untold!.learn(slot.position / SECTOR_BYTES, slot.learnt);
+      return;
+    }
+    slot.pieceBytes = bytes;
+    this.#answers.add(slot);
+  }
+
+  /** For Slot: more is known of what lies where. */
+  learnt(slot: Slot): void {
+    this.#writeStatus(slot);
+    this.goOn();
   }
 
   /** For Slot: the engine is done with a piece. */
