@@ -21,7 +21,8 @@ import { isNotRunning } from './http.ts';
 import { EXIT_LOCKED } from './launch.ts';
 import { type Dirs, findPaths, type Paths } from './paths.ts';
 
-const START_MS_MAX = 15_000;
+/** A machine may be slow; a start that fails ends the process, and that is told at once. */
+const START_MS_MAX = 120_000;
 const POLL_MS = 10;
 const NAME_DIGITS = 12;
 const NAME = new RegExp(`^private-[0-9a-f]{${NAME_DIGITS}}$`);
@@ -87,7 +88,7 @@ function launch({ stateDir, runtimeDir }: Paths, scrap: readonly string[]): Chil
     // A session of its own: Ctrl-C is ours to see, and ends it by the end of its input.
     { cwd: '/', detached: true, stdio: ['pipe', 'ignore', 'ignore'] },
   );
-  child.on('error', () => {}); // no process: told by the deadline
+  child.on('error', () => {}); // no process: told by its missing number
   child.stdin!.on('error', () => {}); // it is gone already
   return child;
 }
@@ -103,7 +104,8 @@ async function answers(
       throw new UbdError('busy', `another command is at work on ${subject}`, {
         next: 'wait for it to end',
       });
-    if (child.exitCode !== null || child.signalCode !== null || Date.now() > deadline)
+    const ended = child.pid === undefined || child.exitCode !== null || child.signalCode !== null;
+    if (ended || Date.now() > deadline)
       throw new UbdError('daemon', `a daemon for ${subject} did not start: ${lastLines(log)}`, {
         next: 'run as root; `ubd status` shows what this kernel offers',
       });

@@ -62,9 +62,9 @@ export const diff: Command = {
     await withStill(args, args.positionals[0]!, leaf =>
       diffBlocks(
         { leaf, ...(since !== undefined && { since: isUuid(since) ? since : resolve(since) }) },
-        ({ ranges, sizeBytes, since: base }) =>
+        ({ leaf: name, ranges, sizeBytes, since: base }) =>
           args.flags.has('json')
-            ? printRanges({ leaf, size: sizeBytes, since: base }, ranges)
+            ? printRanges({ leaf: name, size: sizeBytes, since: base }, ranges)
             : printTable(ranges),
       ),
     );
