@@ -8,6 +8,7 @@
  * call.
  */
 import type { IoOp, Memory, Pieces } from '../uring/io.ts';
+import type { Extents } from './extents.ts';
 import type { Loan } from './loan.ts';
 
 export interface Layer {
@@ -33,6 +34,8 @@ export interface Layer {
    * sectors: 0 where they must be read.
    */
   lend?(sector: number, count: number, loan: Loan): number;
+  /** Which of its sectors are zeroes that take no space. Without it, all that it has is data. */
+  readonly extents?: Extents | undefined;
 }
 
 /**

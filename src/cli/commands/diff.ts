@@ -79,6 +79,11 @@ export function placeOf({ path, partition }: { path: string; partition?: number 
   return (partition === undefined ? '' : `p${partition}:`) + printable(path);
 }
 
+/** Where the content is the same: what is not. */
+function inWords({ content, differs = [] }: { content?: boolean; differs?: string[] }): string {
+  return content === false && differs.length > 0 ? `  (only ${differs.join(', ')})` : '';
+}
+
 async function diffTheFiles(args: Arguments, leaf: string): Promise<number> {
   const { diffFiles } = await import('../offline.ts');
   const directory = indexDirectory(args);
@@ -97,7 +102,8 @@ async function diffTheFiles(args: Arguments, leaf: string): Promise<number> {
     const { from, type, size } = change;
     const name = placeOf(change) + (type === 'directory' && change.path !== '/' ? '/' : '');
     const was = from === undefined ? '' : `${printable(from)} -> `;
-    return `${LETTERS[change.change]} ${formatSize(size).padStart(6)}  ${was}${name}`;
+    const only = inWords(change);
+    return `${LETTERS[change.change]} ${formatSize(size).padStart(6)}  ${was}${name}${only}`;
   });
   if (lines.length > 0) print(lines.join('\n'));
   return EXIT.OK;
