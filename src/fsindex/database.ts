@@ -141,6 +141,8 @@ export class IndexWriter {
   readonly #entry: BetterSqlite3.Statement;
   readonly #extent: BetterSqlite3.Statement;
   readonly #shared: BetterSqlite3.Statement;
+  readonly #touchedInode: BetterSqlite3.Statement | null;
+  readonly #touchedDirectory: BetterSqlite3.Statement | null;
   #done = false;
 
   /** @param onRoot the index of a leaf: it holds what differs from the root's */
@@ -171,6 +173,12 @@ export class IndexWriter {
     this.#entry = database.prepare('INSERT INTO entry VALUES (NULL, ?, ?, ?, ?)');
     this.#extent = database.prepare('INSERT INTO extent VALUES (?, ?, ?, ?, ?)');
     this.#shared = database.prepare('INSERT OR IGNORE INTO extent VALUES (?, ?, ?, ?, ?)');
+    const ifOnRoot = (sql: string) => (onRoot ? database.prepare(sql) : null);
+    this.#touchedInode = ifOnRoot(
+      `INSERT INTO touched_inode VALUES (?, ?)
+       ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
+    );
+    this.#touchedDirectory = ifOnRoot('INSERT OR IGNORE INTO touched_directory VALUES (?)');
   }
 
   addInode(r: InodeRecord): void {
@@ -208,16 +216,11 @@ export class IndexWriter {
 
   /** Only on a root. @param content do the bytes of the file differ, or only what is said of it? */
   touchInode(number: number, content: boolean): void {
-    this.#database
-      .prepare(
-        `INSERT INTO touched_inode VALUES (?, ?)
-         ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
-      )
-      .run(number, content ? 1 : 0);
+    this.#touchedInode!.run(number, content ? 1 : 0);
   }
 
   touchDirectory(number: number): void {
-    this.#database.prepare('INSERT OR IGNORE INTO touched_directory VALUES (?)').run(number);
+    this.#touchedDirectory!.run(number);
   }
 
   /** Facts about the whole: text or numbers. */
@@ -226,24 +229,22 @@ export class IndexWriter {
     for (const [key, value] of Object.entries(facts)) statement.run(key, value);
   }
 
-  /** Completes the index, and puts it in place, durably. */
+  /**
+   * Completes the index, and puts it in place: whole on the medium before it has its name. The name
+   * itself may be lost with the power; then the index is made once more.
+   */
   finish(): void {
     this.#database.exec('COMMIT');
     this.#database.exec(INDEXES);
     this.#database.exec('ANALYZE');
     this.#database.close();
-    for (const [path, rename] of [
-      [this.#temporary, true],
-      [dirname(this.#path), false],
-    ] as const) {
-      const fd = openSync(path, 'r');
-      try {
-        fsyncSync(fd);
-      } finally {
-        closeSync(fd);
-      }
-      if (rename) renameSync(this.#temporary, this.#path);
+    const fd = openSync(this.#temporary, 'r');
+    try {
+      fsyncSync(fd);
+    } finally {
+      closeSync(fd);
     }
+    renameSync(this.#temporary, this.#path);
     this.#done = true;
   }
 

@@ -28,6 +28,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { contentDiff } from '../../src/life/content-diff.ts';
 import { diffFiles, findInLeaf, findInRoot, indexRoot } from '../../src/life/files.ts';
+import { scanFiles } from '../../src/life/scan.ts';
 import { why } from '../../src/life/why.ts';
 import { step } from '../support/file-history.ts';
 import { makeImageLeaf } from '../support/image-leaf.ts';
@@ -185,6 +186,16 @@ for (const [name, [mkfs, ...options], bytes] of KINDS) {
     );
     t.ok((directories.find(({ path }) => path === '/new')?.bytes ?? 0) >= 500_000);
     t.equal(shrinkBytes, null);
+    // A scanner that has no words: its exit status alone.
+    const command = 'f() { ! cat "$@" | grep -qE "ubd:x|daemon"; }; f';
+    const scanned = await scanFiles({ kind: 'leaf', path: leaf, command }, use);
+    t.same(
+      scanned.findings.map(({ path, own }) => [path, own]),
+      [['/etc/passwd', true]],
+      'the verdict on the root is not that of the leaf',
+    );
+    const below = await scanFiles({ kind: 'root', path: root, command }, use);
+    t.same([below.scanned, below.findings.map(({ path }) => path)], [0, ['/etc/passwd']]);
     t.ok(before.equals(readFileSync(root)), 'the root was not written');
     await nothingIsLeft(t, at);
   });
@@ -322,6 +333,13 @@ t.test(
         CHANGES.map(([change, path]) => [change, path, number]),
       );
       t.equal((await findInLeaf(leaf, 'passwd', use)).length, 2);
+      const command = 'f() { ! cat "$@" | grep -q daemon; }; f';
+      const { findings } = await scanFiles({ kind: 'leaf', path: leaf, command }, use);
+      t.same(
+        findings.map(({ path, partition }) => [path, partition]),
+        [['/etc/passwd', 1]],
+        'each partition is scanned',
+      );
       const { kinds, heldBytes, notes } = await why({ leaf }, use);
       t.equal(
         Object.values(kinds).reduce((a, b) => a + b, 0),
