@@ -141,6 +141,8 @@ export class IndexWriter {
   readonly #entry: BetterSqlite3.Statement;
   readonly #extent: BetterSqlite3.Statement;
   readonly #shared: BetterSqlite3.Statement;
+  readonly #touchedInode: BetterSqlite3.Statement | null;
+  readonly #touchedDirectory: BetterSqlite3.Statement | null;
   #done = false;
 
   /** @param onRoot the index of a leaf: it holds what differs from the root's */
@@ -160,19 +162,23 @@ export class IndexWriter {
       });
     }
     const database = this.#database;
-    // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed.
-    database.pragma('journal_mode = OFF');
-    database.pragma('synchronous = OFF');
-    database.pragma('page_size = 8192');
-    database.pragma(`application_id = ${APPLICATION_ID}`);
-    database.pragma(`user_version = ${VERSION}`);
-    database.exec(TABLES);
-    if (onRoot) database.exec(TOUCHED_TABLES);
+    try {
+      makeTables(database, onRoot);
+    } catch (error) {
+      this.abandon();
+      throw indexError(error, path);
+    }
     database.exec('BEGIN');
     this.#inode = database.prepare(`INSERT INTO inode VALUES (${'?, '.repeat(14)}?)`);
     this.#entry = database.prepare('INSERT INTO entry VALUES (NULL, ?, ?, ?, ?)');
     this.#extent = database.prepare('INSERT INTO extent VALUES (?, ?, ?, ?, ?)');
     this.#shared = database.prepare('INSERT OR IGNORE INTO extent VALUES (?, ?, ?, ?, ?)');
+    const ifOnRoot = (sql: string) => (onRoot ? database.prepare(sql) : null);
+    this.#touchedInode = ifOnRoot(
+      `INSERT INTO touched_inode VALUES (?, ?)
+       ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
+    );
+    this.#touchedDirectory = ifOnRoot('INSERT OR IGNORE INTO touched_directory VALUES (?)');
   }
 
   addInode(r: InodeRecord): void {
@@ -210,16 +216,11 @@ export class IndexWriter {
 
   /** Only on a root. @param content do the bytes of the file differ, or only what is said of it? */
   touchInode(number: number, content: boolean): void {
-    this.#database
-      .prepare(
-        `INSERT INTO touched_inode VALUES (?, ?)
-         ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
-      )
-      .run(number, content ? 1 : 0);
+    this.#touchedInode!.run(number, content ? 1 : 0);
   }
 
   touchDirectory(number: number): void {
-    this.#database.prepare('INSERT OR IGNORE INTO touched_directory VALUES (?)').run(number);
+    this.#touchedDirectory!.run(number);
   }
 
   /** Facts about the whole: text or numbers. */
@@ -228,24 +229,22 @@ export class IndexWriter {
     for (const [key, value] of Object.entries(facts)) statement.run(key, value);
   }
 
-  /** Completes the index, and puts it in place, durably. */
+  /**
+   * Completes the index, and puts it in place: whole on the medium before it has its name. The name
+   * itself may be lost with the power; then the index is made once more.
+   */
   finish(): void {
     this.#database.exec('COMMIT');
     this.#database.exec(INDEXES);
     this.#database.exec('ANALYZE');
     this.#database.close();
-    for (const [path, rename] of [
-      [this.#temporary, true],
-      [dirname(this.#path), false],
-    ] as const) {
-      const fd = openSync(path, 'r');
-      try {
-        fsyncSync(fd);
-      } finally {
-        closeSync(fd);
-      }
-      if (rename) renameSync(this.#temporary, this.#path);
+    const fd = openSync(this.#temporary, 'r');
+    try {
+      fsyncSync(fd);
+    } finally {
+      closeSync(fd);
     }
+    renameSync(this.#temporary, this.#path);
     this.#done = true;
   }
 
@@ -256,6 +255,32 @@ export class IndexWriter {
     this.#database.close();
     rmSync(this.#temporary, { force: true });
   }
+}
+
+function makeTables(database: Database, onRoot: boolean): void {
+  // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed.
+  database.pragma('journal_mode = OFF');
+  database.pragma('synchronous = OFF');
+  database.pragma('page_size = 8192');
+  database.pragma(`application_id = ${APPLICATION_ID}`);
+  database.pragma(`user_version = ${VERSION}`);
+  database.exec(TABLES);
+  if (onRoot) database.exec(TOUCHED_TABLES);
+}
+
+/** What SQLite says of an index that is being made, in our words; any other error as it is. */
+export function indexError(error: unknown, path: string): unknown {
+  const { code, message } = error as { code?: unknown; message?: string };
+  if (typeof code !== 'string' || !/^SQLITE_(FULL|IOERR)/.test(code)) return error;
+  return new UbdError(
+    code === 'SQLITE_FULL' ? 'no-space' : 'io',
+    `${path}: the index cannot be written: ${message}`,
+    {
+      place: { file: path },
+      next: `is there room in ${dirname(path)}? --output of \`ubd index\` names another place`,
+      cause: error,
+    },
+  );
 }
 
 /** An index takes the place of nothing but an index: never of a root whose name was given. */

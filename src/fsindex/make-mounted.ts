@@ -2,7 +2,7 @@
  * Makes indexes from a walk of a mount. That of a leaf costs a walk of everything, since nobody
  * tells which blocks belong to which inode; what it holds is as small as any leaf's.
  */
-import { type Database, IndexWriter, openIndex, writeFileSystem } from './database.ts';
+import { type Database, IndexWriter, indexError, openIndex, writeFileSystem } from './database.ts';
 import type { MadeIndex, MakeOptions } from './make.ts';
 import { keyOf, seconds } from './make.ts';
 import { type ByteRange, RangeSet } from './ranges.ts';
@@ -41,6 +41,8 @@ export async function makeMountedRootIndex(
     const { digests, about } = options;
     const meta = { ...about, key, digests: digests ? 1 : 0, 'made.seconds': seconds() };
     return finish(writer, source, rootInode, inodes, meta);
+  } catch (error) {
+    throw indexError(error, options.output);
   } finally {
     writer.abandon();
   }
@@ -82,7 +84,7 @@ export async function makeMountedLeafIndex(
           extents.some(({ positionBytes, lengthBytes }) =>
             ranges.touches(positionBytes, lengthBytes),
           );
-        const content = old === undefined || touched || contentDiffers(root, old, file);
+        const content = old === undefined || touched || mayDiffer(root, old, file);
         writer.touchInode(inode.number, content);
         writer.addInode(inode);
         for (const extent of extents) writer.addSharedExtent(extent);
@@ -104,6 +106,8 @@ export async function makeMountedLeafIndex(
     }
     const meta = { ...options.about, 'root.key': keyOf(root), 'made.seconds': seconds() };
     return finish(writer, source, rootInode, inodes, meta);
+  } catch (error) {
+    throw indexError(error, options.output);
   } finally {
     writer.abandon();
     root.close();
@@ -129,9 +133,10 @@ function finish(
   return { fileSystem, inodes };
 }
 
-/** Where nothing else is known, size and time tell; where extents are, they do. */
-function contentDiffers(root: Database, old: RootRow, { inode, extents }: WalkedFile): boolean {
-  if (old.size !== inode.sizeBytes) return true;
+/** Where nothing else is known, every file that was touched may; where extents are, they tell. */
+function mayDiffer(root: Database, old: RootRow, file: WalkedFile): boolean {
+  const { inode, extents, complete } = file;
+  if (old.size !== inode.sizeBytes || !complete) return true;
   if (old.mtime !== inode.modifiedSeconds || old.mtime_ns !== inode.modifiedNanoseconds)
     return true;
   const key = (position: number, length: number, offset: number): string =>

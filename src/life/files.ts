@@ -31,7 +31,7 @@ import {
 import { Work, type WorkOptions } from './work.ts';
 import type { OpenedRoot } from './world.ts';
 
-export type { FileChange, FileType } from '../fsindex/diff.ts';
+export type { Difference, FileChange, FileType } from '../fsindex/diff.ts';
 export type { FoundFile } from '../fsindex/find.ts';
 
 export interface IndexOptions extends WorkOptions {
@@ -61,7 +61,7 @@ export interface View {
   /** Of a leaf: merged with its root's. */
   index: MergedIndex;
   /** Of a leaf: its root's index by itself, and the same volume in the root. */
-  root: { index: MergedIndex; volume: Volume } | null;
+  root: { index: MergedIndex; volume: Volume; report: IndexReport } | null;
   report: IndexReport;
 }
 
@@ -118,7 +118,7 @@ export async function withViews<T>(
         partition: volume.partition,
         volume,
         index: MergedIndex.openLeaf(report.path, base.path),
-        root: { index: MergedIndex.open(base.path), volume: below },
+        root: { index: MergedIndex.open(base.path), volume: below, report: base },
         report,
       });
     }
@@ -179,20 +179,29 @@ function indexImage(image: Image, options: IndexOptions): Promise<IndexedImage> 
 /** Of a device with partitions, which one it is in. */
 export type In<T> = T & { partition?: number };
 
-function inside<T extends object>({ partition }: View, one: T): In<T> {
+export function inside<T extends object>({ partition }: Pick<View, 'partition'>, one: T): In<T> {
   return partition === null ? one : { ...one, partition };
 }
 
 /** What a leaf changed, file by file. */
 export async function diffFiles(leaf: string, options: IndexOptions): Promise<In<FileChange>[]> {
-  return withViews({ kind: 'leaf', path: leaf }, options, ({ views }) => changesOf(views));
+  return withViews({ kind: 'leaf', path: leaf }, options, async views => {
+    const { closerOf } = await import('./same-files.ts');
+    const changes: In<FileChange>[] = [];
+    for (const view of views.views) {
+      const { index, root } = view;
+      if (!touchesAnything(index)) continue;
+      const found = diffLeaf(index, root!.index, await closerOf(view, views));
+      for (const change of found) changes.push(inside(view, change));
+    }
+    return changes;
+  });
 }
 
-/** Of the views of a leaf. */
-export function changesOf(views: readonly View[]): In<FileChange>[] {
-  return views.flatMap(view =>
-    diffLeaf(view.index, view.root!.index).map(change => inside(view, change)),
-  );
+/** Else nothing has to be mounted to compare it. */
+function touchesAnything({ database }: MergedIndex): boolean {
+  const sql = `SELECT 1 FROM main.touched_inode UNION ALL SELECT 1 FROM main.touched_directory`;
+  return database.prepare(`${sql} LIMIT 1`).get() !== undefined;
 }
 
 /** The files of a root whose names match. */
