@@ -15,6 +15,7 @@ import { bringNodeUp, bringUp, type Workshop } from './attach.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, fillFrom } from './device.ts';
 import type { Entries } from './entries.ts';
+import { removeLeaving, settleReconcile } from './life/reconcile.ts';
 import type { SnapshotFiles, Transport } from './machine.ts';
 import type { Plan } from './plan.ts';
 import type { DeviceRecord } from './record.ts';
@@ -80,6 +81,7 @@ async function comeBack(
   const { log, links } = shop;
   try {
     if (record.snapshot && record.leaf) tidySnapshot(shop, record.leaf.path, record.snapshot);
+    await tidyReconcile(shop, entry, record);
     await bringUp(shop, entry, planOf(record), await choose(record.transport), record);
     log.info(`${entry.name}: back as ${links.path(entry.link!)} (${entry.node})`);
   } catch (thrown) {
@@ -101,6 +103,7 @@ async function goOnLeaving(
   try {
     if (livesOn(transports, entry.name)) {
       const transport = await choose(record.transport);
+      await tidyReconcile(shop, entry, record);
       await bringNodeUp(shop, entry, planOf(record), transport, record);
       if ((await transport.detach(entry.id, { force: true })) === 'later') return;
     }
@@ -116,6 +119,32 @@ function tidySnapshot({ log }: Workshop, leafPath: string, files: SnapshotFiles)
   const { file, successor } = files;
   abandonSuccessor({ leafPath, file, path: successor });
   log.info(`${leafPath}: a snapshot was under way (${file}); it was taken, or it was not`);
+}
+
+/**
+ * Its daemon died while it made a new root of the device, or put stills together: the leaf says
+ * what it stands on.
+ */
+async function tidyReconcile(
+  { images, log }: Workshop,
+  entry: Entry,
+  record: DeviceRecord,
+): Promise<void> {
+  const { leaf, reconcile, leaving } = record;
+  if (leaf === null) return;
+  const moved = reconcile === undefined ? null : settleReconcile(leaf.path, reconcile);
+  if (moved !== null) {
+    const root = await images.openRoot(moved);
+    root.close();
+    record.root = { path: moved, identity: root.identity };
+    fillFrom(entry, record);
+  }
+  if (reconcile !== undefined)
+    log.info(
+      `${leaf.path}: ${reconcile.output} was being made of it: ${moved ? 'done' : 'not done'}`,
+    );
+  const gone = removeLeaving(leaf.path, leaving ?? []);
+  if (gone.length > 0) log.info(`removed ${gone.join(', ')}: of no use any more`);
 }
 
 /** Ephemeral leaves that no record names: left by a crash between two steps. */
