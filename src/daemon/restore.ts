@@ -7,8 +7,10 @@
  * listed with its reason, and does not stop the others.
  */
 import { readdir, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { asUbdError } from '../base/errors.ts';
 import type { TransportName } from '../client/api.ts';
+import { clearOrphans } from '../leaf/orphans.ts';
 import { isStillOf } from '../leaf/still.ts';
 import { abandonSuccessor } from '../leaf/successor.ts';
 import { bringNodeUp, bringUp, type Workshop } from './attach.ts';
@@ -48,6 +50,12 @@ export async function restore(options: RestoreOptions): Promise<void> {
   }
   // A leaf may be named by a record that could not be read.
   if (bad.length === 0) await removeOrphans(shop, found);
+  const directories = new Set([shop.paths.leaves]);
+  for (const { leaf } of found) if (leaf !== null) directories.add(dirname(leaf.path));
+  for (const directory of directories) {
+    const orphans = clearOrphans(directory);
+    if (orphans.length > 0) log.info(`removed ${orphans.join(', ')}: never finished`);
+  }
   // All names and numbers are taken before the first device is up.
   const comebacks = found.map(record => {
     const entry = entries.add(record.name, record.attachedAt);

@@ -40,7 +40,8 @@ async function write(node: string, model: Buffer, block: number, seed: number): 
 function nothingIsLeft(t: Test, sandbox: Sandbox, leaf: string): void {
   for (const place of [sandbox.dir, dirname(leaf)])
     t.same(
-      readdirSync(place).filter(name => name.startsWith('.')),
+      // A half-made leaf goes when it is a minute old: see leaf/orphans.test.ts.
+      readdirSync(place).filter(name => /^\.(?!ubd-.*\.new$)/.test(name)),
       [],
       `nothing is left in ${place}`,
     );
@@ -126,7 +127,7 @@ t.test('at its quota: the writer meets no end of space', { skip }, async t => {
 
 t.test('where there is no space for a root, the quota is what it is', { skip }, async t => {
   const sandbox = await start(t);
-  const small = await sandbox.mountTmpfs('small', '3M');
+  const small = await sandbox.mountTmpfs('small', '4M');
   const root = sandbox.path('root.img');
   const leaf = `${small}/web.leaf`;
   const quota = { bytes: 2 * MIB, warnBytes: MIB, action: 'reconcile' as const };
