@@ -5,6 +5,7 @@
       "sources": [
         "native/addon.cc",
         "native/calls.cc",
+        "native/extents.cc",
         "native/memory.cc",
         "native/process.cc",
         "native/ring.cc",

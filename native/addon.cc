@@ -3,6 +3,7 @@
 
 #include "calls.h"
 #include "environment.h"
+#include "extents.h"
 #include "memory.h"
 #include "process.h"
 #include "ring.h"
@@ -21,6 +22,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   ubd::DefineMemory(env, exports, environment);
   ubd::DefineRing(env, exports, environment);
   ubd::DefineCalls(env, exports, environment);
+  ubd::DefineExtents(env, exports, environment);
   ubd::DefineProcess(env, exports, environment);
   ubd::DefineSys(env, exports, environment);
   ubd::DefineTree(env, exports, environment);

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "args.h"
@@ -85,7 +86,10 @@ Napi::Value Spawn(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "spawn");
   const std::span<uint8_t> text = args.Bytes(0, "words");
-  if (args.ok() && (text.empty() || text.size() > kWordsBytesMax || text.back() != 0))
+  // What is checked is what is used: another thread may write to a shared buffer meanwhile.
+  std::string words;
+  if (text.size() <= kWordsBytesMax) words.assign(text.begin(), text.end());
+  if (args.ok() && (words.empty() || words.back() != 0))
     args.OutOfRange("words", "words that end with NUL, up to 1 MiB");
   const std::span<uint8_t> numbers = args.Bytes(1, "fds");
   if (numbers.size() % sizeof(int) != 0 || numbers.size() / sizeof(int) > kDescriptorsMax)
@@ -97,7 +101,7 @@ Napi::Value Spawn(const Napi::CallbackInfo& info) {
   Start start;
   const int failure = start.Give(fds);
   if (failure != 0) return ToNumber(env, -failure);
-  return ToNumber(env, start.Run(std::string(text.begin(), text.end())));
+  return ToNumber(env, start.Run(std::move(words)));
 }
 
 // reap(pid)

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <vector>
 
 #include "args.h"
 #include "environment.h"
@@ -121,6 +122,9 @@ bool ArgumentFits(uint32_t opcode, std::span<const uint8_t> argument, uint32_t c
   }
 }
 
+// Of a registration: the kernel takes at most 16384 buffers.
+constexpr size_t kArgumentBytesMax = size_t{1} << 20;
+
 // ringSetup(entries, flags, cqEntries): RingMaps
 Napi::Value RingSetup(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -176,15 +180,24 @@ Napi::Value RingRegister(const Napi::CallbackInfo& info) {
   const uint32_t count = args.Uint32(3, "count");
   if (!args.ok()) return env.Undefined();
 
+  if (argument.size() > kArgumentBytesMax) {
+    args.OutOfRange("argument", "at most 1 MiB long");
+    return env.Undefined();
+  }
+  // What is checked is what the kernel gets: another thread may write to a shared buffer meanwhile.
+  std::vector<uint8_t> checked(argument.begin(), argument.end());
   Environment& environment = Environment::Of(info);
-  if (!ArgumentFits(opcode, argument, count, environment.memory)) {
+  if (!ArgumentFits(opcode, checked, count, environment.memory)) {
     args.OutOfRange("argument", "as long as a known opcode needs, its addresses in mapped memory");
     return env.Undefined();
   }
   if (environment.rings.Find(fd) == nullptr) return ToNumber(env, -EBADF);
   // SAFETY: the kernel reads and writes no more than ArgumentFits checked, and keeps no pointer to
   // it.
-  return ToNumber(env, Register(fd, opcode, argument.empty() ? nullptr : argument.data(), count));
+  const int64_t result =
+      Register(fd, opcode, checked.empty() ? nullptr : checked.data(), count);
+  std::copy(checked.begin(), checked.end(), argument.begin());
+  return ToNumber(env, result);
 }
 
 // ringClose(fd)

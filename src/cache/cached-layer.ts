@@ -14,6 +14,7 @@
  */
 import { assert } from '../base/assert.ts';
 import { BLOCK_BYTES, BLOCK_SECTORS, SECTOR_BYTES } from '../base/units.ts';
+import type { Extents } from '../store/extents.ts';
 import type { Loan } from '../store/loan.ts';
 import type { Layer } from '../store/store.ts';
 import type { IoOp, Memory } from '../uring/io.ts';
@@ -55,6 +56,7 @@ export interface CachedLayerOptions {
   plain: Layer;
   source: Layer;
   tuning: Tuning;
+  extents?: Extents;
 }
 
 export class CachedLayer implements Layer {
@@ -63,6 +65,7 @@ export class CachedLayer implements Layer {
   readonly content: Content;
   readonly plain: Layer;
   readonly source: Layer;
+  readonly extents: Extents | undefined;
   /** Its source reads into several pieces of memory at once. */
   readonly scatters: boolean;
   readonly counters: Counters = newCounters();
@@ -79,7 +82,7 @@ export class CachedLayer implements Layer {
   /** Nothing is fetched for the future any more. */
   isOpen = true;
 
-  constructor(cache: Cache, { content, plain, source, tuning }: CachedLayerOptions) {
+  constructor(cache: Cache, { content, plain, source, tuning, extents }: CachedLayerOptions) {
     this.name = plain.name;
     this.cache = cache;
     this.content = cache.use(content);
@@ -87,6 +90,7 @@ export class CachedLayer implements Layer {
     this.source = source;
     this.scatters = source.readScattered !== undefined;
     this.#tuning = tuning;
+    this.extents = extents;
   }
 
   run(sector: number, end: number): number {

@@ -2,10 +2,11 @@
  * Starts a daemon in the background: in a session of its own, so that it survives the terminal.
  *
  * Several callers may start one at the same moment: the daemons settle it by their locks. The
- * losers exit with EXIT_LOCKED, and everybody waits for the socket of the winner.
+ * losers exit with EXIT_LOCKED, and everybody waits for the socket of the winner. Where the locks
+ * are those of a daemon that is ending, one is started again after a while.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, constants, mkdirSync, openSync } from 'node:fs';
+import { closeSync, constants, mkdirSync, openSync, readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
@@ -17,20 +18,25 @@ import type { Paths } from './paths.ts';
 /** Exit status of a daemon that finds another one in its place (EX_TEMPFAIL of sysexits.h). */
 export const EXIT_LOCKED = 75;
 
-/**
- * Until it answers. It answers before it re-attaches devices, so that this does not grow with them.
- */
-const START_MS_MAX = 15_000;
-/** Until the winner of the locks answers: it has them already. */
-const WINNER_MS_MAX = 5000;
+export interface Patience {
+  /**
+   * Until one answers, all in all. A machine may be slow; a start that fails ends its process, and
+   * that is told at once.
+   */
+  startMs: number;
+  /** Who has the locks may be about to end, and then nobody would start. */
+  againMs: number;
+}
+
+const PATIENCE: Patience = { startMs: 120_000, againMs: 2000 };
 const POLL_MS = 10;
 const LOG_LINES = 8;
 
-export async function startDaemon(paths: Paths): Promise<void> {
-  const child = launch(paths);
+export async function startDaemon(paths: Paths, patience: Patience = PATIENCE): Promise<void> {
   const caller = new SocketCaller(paths.socket, paths.stateDir);
-  let deadline = Date.now() + START_MS_MAX;
-  let lost = false;
+  const deadline = Date.now() + patience.startMs;
+  let child = launch(paths);
+  let againAt = Number.POSITIVE_INFINITY;
   for (;;) {
     try {
       await caller.call({ method: 'GET', path: `${API_PREFIX}/status` });
@@ -39,16 +45,38 @@ export async function startDaemon(paths: Paths): Promise<void> {
       if (!isNotRunning(error)) throw error;
     }
     const { exitCode, signalCode } = child;
-    if (exitCode === EXIT_LOCKED && !lost) {
-      lost = true;
-      deadline = Math.min(deadline, Date.now() + WINNER_MS_MAX);
-    } else if (exitCode !== null && exitCode !== EXIT_LOCKED)
+    if (exitCode === EXIT_LOCKED) {
+      refuseForeign(paths);
+      if (againAt === Number.POSITIVE_INFINITY) againAt = Date.now() + patience.againMs;
+    } else if (exitCode !== null)
       throw await failed(paths, `the daemon ended at its start (exit status ${exitCode})`);
+    if (child.pid === undefined) throw await failed(paths, 'no process can be started');
     if (signalCode !== null)
       throw await failed(paths, `the daemon was ended at its start (${signalCode})`);
     if (Date.now() > deadline) throw await failed(paths, 'the daemon does not answer');
+    if (Date.now() > againAt) {
+      child = launch(paths);
+      againAt = Number.POSITIVE_INFINITY;
+    }
     await sleep(POLL_MS);
   }
+}
+
+/** Throws where the locks are those of a daemon that will never answer here. */
+function refuseForeign({ stateDir, stateLock, socket }: Paths): void {
+  let text: string;
+  try {
+    text = readFileSync(stateLock, 'utf8');
+  } catch {
+    return;
+  }
+  // Empty while it is being taken, or given back.
+  const [pid, theirs] = text.split('\n');
+  if (pid === undefined || theirs === undefined || theirs === '' || theirs === socket) return;
+  throw new UbdError('busy', `${stateDir} has a daemon (pid ${pid}) with the socket ${theirs}`, {
+    place: { file: stateLock },
+    next: 'use the directory of that socket as UBD_RUNTIME_DIR, or another state directory',
+  });
 }
 
 function launch(paths: Paths): ChildProcess {
@@ -82,7 +110,7 @@ function launch(paths: Paths): ChildProcess {
       ],
       { detached: true, cwd: '/', stdio: ['ignore', log, log] },
     );
-    child.on('error', () => {}); // no process: told by the deadline and the log
+    child.on('error', () => {}); // no process: told by its missing number
     child.unref();
     return child;
   } finally {

@@ -12,6 +12,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { readFileSync, rmSync } from 'node:fs';
+import { basename } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { UbdError } from '../base/errors.ts';
@@ -20,9 +21,11 @@ import { isNotRunning } from './http.ts';
 import { EXIT_LOCKED } from './launch.ts';
 import { type Dirs, findPaths, type Paths } from './paths.ts';
 
-const START_MS_MAX = 15_000;
+/** A machine may be slow; a start that fails ends the process, and that is told at once. */
+const START_MS_MAX = 120_000;
 const POLL_MS = 10;
 const NAME_DIGITS = 12;
+const NAME = new RegExp(`^private-[0-9a-f]{${NAME_DIGITS}}$`);
 
 export interface PrivateDaemonOptions {
   /** Of the host's daemon. */
@@ -85,7 +88,7 @@ function launch({ stateDir, runtimeDir }: Paths, scrap: readonly string[]): Chil
     // A session of its own: Ctrl-C is ours to see, and ends it by the end of its input.
     { cwd: '/', detached: true, stdio: ['pipe', 'ignore', 'ignore'] },
   );
-  child.on('error', () => {}); // no process: told by the deadline
+  child.on('error', () => {}); // no process: told by its missing number
   child.stdin!.on('error', () => {}); // it is gone already
   return child;
 }
@@ -101,7 +104,8 @@ async function answers(
       throw new UbdError('busy', `another command is at work on ${subject}`, {
         next: 'wait for it to end',
       });
-    if (child.exitCode !== null || child.signalCode !== null || Date.now() > deadline)
+    const ended = child.pid === undefined || child.exitCode !== null || child.signalCode !== null;
+    if (ended || Date.now() > deadline)
       throw new UbdError('daemon', `a daemon for ${subject} did not start: ${lastLines(log)}`, {
         next: 'run as root; `ubd status` shows what this kernel offers',
       });
@@ -143,8 +147,19 @@ export function endWithInput(): void {
   process.stdin.once('end', end).once('error', end).resume();
 }
 
+/** Its directories will be removed: so they must be those of a private daemon, and no others. */
+export function requirePrivate({ stateDir, runtimeDir }: Paths): void {
+  for (const directory of [stateDir, runtimeDir])
+    if (!NAME.test(basename(directory)))
+      throw new UbdError('usage', `--while-input would remove ${directory} at its end`, {
+        place: { file: directory },
+        next: 'it is for commands of ubd itself; `ubd serve` ends with Ctrl-C',
+      });
+}
+
 /** The last that a private daemon does. */
 export function removeScrap(paths: Paths, scrap: readonly string[]): void {
-  for (const path of [...scrap, paths.stateDir, paths.runtimeDir])
+  for (const path of scrap) rmSync(path, { force: true });
+  for (const path of [paths.stateDir, paths.runtimeDir])
     rmSync(path, { recursive: true, force: true });
 }

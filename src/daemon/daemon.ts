@@ -96,8 +96,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
     images: machine.images,
     registry,
     log,
-    file: paths.cacheSettings,
-    roots: paths.roots,
+    paths,
   });
 
   const status = async (): Promise<Status> => {

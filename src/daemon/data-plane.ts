@@ -37,6 +37,7 @@ import {
   type Succeeded,
   type SuccessionSpec,
 } from './plane-protocol.ts';
+import { Seeks } from './plane-seeks.ts';
 
 /** Submission entries: a turn that prepares more submits in between. */
 const RING_ENTRIES = 512;
@@ -68,6 +69,7 @@ class DataPlane {
   readonly #io: RingIo;
   readonly #wake: WakeListener;
   readonly #plant: Plant;
+  readonly #seeks = new Seeks(event => this.post(event));
   readonly #devices = new Map<number, PlaneDevice>();
   #woken = false;
   #stopping = false;
@@ -92,7 +94,7 @@ class DataPlane {
       ublkSlots: this.#ublkSlots,
       nbdSlots: this.#nbdSlots,
       parts: new PartPool(PARTS),
-      cache: new PlaneCache(this.#ring, this.#io, cache),
+      cache: new PlaneCache(this.#ring, this.#io, this.#seeks, cache),
       memory: this.#io.allocate(PAGE_BYTES),
     };
   }
@@ -175,6 +177,10 @@ class DataPlane {
         return;
       case 'connect':
         this.#connect(call.id, call.channel);
+        done(null);
+        return;
+      case 'sought':
+        this.#seeks.take(call.seek, call.ends);
         done(null);
         return;
       case 'stats':

@@ -78,7 +78,7 @@ export class LoopTransport implements Transport {
       try {
         accessSync(file, constants.R_OK | constants.W_OK);
       } catch {
-        return `${file} is not there (modprobe ${module}; in a container, pass it in)`;
+        return `${file} is not there: modprobe ${module}; in a container, pass it in`;
       }
     }
     return null;

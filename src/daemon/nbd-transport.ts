@@ -85,7 +85,7 @@ export class NbdTransport implements Transport {
       return null;
     } catch (thrown) {
       const { message, next } = asUbdError(thrown);
-      return next === undefined ? message : `${message} (${next})`;
+      return next === undefined ? message : `${message}: ${next}`;
     }
   }
 

@@ -9,7 +9,7 @@ import { UbdError } from '../base/errors.ts';
 import { bytesToSectors, SECTOR_BYTES } from '../base/units.ts';
 import { rangesBytes } from '../cache/boot-pack.ts';
 import { Cache } from '../cache/cache.ts';
-import { CachedLayer, LOCAL, REMOTE } from '../cache/cached-layer.ts';
+import { CachedLayer, type CachedLayerOptions, LOCAL, REMOTE } from '../cache/cached-layer.ts';
 import type { Content } from '../cache/content.ts';
 import { Fetch } from '../cache/fetch.ts';
 import { Recording } from '../cache/recording.ts';
@@ -17,6 +17,7 @@ import { RootLayer } from '../image/raw-image.ts';
 import { RootSource } from '../image/root-source.ts';
 import { native } from '../native/binding.ts';
 import { UpstreamLayer } from '../remote/upstream-layer.ts';
+import { type Ask, AskedExtents, type Extents, KnownExtents } from '../store/extents.ts';
 import type { Layer } from '../store/store.ts';
 import type { ScatterIo } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
@@ -34,6 +35,7 @@ import {
   type UpstreamLayerSpec,
   upstreamKey,
 } from './plane-protocol.ts';
+import type { Seeks } from './plane-seeks.ts';
 
 /** What a device stands on in the end. */
 type BaseLayerSpec = RootLayerSpec | UpstreamLayerSpec;
@@ -49,18 +51,23 @@ type Answer = (result: PlaneResults[CacheCall['call']] | null, error: UbdError |
 export class PlaneCache {
   readonly #ring: Ring;
   readonly #io: ScatterIo;
+  readonly #seeks: Seeks;
   readonly #cache: Cache;
   /** How fills of these layers reach their root. */
   readonly #sources = new Map<CachedLayer, RootSource>();
+  readonly #layers = new Set<CachedLayer>();
+  /** By the key of the content, as long as somebody reads it. */
+  readonly #known = new Map<string, KnownExtents>();
   readonly #warming = new Map<Fetch, { root: string; length: number }>();
   /** By the number of the device. */
   readonly #devices = new Map<number, { name: string; layer: CachedLayer }>();
   /** By the key of the content. */
   readonly #recordings = new Map<string, { recording: Recording; device: number | null }>();
 
-  constructor(ring: Ring, io: ScatterIo, { sizeBytes, policy }: CacheSettings) {
+  constructor(ring: Ring, io: ScatterIo, seeks: Seeks, { sizeBytes, policy }: CacheSettings) {
     this.#ring = ring;
     this.#io = io;
+    this.#seeks = seeks;
     this.#cache = new Cache({ io: new RingSlabIo(ring), capacityBytes: sizeBytes, policy });
   }
 
@@ -76,15 +83,34 @@ export class PlaneCache {
       const plain = new UpstreamLayer(this.#ring, name, fd, sizeSectors);
       const content = { key: upstreamKey(spec.generation), name, sizeSectors, lasting: true };
       const source = plain.exact;
-      return new CachedLayer(this.#cache, { content, plain, source, tuning: REMOTE });
+      const extents = this.#extents(content.key, (position, answer) =>
+        plain.askExtents(position, answer),
+      );
+      return this.#keep({ content, plain, source, tuning: REMOTE, extents });
     }
     const { key, lasting, directFd } = spec.cache;
     const plain = new RootLayer(this.#io, name, fd, sizeSectors);
     const source = new RootSource(this.#io, plain, { fd, directFd });
     const content = { key, name, sizeSectors, lasting };
-    const layer = new CachedLayer(this.#cache, { content, plain, source, tuning: LOCAL });
+    const extents = this.#extents(key, (position, answer) =>
+      this.#seeks.ask(fd, position, sizeBytes, answer),
+    );
+    const layer = this.#keep({ content, plain, source, tuning: LOCAL, extents });
     this.#sources.set(layer, source);
     return layer;
+  }
+
+  #keep(options: CachedLayerOptions): CachedLayer {
+    const layer = new CachedLayer(this.#cache, options);
+    this.#layers.add(layer);
+    return layer;
+  }
+
+  /** What is known of a content is known to all who read it. */
+  #extents(key: string, ask: Ask): Extents {
+    const known = this.#known.get(key) ?? new KnownExtents();
+    this.#known.set(key, known);
+    return new AskedExtents(known, ask);
   }
 
   /** The device reads through these layers. What its root's boot pack names begins to come. */
@@ -125,6 +151,9 @@ export class PlaneCache {
   #close(layer: CachedLayer, done: () => void): void {
     layer.close(() => {
       this.#sources.delete(layer);
+      this.#layers.delete(layer);
+      const { key } = layer.content;
+      if (![...this.#layers].some(({ content }) => content.key === key)) this.#known.delete(key);
       done();
     });
   }

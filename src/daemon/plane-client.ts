@@ -16,6 +16,8 @@ import { asUbdError, UbdError } from '../base/errors.ts';
 import type { Amendment } from '../leaf/commit.ts';
 import { transferList } from '../leaf/open.ts';
 import type { Quota } from '../leaf/superblock.ts';
+import { native } from '../native/binding.ts';
+import { ENDS_MAX } from '../store/extents.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { closeWakeFd, makeWakeFd, wake } from '../uring/wake.ts';
 import type { DeviceOrder, Lent } from './hand-over.ts';
@@ -37,6 +39,7 @@ import {
   type QuotaEvent,
   type Recorded,
   type RootLayerSpec,
+  type SeekEvent,
   type Succeeded,
   type SuccessionSpec,
   type UpstreamLayerSpec,
@@ -274,7 +277,15 @@ export class DataPlane extends EventEmitter<Events> {
         return;
       case 'disconnected':
         this.emit('disconnected', message);
+        return;
+      case 'seek':
+        this.#seek(message).catch(() => {}); // nobody is left who asks
     }
+  }
+
+  async #seek({ seek, fd, position, end }: SeekEvent): Promise<void> {
+    const ends = await native.extents(fd, position, end, ENDS_MAX).catch(() => null);
+    await this.#call({ call: 'sought', seek, ends });
   }
 
   #exited(): void {

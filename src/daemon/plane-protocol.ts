@@ -17,6 +17,7 @@ import type { OpenedLeaf } from '../leaf/open.ts';
 import type { OwnerMapState } from '../leaf/owner-map.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
 import type { Quota } from '../leaf/superblock.ts';
+import type { Ends } from '../store/extents.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import type { UblkChannel } from '../transport/ublk/session.ts';
 import type { LeafNames } from './ring-names.ts';
@@ -165,6 +166,8 @@ export type PlaneCall =
    * whatever the answer.
    */
   | { call: 'connect'; id: number; channel: NbdChannel }
+  /** The answer to a SeekEvent. */
+  | { call: 'sought'; seek: number; ends: Ends | null }
   | { call: 'stats' }
   | CacheCall
   /** Answered when every device is closed; the worker ends after it. */
@@ -258,6 +261,7 @@ export interface PlaneResults {
   limit: null;
   grow: null;
   connect: null;
+  sought: null;
   stats: DeviceStats[];
   cacheStats: CacheStats;
   cacheSet: null;
@@ -311,6 +315,19 @@ export interface DisconnectedEvent {
   reason: string | null;
 }
 
+/**
+ * Where a root has data and holes is to be found out, which may wait for a disk: answered with
+ * `sought`. The descriptor stays open until then.
+ */
+export interface SeekEvent {
+  event: 'seek';
+  seek: number;
+  fd: number;
+  /** In bytes; `end` is the root's. */
+  position: number;
+  end: number;
+}
+
 export type PlaneRequest = { number: number } & PlaneCall;
 export type PlaneAnswer =
   | { number: number; result: unknown; error?: undefined }
@@ -321,4 +338,5 @@ export type PlaneMessage =
   | FaultEvent
   | LostEvent
   | QuotaEvent
-  | DisconnectedEvent;
+  | DisconnectedEvent
+  | SeekEvent;

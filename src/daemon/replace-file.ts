@@ -1,5 +1,6 @@
 /** Small files that are replaced as a whole. */
 import { open, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 
 export interface ReplaceOptions {
@@ -8,7 +9,7 @@ export interface ReplaceOptions {
   next?: string;
 }
 
-/** The old one, or the new one; never a part. Its content is durable when this returns. */
+/** The old one, or the new one; never a part. Durable when this returns, under its name. */
 export async function replaceFile(
   file: string,
   content: Uint8Array | string,
@@ -24,6 +25,7 @@ export async function replaceFile(
       await handle.close();
     }
     await rename(beside, file);
+    await syncDirectory(dirname(file));
   } catch (cause) {
     await rm(beside, { force: true }).catch(() => {});
     throw new UbdError('io', `cannot write ${file}: ${(cause as Error).message}`, {
@@ -31,5 +33,14 @@ export async function replaceFile(
       cause,
       ...(next !== undefined && { next }),
     });
+  }
+}
+
+export async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, 'r');
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
   }
 }

@@ -134,7 +134,7 @@ export class UblkTransport implements Transport {
       return null;
     } catch (thrown) {
       const { message, next } = asUbdError(thrown);
-      return next === undefined ? message : `${message} (${next})`;
+      return next === undefined ? message : `${message}: ${next}`;
     }
   }
 

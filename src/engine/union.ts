@@ -19,6 +19,7 @@
 import { assert } from '../base/assert.ts';
 import { EIO, ENOBUFS, ENODATA, EROFS } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
+import type { Extents } from '../store/extents.ts';
 import type { Layer, WritableLayer } from '../store/store.ts';
 import type { IoOp } from '../uring/io.ts';
 import { OP, type Request } from './request.ts';
@@ -220,6 +221,28 @@ export class UnionDevice {
     return limit - sector;
   }
 
+  /** What `locateExtent` has found: zeroes, or what may be data. */
+  locatedZeroes = false;
+  /** Where `locateExtent` could not tell: who finds out. */
+  untold: Extents | null = null;
+
+  /**
+   * As `locate`, and says whether it is zeroes all through, or data. Returns 0 where that is not
+   * known yet: `untold` finds out.
+   */
+  locateExtent(sector: number, end: number): number {
+    const count = this.locate(sector, end);
+    this.untold = null;
+    this.locatedZeroes = this.located === 0;
+    if (this.located === 0) return count;
+    const { extents } = this.#layers[this.located - (this.#leaf === null ? 2 : 1)]!;
+    if (extents === undefined) return count;
+    const run = extents.run(sector, sector + count);
+    if (run === 0) this.untold = extents;
+    this.locatedZeroes = run < 0;
+    return Math.abs(run);
+  }
+
   /** Takes a request whose range the transport has checked against `sizeSectors`. */
   submit(request: Request): void {
     request.result = 0;
@@ -360,7 +383,8 @@ export class UnionDevice {
   partDone(request: Request, layer: Layer, sector: number, count: number, result: number): void {
     if (result < 0) {
       this.counters.faults++;
-      this.#onFault({ op: request.op, layer: layer.name, sector, count, errno: -result });
+      const name = layer.nameAt?.(sector) ?? layer.name;
+      this.#onFault({ op: request.op, layer: name, sector, count, errno: -result });
       // A store that became shorter is an I/O error to the file system; the message has the true
       // cause.
       if (request.result === 0) request.result = result === -ENODATA ? -EIO : result;

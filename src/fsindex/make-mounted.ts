@@ -82,7 +82,7 @@ export async function makeMountedLeafIndex(
           extents.some(({ positionBytes, lengthBytes }) =>
             ranges.touches(positionBytes, lengthBytes),
           );
-        const content = old === undefined || touched || contentDiffers(root, old, file);
+        const content = old === undefined || touched || mayDiffer(root, old, file);
         writer.touchInode(inode.number, content);
         writer.addInode(inode);
         for (const extent of extents) writer.addSharedExtent(extent);
@@ -129,9 +129,10 @@ function finish(
   return { fileSystem, inodes };
 }
 
-/** Where nothing else is known, size and time tell; where extents are, they do. */
-function contentDiffers(root: Database, old: RootRow, { inode, extents }: WalkedFile): boolean {
-  if (old.size !== inode.sizeBytes) return true;
+/** Where nothing else is known, every file that was touched may; where extents are, they tell. */
+function mayDiffer(root: Database, old: RootRow, file: WalkedFile): boolean {
+  const { inode, extents, complete } = file;
+  if (old.size !== inode.sizeBytes || !complete) return true;
   if (old.mtime !== inode.modifiedSeconds || old.mtime_ns !== inode.modifiedNanoseconds)
     return true;
   const key = (position: number, length: number, offset: number): string =>

@@ -36,9 +36,13 @@ const FIEMAP = 0xc020660b;
 const FIEMAP_HEADER_BYTES = 32;
 const FIEMAP_EXTENT_BYTES = 56;
 const FIEMAP_EXTENTS = 128;
-const EXTENT_FLAG = { LAST: 0x1, UNKNOWN: 0x2, ENCODED: 0x8, NOT_ALIGNED: 0x100 } as const;
+const EXTENT_FLAG = {
+  ...{ LAST: 0x1, UNKNOWN: 0x2, ENCODED: 0x8, NOT_ALIGNED: 0x100, UNWRITTEN: 0x800 },
+} as const;
 /** Not on the device yet, or not by themselves: these have no position of their own. */
 const NO_POSITION = EXTENT_FLAG.UNKNOWN | EXTENT_FLAG.NOT_ALIGNED;
+/** The bytes are not, or not simply, what lies there. */
+const NO_BYTES = NO_POSITION | EXTENT_FLAG.UNWRITTEN;
 const DIGEST_BYTES = 1 << 20;
 const BREATHE_FILES = 2048;
 
@@ -67,6 +71,8 @@ export interface WalkedFile {
   inode: InodeRecord;
   /** Only the first time that an inode is met. */
   extents: ExtentRecord[];
+  /** Do the extents tell where all its bytes are, but for holes? */
+  complete: boolean;
 }
 
 export interface WalkSink {
@@ -189,16 +195,16 @@ class Walk {
     this.#seen.add(number);
     const link = stats.isSymbolicLink() ? readlinkSync(this.#full(path), 'buffer') : null;
     const wanted = stats.isFile() && stats.size > 0n;
-    const { extents, digest } = wanted ? this.#content(number, path) : NOTHING;
-    this.#sink.file({ inode: { ...record(number, stats, link), digest }, extents });
+    const { digest, ...map } = wanted ? this.#content(number, path) : NOTHING;
+    this.#sink.file({ inode: { ...record(number, stats, link), digest }, ...map });
   }
 
-  #content(number: number, path: Buffer): { extents: ExtentRecord[]; digest: Buffer | null } {
+  #content(number: number, path: Buffer): FileMap & { digest: Buffer | null } {
     const fd = native.openBelow(this.#fd, path, O_RDONLY_NOFOLLOW_NONBLOCK);
     if (fd < 0) throw this.#unreadable(path, { code: `errno ${-fd}` });
     try {
       const digest = this.#options.digests ? contentDigest(fd) : null;
-      return { extents: fileExtents(fd, number), digest };
+      return { ...fileExtents(fd, number), digest };
     } catch (cause) {
       throw cause instanceof UbdError ? cause : this.#unreadable(path, cause);
     } finally {
@@ -207,7 +213,9 @@ class Walk {
   }
 }
 
-const NOTHING = { extents: [], digest: null };
+type FileMap = Pick<WalkedFile, 'extents' | 'complete'>;
+
+const NOTHING = { extents: [], complete: true, digest: null };
 
 function record(number: number, stats: BigIntStats, link: Buffer | null): InodeRecord {
   const { mode, uid, gid, size, nlink, mtimeNs, ctimeNs, birthtimeNs, rdev, blocks } = stats;
@@ -240,17 +248,18 @@ function record(number: number, stats: BigIntStats, link: Buffer | null): InodeR
 }
 
 /** Empty where the kernel does not tell them. */
-function fileExtents(fd: number, inode: number): ExtentRecord[] {
+function fileExtents(fd: number, inode: number): FileMap {
   const extents: ExtentRecord[] = [];
+  let complete = true;
   const request = Buffer.alloc(FIEMAP_HEADER_BYTES + FIEMAP_EXTENTS * FIEMAP_EXTENT_BYTES);
   for (let from = 0n; ; ) {
     request.fill(0, 0, FIEMAP_HEADER_BYTES);
     request.writeBigUInt64LE(from, 0);
     request.writeBigUInt64LE(2n ** 63n - 1n - from, 8);
     request.writeUInt32LE(FIEMAP_EXTENTS, 24);
-    if (native.ioctl(fd, FIEMAP, request) < 0) return [];
+    if (native.ioctl(fd, FIEMAP, request) < 0) return { extents: [], complete: false };
     const count = request.readUInt32LE(20);
-    if (count === 0) return extents;
+    if (count === 0) return { extents, complete };
     for (let i = 0; i < Math.min(count, FIEMAP_EXTENTS); i++) {
       const at = FIEMAP_HEADER_BYTES + i * FIEMAP_EXTENT_BYTES;
       const flags = request.readUInt32LE(at + 40);
@@ -264,8 +273,9 @@ function fileExtents(fd: number, inode: number): ExtentRecord[] {
           offsetBytes: Number(logical),
           use: USE.CONTENT,
         });
-      if ((flags & EXTENT_FLAG.LAST) !== 0) return extents;
-      if (logical + length <= from) return extents; // no way forward
+      if ((flags & NO_BYTES) !== 0) complete = false;
+      if ((flags & EXTENT_FLAG.LAST) !== 0) return { extents, complete };
+      if (logical + length <= from) return { extents, complete: false }; // no way forward
       from = logical + length;
     }
   }

@@ -72,7 +72,8 @@ export class FrozenChain {
   /** By owner, as the map numbers them: the lowest image first. */
   get files(): FrozenFile[] {
     return this.images
-      .map(({ media, superblock }) => ({
+      .map(({ path, media, superblock }) => ({
+        name: path,
         fd: media.fd,
         dataOffset: superblock.geometry.dataOffset,
       }))

@@ -12,6 +12,8 @@ import { OwnerMap, type OwnerMapState } from './owner-map.ts';
 
 /** One image, for the data path. */
 export interface FrozenFile {
+  /** Its path, for messages. */
+  name: string;
   fd: number;
   dataOffset: number;
 }
@@ -19,6 +21,7 @@ export interface FrozenFile {
 export class FrozenLayer implements Layer {
   readonly name: string;
   readonly #io: Io;
+  readonly #names: readonly string[];
   /** By owner: the lowest image is 1. */
   readonly #fds: readonly number[];
   readonly #dataOffsets: readonly number[];
@@ -31,6 +34,7 @@ export class FrozenLayer implements Layer {
   constructor(io: Io, name: string, files: readonly FrozenFile[], owners: OwnerMapState) {
     this.#io = io;
     this.name = name;
+    this.#names = [name, ...files.map(file => file.name)];
     this.#fds = [-1, ...files.map(({ fd }) => fd)];
     this.#dataOffsets = [0, ...files.map(({ dataOffset }) => dataOffset)];
     this.#owners = new OwnerMap(owners);
@@ -39,6 +43,12 @@ export class FrozenLayer implements Layer {
   run(sector: number, end: number): number {
     const count = this.#owners.find(sector, end);
     return this.#owners.owner > 0 ? count : -count;
+  }
+
+  /** The image that has the sector, or else the topmost one. */
+  nameAt(sector: number): string {
+    this.#owners.find(sector, sector + 1);
+    return this.#names[this.#owners.owner]!;
   }
 
   read(sector: number, count: number, memory: Memory, start: number, op: IoOp): void {

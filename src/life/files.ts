@@ -31,7 +31,7 @@ import {
 import { Work, type WorkOptions } from './work.ts';
 import type { OpenedRoot } from './world.ts';
 
-export type { FileChange, FileType } from '../fsindex/diff.ts';
+export type { Difference, FileChange, FileType } from '../fsindex/diff.ts';
 export type { FoundFile } from '../fsindex/find.ts';
 
 export interface IndexOptions extends WorkOptions {
@@ -185,14 +185,23 @@ function inside<T extends object>({ partition }: View, one: T): In<T> {
 
 /** What a leaf changed, file by file. */
 export async function diffFiles(leaf: string, options: IndexOptions): Promise<In<FileChange>[]> {
-  return withViews({ kind: 'leaf', path: leaf }, options, ({ views }) => changesOf(views));
+  return withViews({ kind: 'leaf', path: leaf }, options, async views => {
+    const { closerOf } = await import('./same-files.ts');
+    const changes: In<FileChange>[] = [];
+    for (const view of views.views) {
+      const { index, root } = view;
+      if (!touchesAnything(index)) continue;
+      const found = diffLeaf(index, root!.index, await closerOf(view, views));
+      for (const change of found) changes.push(inside(view, change));
+    }
+    return changes;
+  });
 }
 
-/** Of the views of a leaf. */
-export function changesOf(views: readonly View[]): In<FileChange>[] {
-  return views.flatMap(view =>
-    diffLeaf(view.index, view.root!.index).map(change => inside(view, change)),
-  );
+/** Else nothing has to be mounted to compare it. */
+function touchesAnything({ database }: MergedIndex): boolean {
+  const sql = `SELECT 1 FROM main.touched_inode UNION ALL SELECT 1 FROM main.touched_directory`;
+  return database.prepare(`${sql} LIMIT 1`).get() !== undefined;
 }
 
 /** The files of a root whose names match. */

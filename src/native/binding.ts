@@ -91,7 +91,8 @@ export interface Native {
    *     offset  type  meaning
    *     0       i32   which: 0 pread, 1 pwrite, 2 read, 3 write, 4 fallocate,
    *                   5 pwrite with RWF_DSYNC, 6 read if the record before this one moved bytes
-   *                   (else its result), 7 pread with RWF_NOWAIT
+   *                   (else its result), 7 pread with RWF_NOWAIT, 8 sendmsg that does not wait
+   *                   nor signal; what is sent is a list of struct iovec, all in mapped memory
    *     4       i32   fd
    *     8       f64   address in mapped memory (fallocate: mode)
    *     16      f64   length in bytes
@@ -130,6 +131,13 @@ export interface Native {
   flock(fd: number, operation: number): number;
   /** New position or -errno (-ENXIO: no more data). */
   lseek(fd: number, position: number, whence: number): number;
+  /**
+   * Where a file has data and where it has holes, from `from` up to `end` (exclusive): the ends, in
+   * bytes, of data and of a hole in turn; the first is that of data, and is `from` where there is
+   * none. At most `countMax` (65536) of them. What does not tell is data. The descriptor is asked
+   * on another thread, and must be open until then.
+   */
+  extents(fd: number, from: number, end: number, countMax: number): Promise<Float64Array>;
   fallocate(fd: number, mode: number, position: number, length: number): number;
   /**
    * 0 or more, or -errno. `argument`: an integer from -4095 to 65535 (never a valid address),

@@ -60,6 +60,8 @@ export class Manifest {
   /** Stands for the whole content: in hexadecimal digits. */
   readonly treeDigest: string;
   readonly #digests: Buffer;
+  /** The digest of so many zeroes. */
+  #zeroes: { length: number; digest: Buffer } | null = null;
 
   constructor(fields: Omit<ManifestFields, 'treeDigest'>) {
     this.chunkBytes = fields.chunkBytes;
@@ -76,6 +78,16 @@ export class Manifest {
   /** Is it what the chunk of this number must be? */
   verify(index: number, content: Uint8Array): boolean {
     const digest = createHash('sha256').update(content).digest();
+    return digest.compare(this.#digests, index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES) === 0;
+  }
+
+  /** Is the chunk of this number nothing but zeroes? */
+  isZeroes(index: number): boolean {
+    const isLast = index === this.chunks - 1;
+    const length = isLast ? this.sizeBytes - index * this.chunkBytes : this.chunkBytes;
+    if (this.#zeroes?.length !== length)
+      this.#zeroes = { length, digest: sha256(Buffer.alloc(length)) };
+    const { digest } = this.#zeroes;
     return digest.compare(this.#digests, index * DIGEST_BYTES, (index + 1) * DIGEST_BYTES) === 0;
   }
 

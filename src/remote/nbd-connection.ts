@@ -22,6 +22,8 @@ import {
   REQUEST_MAGIC,
   SIMPLE_REPLY_BYTES,
   SIMPLE_REPLY_MAGIC,
+  STATE_ZERO,
+  STATUS_BYTES_MAX,
 } from './nbd-wire.ts';
 import { asPlaceError, PlaceError } from './place.ts';
 
@@ -32,6 +34,14 @@ export interface NbdExport {
   /** Requests are multiples of the least, and no longer than the most. */
   blockBytesMin: number;
   blockBytesMax: number;
+  /** The number of the context that tells holes; null: it does not tell. */
+  allocation: number | null;
+}
+
+/** Of a BLOCK_STATUS: how far it reaches from the one before it on, and what it is. */
+export interface StatusRange {
+  length: number;
+  isZeroes: boolean;
 }
 
 interface Read {
@@ -40,10 +50,14 @@ interface Read {
   /** Bytes that have come; of structured replies also where they went, start and end. */
   filled: number;
   parts: [start: number, end: number][];
+  /** Of a BLOCK_STATUS, which has no data. */
+  ranges: StatusRange[] | null;
   error: PlaceError | null;
   resolve: () => void;
   reject: (error: PlaceError) => void;
 }
+
+const NOTHING = Buffer.alloc(0);
 
 export class NbdConnection {
   readonly info: NbdExport;
@@ -80,13 +94,33 @@ export class NbdConnection {
   async read(position: number, target: Buffer, signal: AbortSignal): Promise<void> {
     if (this.#ended !== null) throw this.#ended;
     if (signal.aborted) throw asPlaceError(signal.reason);
+    await this.#ask(COMMAND.READ, position, target.length, target, null, signal);
+  }
+
+  /** What lies from `position` on: less than asked for, perhaps. */
+  async status(position: number, length: number, signal: AbortSignal): Promise<StatusRange[]> {
+    if (this.#ended !== null) throw this.#ended;
+    if (signal.aborted) throw asPlaceError(signal.reason);
+    const ranges: StatusRange[] = [];
+    await this.#ask(COMMAND.BLOCK_STATUS, position, length, NOTHING, ranges, signal);
+    return ranges;
+  }
+
+  async #ask(
+    type: number,
+    position: number,
+    length: number,
+    target: Buffer,
+    ranges: StatusRange[] | null,
+    signal: AbortSignal,
+  ): Promise<void> {
     const cookie = this.#nextCookie++;
     const request = Buffer.alloc(REQUEST_BYTES);
     request.writeUInt32BE(REQUEST_MAGIC, 0);
-    request.writeUInt16BE(COMMAND.READ, 6);
+    request.writeUInt16BE(type, 6);
     writeU64(request, cookie, 8);
     writeU64(request, position, 16);
-    request.writeUInt32BE(target.length, 24);
+    request.writeUInt32BE(length, 24);
     await new Promise<void>((resolve, reject) => {
       const abort = (): void => reject(asPlaceError(signal.reason));
       signal.addEventListener('abort', abort, { once: true });
@@ -96,6 +130,7 @@ export class NbdConnection {
         target,
         filled: 0,
         parts: [],
+        ranges,
         error: null,
         resolve: () => {
           settled();
@@ -165,6 +200,8 @@ export class NbdConnection {
     } else if (type === CHUNK.OFFSET_HOLE && length === 12) {
       const hole = await this.#stream.read(12);
       partOf(read, readU64(hole, 0), hole.readUInt32BE(8)).fill(0);
+    } else if (type === CHUNK.BLOCK_STATUS && read.ranges !== null && isStatus(length)) {
+      takeStatus(await this.#stream.read(length), this.info.allocation, read.ranges);
     } else if ((type & CHUNK.ERROR_BIT) !== 0 && length >= 6 && length <= ERROR_TEXT_MAX) {
       const data = await this.#stream.read(length);
       const textBytes = Math.min(data.readUInt16BE(4), length - 6);
@@ -203,6 +240,21 @@ function partOf(read: Read, offset: number, length: number): Buffer {
   read.parts.push([start, end]);
   read.filled += length;
   return read.target.subarray(start, end);
+}
+
+/** The number of the context, then pairs of length and flags. */
+function isStatus(length: number): boolean {
+  return length >= 12 && length % 8 === 4 && length <= STATUS_BYTES_MAX;
+}
+
+function takeStatus(data: Buffer, context: number | null, ranges: StatusRange[]): void {
+  if (data.readUInt32BE(0) !== context)
+    throw new PlaceError('nonsense', 'told of a metadata context that nobody asked for');
+  for (let at = 4; at < data.length; at += 8) {
+    const length = data.readUInt32BE(at);
+    if (length === 0) throw new PlaceError('nonsense', 'told of a range without length');
+    ranges.push({ length, isZeroes: (data.readUInt32BE(at + 4) & STATE_ZERO) !== 0 });
+  }
 }
 
 /** The protocol's own error numbers; most are those of Linux. */

@@ -8,6 +8,7 @@ import type { NbdExport } from './nbd-connection.ts';
 import { NbdStream } from './nbd-stream.ts';
 import type { NbdTarget } from './nbd-target.ts';
 import {
+  ALLOCATION,
   EXPORT_FLAG,
   GREETING_BYTES,
   HANDSHAKE,
@@ -73,27 +74,32 @@ async function shakeHands(target: NbdTarget, plain: Socket): Promise<OpenedNbd> 
   }
   const structured = await ask(socket, stream, OPTION.STRUCTURED_REPLY, '');
   const info: NbdExport = {
+    allocation: null,
     sizeBytes: -1,
     flags: 0,
     blockBytesMin: 1,
     blockBytesMax: BLOCK_BYTES_MAX_DEFAULT,
   };
-  const go = await ask(socket, stream, OPTION.GO, goData(target.exportName), data =>
-    takeInfo(data, info),
-  );
+  if (structured.type === OPTION_REPLY.ACK)
+    await ask(socket, stream, OPTION.SET_META, metaData(target.exportName), (type, data) => {
+      if (type === OPTION_REPLY.META_CONTEXT) takeContext(data, info);
+    });
+  const go = await ask(socket, stream, OPTION.GO, goData(target.exportName), (type, data) => {
+    if (type === OPTION_REPLY.INFO) takeInfo(data, info);
+  });
   const name = `the export '${target.exportName}'`;
   if (go.type !== OPTION_REPLY.ACK) throw refusal(go.type, go.text, `refuses ${name}`);
   if (info.sizeBytes < 0) throw nonsense(`did not tell the size of ${name}`);
   return { socket, stream, info, structured: structured.type === OPTION_REPLY.ACK };
 }
 
-/** The last reply of an option; those before it, of type INFO, go to `onInfo`. */
+/** The last reply of an option: an ACK, or an error. Those before it go to `onReply`. */
 async function ask(
   socket: Socket,
   stream: NbdStream,
   option: number,
   data: Buffer | '',
-  onInfo?: (data: Buffer) => void,
+  onReply: (type: number, data: Buffer) => void = () => {},
 ): Promise<{ type: number; text: string }> {
   const head = Buffer.alloc(16);
   head.write(OPTION_MAGIC, 'latin1');
@@ -108,9 +114,9 @@ async function ask(
     const length = reply.readUInt32BE(16);
     if (length > OPTION_DATA_MAX) throw nonsense(`sent ${length} bytes in the handshake`);
     const payload = await stream.read(length);
-    if (type !== OPTION_REPLY.INFO || onInfo === undefined)
+    if (type === OPTION_REPLY.ACK || isErrorReply(type))
       return { type, text: isErrorReply(type) ? payload.toString('utf8').trim() : '' };
-    onInfo(payload);
+    onReply(type, payload);
   }
 }
 
@@ -122,6 +128,22 @@ function goData(exportName: string): Buffer {
   data.writeUInt16BE(1, 4 + name.length); // one wish
   data.writeUInt16BE(INFO.BLOCK_SIZE, 6 + name.length);
   return data;
+}
+
+function metaData(exportName: string): Buffer {
+  const name = Buffer.from(exportName);
+  const data = Buffer.alloc(4 + name.length + 4 + 4 + ALLOCATION.length);
+  data.writeUInt32BE(name.length, 0);
+  name.copy(data, 4);
+  data.writeUInt32BE(1, 4 + name.length); // one query
+  data.writeUInt32BE(ALLOCATION.length, 8 + name.length);
+  data.write(ALLOCATION, 12 + name.length);
+  return data;
+}
+
+function takeContext(data: Buffer, info: NbdExport): void {
+  if (data.length < 4) throw nonsense('named a metadata context without a number');
+  if (data.toString('utf8', 4) === ALLOCATION) info.allocation = data.readUInt32BE(0);
 }
 
 function takeInfo(data: Buffer, info: NbdExport): void {

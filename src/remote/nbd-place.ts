@@ -4,6 +4,7 @@
  *
  * An export has nothing that tells versions apart: whoever connects anew has to compare content.
  */
+import { type Ends, EndsMaker } from '../store/extents.ts';
 import { NbdConnection } from './nbd-connection.ts';
 import { type NbdTarget, nbdTarget } from './nbd-target.ts';
 import { EXPORT_FLAG } from './nbd-wire.ts';
@@ -18,6 +19,9 @@ const FURTHER_MS_MAX = 5000;
 /** After one that did not come about. */
 const FURTHER_PAUSE_MS = 30_000;
 const PROBE_BYTES = 4096;
+/** Of one question where data are, a multiple of every size of blocks; and how many at a time. */
+const STATUS_BYTES: number = 2 ** 31 - 2 ** 16;
+const STATUS_MAX = 64;
 
 export class NbdPlace implements Place {
   readonly uri: string;
@@ -69,6 +73,24 @@ export class NbdPlace implements Place {
       throw asPlaceError(thrown);
     }
     return target.subarray(position - start, position - start + length);
+  }
+
+  async extents(position: number, countMax: number, signal: AbortSignal): Promise<Ends | null> {
+    const connection = this.#choose();
+    const { allocation, blockBytesMin, sizeBytes } = connection.info;
+    if (allocation === null) return null;
+    const maker = new EndsMaker(position, countMax);
+    for (let asked = 0; asked < STATUS_MAX && maker.end < sizeBytes; asked++) {
+      const at = maker.end - (maker.end % blockBytesMin);
+      const length = Math.min(sizeBytes - at, STATUS_BYTES);
+      let end = at;
+      for (const range of await connection.status(at, length, signal)) {
+        end = Math.min(end + range.length, sizeBytes); // the last may reach beyond what was asked
+        if (end > maker.end && !maker.add(range.isZeroes, end)) return maker.finish();
+      }
+      if (end <= at) throw new PlaceError('nonsense', 'told of nothing that was asked for');
+    }
+    return maker.finish();
   }
 
   /** An export has nothing beside it. */

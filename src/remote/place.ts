@@ -9,6 +9,7 @@
  * A read is whole or it throws a PlaceError, and it never mixes two versions of the content: a
  * place that can tell versions apart refuses to go on with another one than `open` found last.
  */
+import type { Ends } from '../store/extents.ts';
 
 /** What a place is known by, beside its content. */
 export interface PlaceFacts {
@@ -35,6 +36,11 @@ export interface Place {
   open(signal: AbortSignal): Promise<PlaceFacts>;
   /** `length` bytes from `position` on. After `open`, from several callers at once. */
   read(position: number, length: number, signal: AbortSignal): Promise<Buffer>;
+  /**
+   * Where it has data, from a position on; null: it does not tell. Only places that may tell have
+   * it. After `open`.
+   */
+  extents?(position: number, countMax: number, signal: AbortSignal): Promise<Ends | null>;
   /** A small file that lies beside it; null if there is none. Needs no `open`. */
   readBeside(kind: Beside, signal: AbortSignal): Promise<Buffer | null>;
   /** Ends all connections; reads under way fail. Idempotent; `open` brings it back. */

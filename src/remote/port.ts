@@ -7,7 +7,8 @@
  */
 import { Socket } from 'node:net';
 import { EINVAL, EIO } from '../base/errno.ts';
-import { EXACT, LENGTH_MAX, MESSAGE_BYTES, REPLY_MAGIC } from './wire.ts';
+import type { Ends } from '../store/extents.ts';
+import { EXACT, EXTENTS, LENGTH_MAX, MESSAGE_BYTES, REPLY_MAGIC } from './wire.ts';
 
 export interface PortSource {
   readonly sizeBytes: number;
@@ -16,6 +17,8 @@ export interface PortSource {
    * @param reader fetched ahead of, if he goes through it in order; null: fetches ahead himself
    */
   read(position: number, length: number, reader: object | null): Promise<readonly Uint8Array[]>;
+  /** Where it has data, from a position on: at most `countMax` ends. */
+  extents(position: number, countMax: number): Promise<Ends>;
 }
 
 const HALF = 2 ** 32;
@@ -45,21 +48,37 @@ export class Port {
     for (; at + MESSAGE_BYTES <= bytes.length; at += MESSAGE_BYTES) {
       const id = bytes.readUInt32LE(at);
       const word = bytes.readUInt32LE(at + 4);
-      const exact = word >= EXACT;
+      const flags = word - (word % EXTENTS);
       const position = bytes.readUInt32LE(at + 8) + bytes.readUInt32LE(at + 12) * HALF;
-      this.#serve(id, position, exact ? word - EXACT : word, exact);
+      this.#serve(id, position, word - flags, flags);
     }
     this.#rest = bytes.subarray(at);
   }
 
-  #serve(id: number, position: number, length: number, exact: boolean): void {
+  #serve(id: number, position: number, length: number, flags: number): void {
+    if (length > 0 && length <= LENGTH_MAX && flags === EXTENTS) {
+      this.#tell(id, position, length);
+      return;
+    }
     if (length === 0 || length > LENGTH_MAX || position + length > this.#source.sizeBytes) {
       this.#reply(id, -EINVAL, []);
       return;
     }
+    const exact = flags === EXACT;
     this.#source.read(position, length, exact ? null : this).then(
       pieces => this.#reply(id, 0, pieces),
       () => this.#reply(id, -EIO, []), // who failed and why is told where it is known
+    );
+  }
+
+  #tell(id: number, position: number, length: number): void {
+    const ends = new Float64Array(length / Float64Array.BYTES_PER_ELEMENT);
+    this.#source.extents(position, ends.length).then(
+      known => {
+        ends.set(known);
+        this.#reply(id, 0, [new Uint8Array(ends.buffer)]);
+      },
+      () => this.#reply(id, -EIO, []), // what nobody can tell now is data
     );
   }
 

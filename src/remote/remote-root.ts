@@ -18,6 +18,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import type { LRUCache } from 'lru-cache';
 import { type ErrorCode, UbdError } from '../base/errors.ts';
 import type { RootIdentity } from '../image/identity.ts';
+import { type Ends, EndsMaker } from '../store/extents.ts';
 import type { DiskCache } from './disk-cache.ts';
 import type { DiskShelf } from './disk-shelf.ts';
 import { CHUNK_BYTES, type Manifest } from './manifest.ts';
@@ -57,6 +58,9 @@ export interface RemoteStats {
 
 /** Of chunks side by side, with one request. */
 const RUN_BYTES_MAX: number = 512 * 1024;
+
+/** Looked at for one question where data are: some milliseconds of work. */
+const EXTENT_CHUNKS_MAX = 65_536;
 
 /** Under way while all of the root is read. */
 const CONTENT_BYTES_AHEAD: number = 2 * 1024 * 1024;
@@ -138,6 +142,24 @@ export class RemoteRoot implements PortSource {
       pieces[pieces.length - 1] = pieces[pieces.length - 1]!.subarray(0, end);
     }
     return pieces;
+  }
+
+  /**
+   * Where it has data: as the manifest says, which nobody can forge; else as a replica says. Most
+   * places do not tell: then all of it is data.
+   */
+  async extents(position: number, countMax: number): Promise<Ends> {
+    const { manifest, sizeBytes } = this;
+    if (manifest === null)
+      return (await this.#set.extents(position, countMax)) ?? Float64Array.of(sizeBytes);
+    const maker = new EndsMaker(position, countMax);
+    const first = Math.floor(position / manifest.chunkBytes);
+    const end = Math.min(manifest.chunks, first + EXTENT_CHUNKS_MAX);
+    for (let index = first; index < end; index++) {
+      const chunkEnd = Math.min((index + 1) * manifest.chunkBytes, sizeBytes);
+      if (!maker.add(manifest.isZeroes(index), chunkEnd)) break;
+    }
+    return maker.finish();
   }
 
   /** The whole content in its order, chunk by chunk, fetched ahead. Keeps nothing in memory. */

@@ -13,8 +13,9 @@
  */
 import { UbdError } from '../base/errors.ts';
 import { identifySource, type RootIdentity, sameIdentity } from '../image/identity.ts';
+import type { Ends } from '../store/extents.ts';
 import type { RemoteOptions } from './options.ts';
-import { type Place, PlaceError, type PlaceFacts } from './place.ts';
+import { asPlaceError, type Place, PlaceError, type PlaceFacts } from './place.ts';
 import { Replica, type ReplicaHost, type ReplicaReport } from './replica.ts';
 import { type ReadHost, ReplicaRead } from './replica-read.ts';
 
@@ -92,6 +93,27 @@ export class ReplicaSet implements ReplicaHost, ReadHost {
    */
   read(position: number, length: number, accept: (bytes: Buffer) => boolean): Promise<Buffer> {
     return new ReplicaRead(this, position, length, accept).run();
+  }
+
+  /**
+   * Where the root has data, as the first replica says that can tell; null where none can.
+   * @throws UbdError where one could, and does not now
+   */
+  async extents(position: number, countMax: number): Promise<Ends | null> {
+    const seen = new Map<Replica, PlaceError>();
+    for (const replica of this.#replicas) {
+      const { place, state } = replica;
+      if (state !== 'live' || place.extents === undefined) continue;
+      try {
+        const signal = AbortSignal.timeout(this.options.attemptMs);
+        const ends = await place.extents(position, countMax, signal);
+        if (ends !== null) return ends;
+      } catch (thrown) {
+        seen.set(replica, asPlaceError(thrown));
+      }
+    }
+    if (seen.size === 0) return null;
+    throw this.failed(`nobody tells where it has data at offset ${position}`, seen);
   }
 
   close(): void {

@@ -14,6 +14,7 @@
 import { assert } from '../base/assert.ts';
 import { EAGAIN, EINTR, EIO } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
+import { ENDS_MAX, type Ends } from '../store/extents.ts';
 import type { Layer } from '../store/store.ts';
 import type { IoOp, Memory } from '../uring/io.ts';
 import { allocateMemory } from '../uring/memory.ts';
@@ -21,6 +22,7 @@ import type { Ring } from '../uring/ring.ts';
 import { OPCODE, setAddress, setLength, setOpFlags } from '../uring/sqe.ts';
 import {
   EXACT,
+  EXTENTS,
   LENGTH_MAX,
   MESSAGE_BYTES,
   MESSAGE_WORDS,
@@ -46,7 +48,7 @@ class Slot {
   start = 0;
   length = 0;
   position = 0;
-  /** EXACT, or 0. */
+  /** EXACT, EXTENTS, or 0. */
   flags = 0;
   op: IoOp | null = null;
   readonly id: number;
@@ -137,11 +139,41 @@ export class UpstreamLayer implements Layer {
       op.done(-EIO, 0);
       return;
     }
+    this.#start(sector * SECTOR_BYTES, count * SECTOR_BYTES, memory, start, op, flags);
+  }
+
+  /** Where the root has data, from a byte on; null where nobody can be asked. See `Ends`. */
+  askExtents(position: number, answer: (ends: Ends | null) => void): void {
+    if (this.#broken) {
+      answer(null);
+      return;
+    }
+    const memory = allocateMemory(ENDS_MAX * Float64Array.BYTES_PER_ELEMENT);
+    const op: IoOp = {
+      done: result => {
+        const ends = result < 0 ? null : new Float64Array(memory.bytes.buffer, 0, ENDS_MAX);
+        const kept = ends?.slice(0, 1 + ends.findLastIndex(end => end > 0)) ?? null;
+        memory.free();
+        answer(kept);
+      },
+    };
+    const length = ENDS_MAX * Float64Array.BYTES_PER_ELEMENT;
+    this.#start(position, length, memory, 0, op, EXTENTS);
+  }
+
+  #start(
+    position: number,
+    length: number,
+    memory: Memory,
+    start: number,
+    op: IoOp,
+    flags: number,
+  ): void {
     const slot = this.#takeSlot();
     slot.memory = memory;
     slot.start = start;
-    slot.length = count * SECTOR_BYTES;
-    slot.position = sector * SECTOR_BYTES;
+    slot.length = length;
+    slot.position = position;
     slot.flags = flags;
     slot.op = op;
     if (this.#lineHead === null && this.#hasRoom()) this.#write(slot);

@@ -11,6 +11,9 @@
  *
  * The top bit of the length (EXACT) says that this reader fetches ahead for himself.
  *
+ * The next bit (EXTENTS) asks where the root has data: `length` is that of the answer, f64 numbers
+ * as `Ends` of store/extents.ts has them, with zeroes behind the last.
+ *
  * Replies come in any order. Every request is answered once, within a bound that the upstream side
  * keeps (options.ts). An end that closes gives up what is not answered.
  */
@@ -25,6 +28,8 @@ export const REPLY_MAGIC = 0x72444255;
 
 /** In the word of a request's length. */
 export const EXACT: number = 2 ** 31;
+
+export const EXTENTS: number = 2 ** 30;
 
 /** A longer request is a bug of whoever asks. */
 export const LENGTH_MAX: number = 64 * 1024 * 1024;

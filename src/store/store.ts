@@ -8,11 +8,14 @@
  * call.
  */
 import type { IoOp, Memory, Pieces } from '../uring/io.ts';
+import type { Extents } from './extents.ts';
 import type { Loan } from './loan.ts';
 
 export interface Layer {
   /** For messages: the path or URI. */
   readonly name: string;
+  /** Where that is several files: the one that has this sector. */
+  nameAt?(sector: number): string;
   /**
    * How far the answer for `sector` reaches: +n if the layer has the next n sectors, -n if it has
    * none of the next n; never 0, and never beyond `end` (exclusive). May be shorter than the
@@ -31,6 +34,8 @@ export interface Layer {
    * sectors: 0 where they must be read.
    */
   lend?(sector: number, count: number, loan: Loan): number;
+  /** Which of its sectors are zeroes that take no space. Without it, all that it has is data. */
+  readonly extents?: Extents | undefined;
 }
 
 /**

@@ -56,6 +56,20 @@ function shell(teardown: (fn: () => void) => void): Shell {
   };
 }
 
+t.test(
+  'a daemon that ends with its input removes no state directory',
+  { skip: needsRoot },
+  async t => {
+    const { dir, ubd } = shell(t.teardown);
+    mkdirSync(`${dir}/state/leaves`, { recursive: true });
+    writeFileSync(`${dir}/state/leaves/web.leaf`, 'precious');
+    const refused = await ubd('serve', '--while-input', '--scrap', `${dir}/state`);
+    t.equal(refused.status, 2);
+    t.match(refused.stderr, /would remove .*\/state at its end/);
+    t.equal(readFileSync(`${dir}/state/leaves/web.leaf`, 'utf8'), 'precious');
+  },
+);
+
 t.test('without arguments, and with --help, there is help', async t => {
   const { ubd } = shell(t.teardown);
   for (const args of [[], ['--help'], ['-h'], ['help']]) {

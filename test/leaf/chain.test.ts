@@ -85,6 +85,7 @@ t.test('every sector is that of the topmost image that has it', async t => {
     chain.owners.find(sector, SECTORS);
     if (chain.owners.owner !== want.image) t.fail(`sector ${sector}: ${chain.owners.owner}`);
     const image = chain.imageOf(want.image);
+    if (layer.nameAt(sector) !== image.path) t.fail(`name of the image with sector ${sector}`);
     image.media.read(bytes, image.superblock.geometry.dataOffset + sector * 512);
     if (versionIn(bytes, 0, sector) !== want.version) t.fail(`content of sector ${sector}`);
   }

@@ -235,6 +235,11 @@ t.test('cycles begin by themselves before too much waits for one', async t => {
   for (let i = 0; i < 2; i++) large.write(i * 64, 64);
   t.equal(large.leaf.counters.records, 1);
   t.equal(large.file.unsynced.length, 0);
+  const again = new SimLeaf(20 * PAGE_SECTORS).open(limits);
+  for (let i = 0; i < 9; i++) again.write(0, 64);
+  t.equal(again.leaf.counters.cycles, 0, 'half of it, written many times, is still half of it');
+  again.write(64, 64);
+  t.equal(again.leaf.counters.cycles, 1);
   const wide = new SimLeaf(20 * PAGE_SECTORS).open({ ...limits, dirtyPages: 5 });
   for (let i = 0; i < 4; i++) wide.write(i * PAGE_SECTORS, 1);
   t.equal(wide.leaf.counters.cycles, 0);

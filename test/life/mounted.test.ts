@@ -29,8 +29,11 @@ import t, { type Test } from 'tap';
 import { contentDiff } from '../../src/life/content-diff.ts';
 import { diffFiles, findInLeaf, findInRoot, indexRoot } from '../../src/life/files.ts';
 import { why } from '../../src/life/why.ts';
+import { step } from '../support/file-history.ts';
 import { makeImageLeaf } from '../support/image-leaf.ts';
-import { DEVICES, missing } from '../support/requires.ts';
+import { Random } from '../support/random.ts';
+import { DEVICES, missing, QUICK } from '../support/requires.ts';
+import { paths, quarrels, rsync, spread } from '../support/rsync-truth.ts';
 import { run } from '../support/run.ts';
 
 const skip = await missing(...DEVICES, 'mount');
@@ -115,7 +118,7 @@ const CHANGES = [
 ];
 
 /** All paths below, as an index tells them. */
-function paths(top: string): string[] {
+function names(top: string): string[] {
   const found: string[] = [];
   const visit = (path: string): void => {
     for (const name of readdirSync(Buffer.from(top + path, 'latin1'), 'buffer')) {
@@ -140,6 +143,7 @@ const KINDS: readonly [name: string, mkfs: readonly string[], bytes: number][] =
   ['btrfs', ['mkfs.btrfs', '-q', '-f'], 160 << 20],
 ];
 const kernel = readFileSync('/proc/filesystems', 'utf8');
+const HISTORIES = QUICK ? 2 : Number(process.env.UBD_TEST_SEEDS ?? 3);
 
 for (const [name, [mkfs, ...options], bytes] of KINDS) {
   const lacks =
@@ -155,7 +159,7 @@ for (const [name, [mkfs, ...options], bytes] of KINDS) {
     let now: string[] = [];
     await mounted(copy, at, mnt => {
       change(mnt);
-      now = paths(mnt);
+      now = names(mnt);
     });
     await makeImageLeaf(root, leaf, copy);
     const before = readFileSync(root);
@@ -184,6 +188,55 @@ for (const [name, [mkfs, ...options], bytes] of KINDS) {
     t.ok(before.equals(readFileSync(root)), 'the root was not written');
     await nothingIsLeft(t, at);
   });
+}
+
+for (const [name, [mkfs, ...options], bytes] of KINDS) {
+  const lacks =
+    skip || (await missing(mkfs!, 'rsync')) || (!kernel.includes(`\t${name}\n`) && `no ${name}`);
+  t.test(
+    `${name}: after histories of real work, diff is what rsync says`,
+    { skip: lacks },
+    async t => {
+      const at = place(t);
+      const { dir, root, copy, leaf, mnt } = at;
+      writeFileSync(root, '');
+      truncateSync(root, bytes);
+      await run(mkfs!, [...options, root]);
+      await mounted(root, at, () => {
+        for (let i = 0; i < 80; i++) step(mnt, new Random(i), i);
+      });
+      const ro = name === 'xfs' ? 'loop,ro,nouuid' : 'loop,ro';
+      let seen = 0;
+      for (let seed = 0; seed < HISTORIES; seed++) {
+        const random = new Random(7000 + seed);
+        copyFileSync(root, copy);
+        rmSync(leaf, { force: true });
+        await mounted(copy, at, () => {
+          for (let i = random.between(1, 25); i > 0; i--) step(mnt, random, 1000 * (seed + 1) + i);
+        });
+        await makeImageLeaf(root, leaf, copy);
+        const changes = await diffFiles(leaf, { directory: dir });
+        const found = await findInLeaf(leaf, '*', { directory: dir });
+        // btrfs knows both by one name: one after the other, that of the root from a copy of it.
+        const [a, b] = [join(dir, 'a'), join(dir, 'b')];
+        for (const [image, to] of [
+          [root, a],
+          [copy, b],
+        ] as const) {
+          rmSync(to, { recursive: true, force: true });
+          await mounted(image, at, () => run('cp', ['-a', '--sparse=always', mnt, to]).then(), ro);
+        }
+        const before = paths(a);
+        const is = await rsync(a, b, before);
+        seen += is.size;
+        t.same(quarrels(spread(changes, before), is), [], `seed ${seed} (${is.size} changes)`);
+        const all = found.map(({ path }) => path).sort();
+        t.same(all, [...paths(b)].filter(path => path !== '/').sort(), 'merged as a walk');
+      }
+      t.ok(seen > 0);
+      await nothingIsLeft(t, at);
+    },
+  );
 }
 
 t.test(

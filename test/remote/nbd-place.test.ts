@@ -184,6 +184,7 @@ interface Misdeed {
   what: string;
   /** What it says instead of each step. */
   greeting?: Buffer;
+  meta?: Buffer;
   go?: (option: number) => Buffer;
   reply?: (cookie: Buffer, position: number, length: number) => Buffer | null;
   trouble: PlaceError['trouble'];
@@ -219,6 +220,14 @@ const data = (position: number, length: number): Buffer =>
 const simple = (cookie: Buffer, error: number, bytes: Buffer = Buffer.alloc(0)): Buffer =>
   Buffer.concat([u32(0x67446698), u32(error), cookie, bytes]);
 
+const CONTEXT = 7;
+const META = Buffer.concat([
+  optionReply(10, 4, Buffer.concat([u32(CONTEXT), Buffer.from('base:allocation')])),
+  optionReply(10, 1),
+]);
+const status = (cookie: Buffer, context: number, ...words: number[]): Buffer =>
+  chunk(cookie, 1, 5, Buffer.concat([context, ...words].map(u32)));
+
 async function misbehave(socket: Socket, misdeed: Misdeed): Promise<void> {
   const stream = new NbdStream(socket);
   socket.write(misdeed.greeting ?? GREETING);
@@ -228,13 +237,14 @@ async function misbehave(socket: Socket, misdeed: Misdeed): Promise<void> {
     const option = head.readUInt32BE(8);
     await stream.read(head.readUInt32BE(12));
     if (option === 8) socket.write(optionReply(8, 1));
+    if (option === 10) socket.write(misdeed.meta ?? META);
     if (option !== 7) continue;
     socket.write(misdeed.go?.(option) ?? goReply(option));
     break;
   }
   for (;;) {
     const request = await stream.read(28);
-    if (request.readUInt16BE(6) !== 0) return;
+    if (request.readUInt16BE(6) === 2) return;
     const cookie = request.subarray(8, 16);
     const position = Number(request.readBigUInt64BE(16));
     const length = request.readUInt32BE(24);
@@ -370,6 +380,12 @@ const MISDEEDS: Misdeed[] = [
     trouble: 'nonsense',
     message: /simple reply/,
   },
+  {
+    what: 'a status instead of data',
+    reply: (cookie, _, length) => status(cookie, CONTEXT, length, 0),
+    trouble: 'nonsense',
+    message: /chunk of type 5/,
+  },
   { what: 'silence', reply: () => null, trouble: 'late', message: /did not answer in time/ },
 ];
 
@@ -399,13 +415,82 @@ for (const misdeed of MISDEEDS)
     await t.rejects(place.read(8192, 4096, signal), like({ trouble, message }));
   });
 
-t.test('chunks in any order, with holes, make one answer', async t => {
-  const path = join(folder, 'order.sock');
+/** A place at a server that answers as told; gone with the test. */
+async function placeAt(t: Test, name: string, misdeed: Partial<Misdeed>): Promise<NbdPlace> {
+  const path = join(folder, `${name}.sock`);
   const sockets = new Set<Socket>();
-  const good: Misdeed = {
-    what: '',
-    trouble: 'late',
-    message: /x/,
+  const server = createServer(socket => {
+    sockets.add(socket);
+    socket.on('error', () => {});
+    misbehave(socket, misdeed as Misdeed).catch(() => socket.destroy());
+  });
+  await new Promise<void>(resolve => server.listen(path, resolve));
+  const place = new NbdPlace(parseRootUri(`nbd+unix:///?socket=${path}`));
+  t.teardown(() => {
+    place.close();
+    for (const socket of sockets) socket.destroy();
+    server.close();
+  });
+  await place.open(soon());
+  return place;
+}
+
+t.test('holes are told in as many answers as the server likes, and cut at the end', async t => {
+  const KIB = 1024;
+  // [from, zeroes?] in KiB, of which each answer tells two ranges; the last one reaches too far.
+  const parts: [number, number][] = [
+    ...([
+      [0, 2],
+      [64, 0],
+      [128, 0],
+      [192, 3],
+      [1024, 2],
+      [2048, 0],
+    ] as [number, number][]),
+    [SIZE / KIB + 1, 0],
+  ];
+  const place = await placeAt(t, 'status', {
+    reply: (cookie, position) => {
+      const words: number[] = [];
+      for (let i = 0; i + 1 < parts.length && words.length < 4; i++) {
+        const [end, flags] = [parts[i + 1]![0] * KIB, parts[i]![1]];
+        if (end > position) words.push(end - Math.max(position, parts[i]![0] * KIB), flags);
+      }
+      return status(cookie, CONTEXT, ...words);
+    },
+  });
+  t.same(
+    [...(await place.extents(0, 100, soon()))!],
+    [0, 64 * KIB, 192 * KIB, 2048 * KIB, SIZE],
+    'neighbours that are alike are one',
+  );
+  t.same([...(await place.extents(100 * KIB, 100, soon()))!], [192 * KIB, 2048 * KIB, SIZE]);
+  t.same(
+    [...(await place.extents(0, 2, soon()))!],
+    [0, 64 * KIB],
+    'no more than there is room for',
+  );
+});
+
+t.test('who does not tell holes is not asked', async t => {
+  const place = await placeAt(t, 'untold', { meta: optionReply(10, 0x80000001) });
+  t.equal(await place.extents(0, 100, soon()), null);
+});
+
+for (const [what, reply] of Object.entries<NonNullable<Misdeed['reply']>>({
+  'of another context': (cookie, _, length) => status(cookie, CONTEXT + 1, length, 0),
+  'of ranges without length': cookie => status(cookie, CONTEXT, 0, 0),
+  'of no range': cookie => chunk(cookie, 1, 0, Buffer.alloc(0)),
+  'in part of a number': cookie => chunk(cookie, 1, 5, Buffer.alloc(14)),
+  'with data': (cookie, at, length) => chunk(cookie, 1, 1, data(at, Math.min(length, 512))),
+}))
+  t.test(`a status ${what} is nonsense`, async t => {
+    const place = await placeAt(t, createHash('md5').update(what).digest('hex'), { reply });
+    await t.rejects(place.extents(0, 100, soon()), like({ trouble: 'nonsense' }));
+  });
+
+t.test('chunks in any order, with holes, make one answer', async t => {
+  const place = await placeAt(t, 'order', {
     reply: (cookie, at) =>
       Buffer.concat([
         chunk(cookie, 0, 1, data(at + 3072, 1024)),
@@ -413,19 +498,7 @@ t.test('chunks in any order, with holes, make one answer', async t => {
         chunk(cookie, 0, 1, data(at, 1024)),
         chunk(cookie, 1, 0, Buffer.alloc(0)),
       ]),
-  };
-  const server = createServer(socket => {
-    sockets.add(socket);
-    misbehave(socket, good).catch(() => socket.destroy());
   });
-  await new Promise<void>(resolve => server.listen(path, resolve));
-  t.teardown(() => {
-    for (const socket of sockets) socket.destroy();
-    server.close();
-  });
-  const place = new NbdPlace(parseRootUri(`nbd+unix:///?socket=${path}`));
-  t.teardown(() => place.close());
-  await place.open(soon());
   const wanted = Buffer.from(image.subarray(8192, 12288));
   wanted.fill(0, 1024, 3072);
   t.ok((await place.read(8192, 4096, soon())).equals(wanted));

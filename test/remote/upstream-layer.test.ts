@@ -10,6 +10,7 @@ import { native } from '../../src/native/binding.ts';
 import { Port, type PortSource } from '../../src/remote/port.ts';
 import { UpstreamLayer } from '../../src/remote/upstream-layer.ts';
 import { MESSAGE_BYTES, REPLY_MAGIC } from '../../src/remote/wire.ts';
+import { ENDS_MAX } from '../../src/store/extents.ts';
 import { allocateMemory } from '../../src/uring/memory.ts';
 import { Ring } from '../../src/uring/ring.ts';
 import { Random } from '../support/random.ts';
@@ -47,6 +48,11 @@ class ImageSource implements PortSource {
   fail: (position: number) => boolean = () => false;
   waiting: (() => void)[] = [];
   hold = false;
+
+  async extents(position: number, countMax: number): Promise<Float64Array> {
+    if (this.fail(position)) throw new Error('told to fail');
+    return Float64Array.of(position, this.sizeBytes, countMax);
+  }
 
   async read(position: number, length: number): Promise<Uint8Array[]> {
     if (this.hold) await new Promise<void>(resolve => this.waiting.push(resolve));
@@ -152,6 +158,33 @@ t.test('a failed read is EIO, the next one is served', async t => {
   t.equal(layer.run(SECTORS - 4, SECTORS + 4), 4, 'it has its sectors');
   t.equal(layer.run(SECTORS, SECTORS + 4), -4, 'and none beyond');
   await close();
+});
+
+t.test('where data are is told over the same socket, between reads; a failure is null', async t => {
+  const source = new ImageSource();
+  const { ring, layer, close } = setUp(source);
+  const told: (number[] | null)[] = [];
+  const ask = (position: number): void =>
+    layer.askExtents(position, ends => told.push(ends && [...ends]));
+  const memory = allocateMemory(4096);
+  t.teardown(() => memory.free());
+  const read = new Recorder();
+  ask(0);
+  layer.read(8, 8, memory, 0, read);
+  ask(4096);
+  await turnUntil(ring, () => told.length === 2 && read.results.length === 1);
+  t.same(told, [
+    [0, image.length, ENDS_MAX],
+    [4096, image.length, ENDS_MAX],
+  ]);
+  t.same(read.results, [4096]);
+  source.fail = () => true;
+  ask(512);
+  await turnUntil(ring, () => told.length === 3);
+  t.equal(told[2], null);
+  await close();
+  ask(0);
+  t.equal(told[3], null, 'of one that is closed nothing can be known');
 });
 
 t.test('the upstream side goes away: whoever waits and whoever comes later gets EIO', async t => {

@@ -268,7 +268,8 @@ export class History {
     );
     if (images.length === 0) return [root];
     images.reverse();
-    const files = images.map(({ media, superblock }) => ({
+    const files = images.map(({ media, superblock }, i) => ({
+      name: `image ${i + 1}`,
       fd: media.fd,
       dataOffset: superblock.geometry.dataOffset,
     }));

@@ -31,7 +31,7 @@ export const cache: Command = {
     {
       name: 'ROOT|DEV|SIZE|POLICY',
       count: 'optional',
-      about: `warm, record, drop: a root, or a device that stands on it; resize: 0 for none; policy: ${CACHE_POLICIES.join(', ')}`,
+      about: `warm, record, drop: a root, its name, or a device that stands on it; resize: 0 for none; policy: ${CACHE_POLICIES.join(', ')}`,
     },
   ],
   options: {

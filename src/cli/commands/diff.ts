@@ -62,9 +62,9 @@ export const diff: Command = {
     await withStill(args, args.positionals[0]!, leaf =>
       diffBlocks(
         { leaf, ...(since !== undefined && { since: isUuid(since) ? since : resolve(since) }) },
-        ({ ranges, sizeBytes, since: base }) =>
+        ({ leaf: name, ranges, sizeBytes, since: base }) =>
           args.flags.has('json')
-            ? printRanges({ leaf, size: sizeBytes, since: base }, ranges)
+            ? printRanges({ leaf: name, size: sizeBytes, since: base }, ranges)
             : printTable(ranges),
       ),
     );
@@ -77,6 +77,11 @@ const LETTERS = { added: 'A', modified: 'M', deleted: 'D', renamed: 'R' } as con
 /** As people see it: on a device with partitions, with the number of the one that it is in. */
 export function placeOf({ path, partition }: { path: string; partition?: number }): string {
   return (partition === undefined ? '' : `p${partition}:`) + printable(path);
+}
+
+/** Where the content is the same: what is not. */
+function inWords({ content, differs = [] }: { content?: boolean; differs?: string[] }): string {
+  return content === false && differs.length > 0 ? `  (only ${differs.join(', ')})` : '';
 }
 
 async function diffTheFiles(args: Arguments, leaf: string): Promise<number> {
@@ -97,7 +102,8 @@ async function diffTheFiles(args: Arguments, leaf: string): Promise<number> {
     const { from, type, size } = change;
     const name = placeOf(change) + (type === 'directory' && change.path !== '/' ? '/' : '');
     const was = from === undefined ? '' : `${printable(from)} -> `;
-    return `${LETTERS[change.change]} ${formatSize(size).padStart(6)}  ${was}${name}`;
+    const only = inWords(change);
+    return `${LETTERS[change.change]} ${formatSize(size).padStart(6)}  ${was}${name}${only}`;
   });
   if (lines.length > 0) print(lines.join('\n'));
   return EXIT.OK;

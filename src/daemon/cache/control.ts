@@ -12,6 +12,7 @@ import type {
   WarmReport,
   WarmSpec,
 } from '../../client/cache.ts';
+import type { Paths } from '../../client/paths.ts';
 import type { Log } from '../log.ts';
 import type { Images, MachineCache, RootHandle } from '../machine.ts';
 import type { CachedRootStats, CacheSettings, CacheStats } from '../plane-protocol.ts';
@@ -19,7 +20,7 @@ import type { Registry } from '../registry.ts';
 import { BootPacks } from './boot-packs.ts';
 import { Recordings } from './recordings.ts';
 import { writeSettings } from './settings.ts';
-import { rootPathOf } from './target.ts';
+import { Targets } from './target.ts';
 
 const SUMMARY_MS_MAX = 1000;
 
@@ -27,28 +28,27 @@ export interface CacheControlOptions {
   cache: MachineCache;
   images: Images;
   registry: Pick<Registry, 'tryFind'>;
+  paths: Pick<Paths, 'cacheSettings' | 'roots' | 'rootNames'>;
   log: Log;
-  /** Where settings are kept. */
-  file: string;
-  /** Where boot packs are that lie beside no root. */
-  roots: string;
 }
 
 export class CacheControl {
   readonly recordings: Recordings;
   readonly #cache: MachineCache;
   readonly #images: Images;
-  readonly #registry: Pick<Registry, 'tryFind'>;
+  readonly #targets: Targets;
   readonly #log: Log;
   readonly #file: string;
 
-  constructor({ cache, images, registry, log, file, roots }: CacheControlOptions) {
-    this.recordings = new Recordings({ cache, images, registry, packs: new BootPacks(roots) });
+  constructor({ cache, images, registry, paths, log }: CacheControlOptions) {
+    const targets = new Targets(registry, paths);
+    const packs = new BootPacks(paths.roots);
+    this.recordings = new Recordings({ cache, images, targets, packs });
     this.#cache = cache;
     this.#images = images;
-    this.#registry = registry;
+    this.#targets = targets;
     this.#log = log;
-    this.#file = file;
+    this.#file = paths.cacheSettings;
   }
 
   async status(): Promise<CacheStatus> {
@@ -95,7 +95,7 @@ export class CacheControl {
 
   async warm(spec: WarmSpec): Promise<WarmReport> {
     const { target } = spec;
-    const root = await this.#images.openRoot(rootPathOf(this.#registry, target));
+    const root = await this.#images.openRoot(await this.#targets.rootPathOf(target));
     try {
       const ranges = spec.boot ? packOf(root) : rangesOf(root, spec);
       return { root: root.path, ...(await this.#cache.warm(root, ranges)) };
@@ -107,13 +107,13 @@ export class CacheControl {
   /** Contents that a device reads; or that were opened by a path, or are what is there now. */
   async #keysOf(target: string): Promise<string[]> {
     const { roots } = await this.#cache.stats();
-    const entry = this.#registry.tryFind(target);
+    const entry = this.#targets.device(target);
     if (entry !== undefined)
       return keys(roots.filter(({ devices }) => devices.includes(entry.name)));
-    if (isUri(target)) return keys(roots.filter(({ name }) => name === target));
-    const place = rootPathOf(this.#registry, target);
+    const place = await this.#targets.rootPathOf(target);
+    if (isUri(place)) return keys(roots.filter(({ name }) => name === place));
     const path = await realpath(place).catch(() => place);
-    const named = roots.filter(({ name }) => name === target || name === path);
+    const named = roots.filter(({ name }) => name === place || name === path);
     const root = await this.#images.openRoot(path).catch((error: unknown) => {
       if (named.length > 0) return null; // it is gone, its blocks are not
       throw error;

@@ -9,29 +9,28 @@ import { UbdError } from '../../base/errors.ts';
 import { rangesBytes } from '../../cache/boot-pack.ts';
 import type { RecordReport, RecordSpec } from '../../client/cache.ts';
 import type { Images, MachineCache, RootHandle } from '../machine.ts';
-import type { Registry } from '../registry.ts';
 import type { BootPacks } from './boot-packs.ts';
-import { rootPathOf } from './target.ts';
+import type { Targets } from './target.ts';
 
 export interface RecordingsOptions {
   cache: Pick<MachineCache, 'record' | 'recorded'>;
   images: Pick<Images, 'openRoot'>;
-  registry: Pick<Registry, 'tryFind'>;
+  targets: Targets;
   packs: BootPacks;
 }
 
 export class Recordings {
   readonly #cache: RecordingsOptions['cache'];
   readonly #images: RecordingsOptions['images'];
-  readonly #registry: RecordingsOptions['registry'];
+  readonly #targets: Targets;
   readonly #packs: BootPacks;
   /** By the key of the content. */
   readonly #roots = new Map<string, RootHandle>();
 
-  constructor({ cache, images, registry, packs }: RecordingsOptions) {
+  constructor({ cache, images, targets, packs }: RecordingsOptions) {
     this.#cache = cache;
     this.#images = images;
-    this.#registry = registry;
+    this.#targets = targets;
     this.#packs = packs;
   }
 
@@ -49,7 +48,7 @@ export class Recordings {
           place: { file: root.path },
           next: `to end that: ubd cache record ${root.path} --stop`,
         });
-      await this.#cache.record(key, this.#registry.tryFind(target)?.id ?? null);
+      await this.#cache.record(key, this.#targets.device(target)?.id ?? null);
       this.#roots.set(key, root);
       return { root: root.path };
     } catch (error) {
@@ -81,8 +80,8 @@ export class Recordings {
     return { root: root.path, pack, ranges: ranges.length / 2, readBytes: bytes, fetchBytes };
   }
 
-  #open(target: string): Promise<RootHandle> {
-    return this.#images.openRoot(rootPathOf(this.#registry, target));
+  async #open(target: string): Promise<RootHandle> {
+    return this.#images.openRoot(await this.#targets.rootPathOf(target));
   }
 }
 

@@ -8,7 +8,7 @@
  *
  * Versions are only ever added, so a leaf is found to stand on one of them whatever came later.
  */
-import { open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { readdir, readFile, rm } from 'node:fs/promises';
 import { asUbdError, corrupt, UbdError } from '../../base/errors.ts';
 import type { RootIdentity } from '../../client/api.ts';
 import { type Paths, rootNameFile } from '../../client/paths.ts';
@@ -18,6 +18,7 @@ import {
   type RootGeneration,
   type RootPolicy,
 } from '../../client/roots.ts';
+import { replaceFile, syncDirectory } from '../replace-file.ts';
 import {
   type Check,
   isArrayOf,
@@ -199,36 +200,11 @@ export class RootNames {
 
   async write(record: RootNameRecord): Promise<void> {
     const file = rootNameFile(this.#paths, record.name);
-    const beside = `${file}.new`;
-    try {
-      const handle = await open(beside, 'w', 0o600);
-      try {
-        await handle.writeFile(`${JSON.stringify(record, null, 2)}\n`);
-        await handle.datasync();
-      } finally {
-        await handle.close();
-      }
-      await rename(beside, file);
-      await this.#sync();
-    } catch (cause) {
-      throw new UbdError('io', `cannot write ${file}: ${(cause as Error).message}`, {
-        place: { file },
-        cause,
-      });
-    }
+    await replaceFile(file, `${JSON.stringify(record, null, 2)}\n`, { mode: 0o600 });
   }
 
   async remove(name: string): Promise<void> {
     await rm(rootNameFile(this.#paths, name), { force: true });
-    await this.#sync();
-  }
-
-  async #sync(): Promise<void> {
-    const directory = await open(this.#paths.rootNames, 'r');
-    try {
-      await directory.sync();
-    } finally {
-      await directory.close();
-    }
+    await syncDirectory(this.#paths.rootNames);
   }
 }

@@ -10,7 +10,9 @@
 import type { Database } from '../database.ts';
 import { type ByteRange, RangeSet } from '../ranges.ts';
 import type { EntryRecord, ExtentRecord, InodeRecord } from '../record.ts';
+import type { FileBlocks } from './extents.ts';
 import { type Ext4, isDirectory } from './filesystem.ts';
+import { INODE_FLAG } from './format.ts';
 import type { Inode } from './inode.ts';
 import {
   directoryRecords,
@@ -66,14 +68,35 @@ export function ext4Changes(
     const blocks = fs.blocks(inode);
     const rewritten =
       content ||
-      blocks.extents.some(({ physical, count }) =>
-        ranges.touches(physical * blockBytes, count * blockBytes),
-      );
+      (inode.flags & INODE_FLAG.INLINE_DATA) !== 0 ||
+      blocks.extents.some(
+        // Blocks can be made zeroes by what the inode says of them alone.
+        ({ physical, count, unwritten }) =>
+          unwritten || ranges.touches(physical * blockBytes, count * blockBytes),
+      ) ||
+      !sameMap(inode.number, blocks);
     sink.touchInode(inode.number, rewritten);
     sink.addInode(inodeRecord(fs, inode, blocks, options.digests));
     for (const extent of extentRecords(fs, inode, blocks)) sink.addExtent(extent);
     if (isDirectory(inode)) directories.add(inode.number);
     written.add(inode.number);
+  };
+
+  // Also holes that were made are another content.
+  const rootExtents = root.prepare<[number], { position: number; offset: number; length: number }>(
+    'SELECT position, "offset", length FROM extent WHERE inode = ? AND use = 0 ORDER BY "offset"',
+  );
+  const sameMap = (number: number, { extents }: FileBlocks): boolean => {
+    const old = rootExtents.all(number);
+    return (
+      old.length === extents.length &&
+      extents.every(
+        ({ logical, physical, count }, i) =>
+          old[i]!.position === physical * blockBytes &&
+          old[i]!.offset === logical * blockBytes &&
+          old[i]!.length === count * blockBytes,
+      )
+    );
   };
 
   // Inodes: those whose part of the table the leaf holds.

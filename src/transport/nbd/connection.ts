@@ -34,10 +34,13 @@ import { type NbdSlots, PLACE, type Slot, type SlotOwner, type Waiter } from './
 import { type Contexts, statusBytes, writeStatus } from './status.ts';
 import { CMD, CMD_FLAG } from './wire.ts';
 
-/** The room for what is received; also the largest piece of a write. */
-const INBOX_BYTES = 256 * 1024;
+/**
+ * The room for what is received; also the largest piece of a write. Two writes of 128 KiB fit, with
+ * their headers, so that one is received while the other is written.
+ */
+const INBOX_BYTES = 256 * 1024 + 4096;
 /** What a channel may bring along; a handshake never needs as much. */
-export const EARLY_BYTES_MAX: number = INBOX_BYTES / 2;
+export const EARLY_BYTES_MAX: number = 128 * 1024;
 
 /** FIONBIO of <asm-generic/ioctls.h>: an int, whether the descriptor never waits. */
 const FIONBIO = 0x5421;
@@ -251,15 +254,32 @@ export class NbdConnection implements SlotOwner, Waiter, IntakeOwner, AnswersOwn
   }
 
   #beginStatus(slot: Slot): boolean {
-    const { contexts, extended } = this.#rules;
+    const { contexts } = this.#rules;
     if (!this.#holdings.takeBlock(slot, statusBytes(contexts))) return false;
     slot.pieceBytes = slot.leftBytes;
     slot.leftBytes = 0;
-    const { memory, start } = slot.request;
-    const chosen = this.channel.contexts;
-    slot.pieceBytes = writeStatus(memory.view, start, slot, extended, chosen, this.#device);
-    this.#answers.add(slot);
+    this.#writeStatus(slot);
     return true;
+  }
+
+  /** The answer, or the question that has to be answered first. */
+  #writeStatus(slot: Slot): void {
+    const { memory, start } = slot.request;
+    const { extended } = this.#rules;
+    const { contexts } = this.channel;
+    const bytes = writeStatus(memory.view, start, slot, extended, contexts, this.#device);
+    if (bytes === 0) {
+      this.#device.untold!.learn(slot.position / SECTOR_BYTES, slot.learnt);
+      return;
+    }
+    slot.pieceBytes = bytes;
+    this.#answers.add(slot);
+  }
+
+  /** For Slot: more is known of what lies where. */
+  learnt(slot: Slot): void {
+    this.#writeStatus(slot);
+    this.goOn();
   }
 
   /** For Slot: the engine is done with a piece. */

@@ -9,7 +9,7 @@
  */
 import { type Completer, Request } from '../../engine/request.ts';
 import { Loan } from '../../store/loan.ts';
-import type { Memory } from '../../uring/io.ts';
+import type { IoOp, Memory } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { PagePool } from './pages.ts';
 
@@ -30,6 +30,8 @@ type Place = (typeof PLACE)[keyof typeof PLACE];
 export interface SlotOwner {
   /** The engine is done with the slot's request. */
   served(slot: Slot): void;
+  /** What it had to know first is known. */
+  learnt(slot: Slot): void;
 }
 
 /** One request of a client, from its header until its last reply is sent. Pooled. */
@@ -61,6 +63,8 @@ export class Slot implements Completer {
   /** In the pool or the own block: what was asked for, and where it is. */
   blockStart = 0;
   blockBytes = 0;
+  /** For a layer that finds something out. */
+  readonly learnt: IoOp = { done: () => this.owner.learnt(this) };
   /** In the list that it is in: free, ready, or being sent. */
   next: Slot | null = null;
 

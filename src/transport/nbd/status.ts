@@ -3,7 +3,8 @@
  * descriptors, extent after extent from the request's offset on.
  *
  * It may end before the request does (the client asks again from there): descriptors are limited,
- * and so is the work, since the runs of a fragmented leaf can be as short as a sector.
+ * and so is the work, since the runs of a fragmented leaf can be as short as a sector. It also ends
+ * where a layer has to find out first what lies there.
  */
 import { assert } from '../../base/assert.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
@@ -24,6 +25,7 @@ import {
 } from './wire.ts';
 
 const HALF = 2 ** 32;
+const HOLE: number = ALLOCATION.HOLE | ALLOCATION.ZERO;
 
 /** The contexts that a client has chosen, by the number that the handshake gave each. */
 export interface Contexts {
@@ -45,7 +47,10 @@ export function statusBytes(contexts: number): number {
   );
 }
 
-/** Writes all chunks at byte `at` of `view`; returns their length. */
+/**
+ * Writes all chunks at byte `at` of `view`; returns their length. 0: nothing is known yet of the
+ * very beginning of the range; `device.untold` finds out.
+ */
 export function writeStatus(
   view: DataView,
   at: number,
@@ -58,29 +63,12 @@ export function writeStatus(
   let bytes = 0;
   if (allocation !== undefined) {
     const flags = layer === undefined ? REPLY_FLAG.DONE : 0;
-    bytes += writeContext(view, at, slot, extended, flags, allocation, toAllocation, device);
+    bytes += writeContext(view, at, slot, extended, flags, allocation, false, device);
+    if (bytes === 0) return 0;
   }
   if (layer !== undefined)
-    bytes += writeContext(
-      view,
-      at + bytes,
-      slot,
-      extended,
-      REPLY_FLAG.DONE,
-      layer,
-      toLayer,
-      device,
-    );
+    bytes += writeContext(view, at + bytes, slot, extended, REPLY_FLAG.DONE, layer, true, device);
   return bytes;
-}
-
-/** From the number of the layer that has it: 0 for none. */
-function toAllocation(layer: number): number {
-  return layer === 0 ? ALLOCATION.HOLE | ALLOCATION.ZERO : 0;
-}
-
-function toLayer(layer: number): number {
-  return layer;
 }
 
 function writeContext(
@@ -90,7 +78,7 @@ function writeContext(
   extended: boolean,
   flags: number,
   context: number,
-  toStatus: (layer: number) => number,
+  ofLayers: boolean,
   device: UnionDevice,
 ): number {
   const header = extended ? EXTENDED_REPLY.size : STRUCTURED_REPLY.size;
@@ -104,8 +92,9 @@ function writeContext(
   let sectors = 0;
   let status = 0;
   for (let runs = 0; sector < end && runs < RUNS_MAX; runs++) {
-    const run = device.locate(sector, end);
-    const found = toStatus(device.located);
+    const run = ofLayers ? device.locate(sector, end) : device.locateExtent(sector, end);
+    if (run === 0) break; // what is known is an answer, too
+    const found = ofLayers ? device.located : device.locatedZeroes ? HOLE : 0;
     if (sectors > 0 && found !== status) {
       writeDescriptor(view, put, extended, sectors * SECTOR_BYTES, status);
       put += descriptor;
@@ -122,7 +111,8 @@ function writeContext(
     put += descriptor;
     count++;
   }
-  assert(count > 0 && count <= DESCRIPTORS_MAX, 'an answer has descriptors');
+  if (count === 0) return 0;
+  assert(count <= DESCRIPTORS_MAX, 'an answer has descriptors');
   const type = extended ? CHUNK.BLOCK_STATUS_EXT : CHUNK.BLOCK_STATUS;
   writeChunk(view, at, slot, extended, flags, type, put - at - header);
   view.setUint32(at + header + STATUS_CHUNK.at.context, context);

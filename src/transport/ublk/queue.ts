@@ -72,8 +72,9 @@ export class Tag implements Completer, IoOp {
   step: Step = STEP.FETCHING;
   /** Of a request whose data we copy, until the answer. */
   slot: Slot | null = null;
-  /** Pieces of a read that are being copied out, and what went wrong with one. */
+  /** Pieces of a read that are being copied out, their bytes, and what went wrong with one. */
   copies = 0;
+  missing = 0;
   failure = 0;
   /** For DeviceSlots. */
   nextInLine: Tag | null = null;
@@ -366,12 +367,15 @@ export class UblkQueue {
     const { calls } = this.#ring;
     tag.step = STEP.COPY_OUT;
     tag.failure = 0;
+    tag.missing = 0;
     tag.copies = 1; // our own share: it must not be over while we still begin
     if (loan === null || loan.count === 0) {
       if (tag.slot !== null) {
         const address = request.memory.address + request.start;
+        const length = request.count * SECTOR_BYTES;
         tag.copies++;
-        calls.pwrite(this.#fd, address, request.count * SECTOR_BYTES, tag.position, tag);
+        tag.missing += length;
+        calls.pwrite(this.#fd, address, length, tag.position, tag);
       }
     } else {
       let position = tag.position;
@@ -379,6 +383,7 @@ export class UblkQueue {
         const length = loan.lengths[i]!;
         if (tag.slot !== null || !loan.isOwn(i)) {
           tag.copies++;
+          tag.missing += length;
           calls.pwrite(this.#fd, loan.addresses[i]!, length, position, tag);
         }
         position += length;
@@ -389,7 +394,10 @@ export class UblkQueue {
 
   #copiedOut(tag: Tag, result: number): void {
     if (result < 0) tag.failure = result;
+    else tag.missing -= result;
     if (--tag.copies > 0) return;
+    // A part that the kernel did not take is what was in its pages before.
+    if (tag.missing > 0 && tag.failure === 0) tag.failure = -EIO;
     this.#commit(tag, tag.failure < 0 ? tag.failure : tag.request.count * SECTOR_BYTES);
   }
 
