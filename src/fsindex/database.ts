@@ -169,16 +169,12 @@ export class IndexWriter {
       });
     }
     const database = this.#database;
-    // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed.
-    database.pragma('locking_mode = EXCLUSIVE');
-    database.pragma('journal_mode = OFF');
-    database.pragma('synchronous = OFF');
-    database.pragma('page_size = 8192');
-    database.pragma(`application_id = ${APPLICATION_ID}`);
-    database.pragma(`user_version = ${VERSION}`);
-    database.exec('BEGIN EXCLUSIVE');
-    database.exec(TABLES);
-    if (onRoot) database.exec(TOUCHED_TABLES);
+    try {
+      makeTables(database, onRoot);
+    } catch (error) {
+      this.abandon();
+      throw indexError(error, path);
+    }
     this.#inode = database.prepare(`INSERT INTO inode VALUES (${'?, '.repeat(14)}?)`);
     this.#entry = database.prepare('INSERT INTO entry VALUES (NULL, ?, ?, ?, ?)');
     this.#extent = database.prepare('INSERT INTO extent VALUES (?, ?, ?, ?, ?)');
@@ -265,6 +261,34 @@ export class IndexWriter {
     this.#database.close();
     rmSync(this.#temporary, { force: true });
   }
+}
+
+function makeTables(database: Database, onRoot: boolean): void {
+  // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed.
+  database.pragma('locking_mode = EXCLUSIVE');
+  database.pragma('journal_mode = OFF');
+  database.pragma('synchronous = OFF');
+  database.pragma('page_size = 8192');
+  database.pragma(`application_id = ${APPLICATION_ID}`);
+  database.pragma(`user_version = ${VERSION}`);
+  database.exec('BEGIN EXCLUSIVE');
+  database.exec(TABLES);
+  if (onRoot) database.exec(TOUCHED_TABLES);
+}
+
+/** What SQLite says of an index that is being made, in our words; any other error as it is. */
+export function indexError(error: unknown, path: string): unknown {
+  const { code, message } = error as { code?: unknown; message?: string };
+  if (typeof code !== 'string' || !/^SQLITE_(FULL|IOERR)/.test(code)) return error;
+  return new UbdError(
+    code === 'SQLITE_FULL' ? 'no-space' : 'io',
+    `${path}: the index cannot be written: ${message}`,
+    {
+      place: { file: path },
+      next: `is there room in ${dirname(path)}? --output of \`ubd index\` names another place`,
+      cause: error,
+    },
+  );
 }
 
 /** An index takes the place of nothing but an index: never of a root whose name was given. */
