@@ -29,9 +29,23 @@ export async function withStill<T>(
     if (!frozen) printNote(`ubd: ${mount} did not stand still (${reason}): as after a crash`);
   try {
     return await use(file);
+  } catch (error) {
+    throw ofLeaf(error, file, leaf);
   } finally {
     await fold(args, leaf);
   }
+}
+
+/** People know the leaf, and nothing of a still, which will be gone. */
+function ofLeaf(error: unknown, still: string, leaf: string): unknown {
+  if (!(error instanceof UbdError)) return error;
+  const { code, message, next, place, cause } = error;
+  const told = (text: string): string => text.replaceAll(still, leaf);
+  return new UbdError(code, told(message), {
+    ...(next !== undefined && { next: told(next) }),
+    ...(place !== undefined && { place: place.file === still ? { ...place, file: leaf } : place }),
+    cause,
+  });
 }
 
 /** Where it cannot be done now, it is at the detach; a detach while we read could not do it. */

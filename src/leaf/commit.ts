@@ -60,7 +60,8 @@ export interface CommitLimits {
   /** The most extents in one record; with more, a checkpoint takes its place. */
   recordExtents: number;
   /**
-   * A cycle begins by itself after so many written bytes, to bound what one flush has to wait for.
+   * A cycle begins by itself after so many written bytes, to bound what one flush has to wait for:
+   * once there are as many in the leaf. What is written again and again waits only once.
    */
   unsyncedBytes: number;
   /** Or when a checkpoint would have to write so many pages: it copies them all in one go. */
@@ -178,10 +179,8 @@ export class Commit implements IoOp {
     this.#changes++;
     this.#unsyncedBytes += bytes;
     if (!this.idle || this.failure !== 0) return;
-    if (
-      this.#unsyncedBytes >= this.#unsyncedBytesMax ||
-      this.#map.dirtyPages >= this.#dirtyPagesMax
-    )
+    const unsynced = Math.min(this.#unsyncedBytes, this.#map.mapped * SECTOR_BYTES);
+    if (unsynced >= this.#unsyncedBytesMax || this.#map.dirtyPages >= this.#dirtyPagesMax)
       this.#begin();
   }
 
@@ -433,15 +432,18 @@ export class Commit implements IoOp {
   }
 
   #end(result: number): void {
+    const step = this.#step;
     const moved = this.#moving ? this.#move!.op : null;
     if (moved !== null) this.#move = null;
     this.#moving = false;
-    const amended = this.#step === STEP.AMEND ? this.#amendment!.op : null;
+    const amended = step === STEP.AMEND ? this.#amendment!.op : null;
     if (amended !== null) this.#amendment = null;
     this.#checkpoint?.free();
     this.#checkpoint = null;
     this.#step = STEP.IDLE;
     if (result === 0) this.#durable = this.#covered;
+    // Fresh pages are nobody's yet: the log is as it was, and a record can still say it.
+    else if (step === STEP.WRITE_FRESH) this.#pending.addAll(this.#taken);
     // Bits that are in no record and in no checkpoint: only a checkpoint can save them now.
     else if (!this.#taken.empty) this.#pending.overflow();
     this.#taken.clear();

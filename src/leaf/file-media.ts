@@ -24,6 +24,7 @@ import { EAGAIN, EOPNOTSUPP, errnoName } from '../base/errno.ts';
 import { corrupt, type ErrorCode, UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
 import type { Media } from './media.ts';
+import { clearOrphansOnce } from './orphans.ts';
 import { diskNames, settleReplacement } from './replacement.ts';
 
 /** From <sys/file.h>, <unistd.h>, <linux/falloc.h>. */
@@ -59,9 +60,17 @@ export function fileError(thrown: unknown, tried: string, file: string, offset?:
   const code = (thrown as NodeJS.ErrnoException).code ?? 'EIO';
   const place = offset === undefined ? { file } : { file, offset };
   const where = offset === undefined ? '' : ` at offset ${offset}`;
-  return new UbdError(CODES[code] ?? 'io', `${file}: cannot ${tried}${where}: ${code}`, {
+  const kind = CODES[code] ?? 'io';
+  const next =
+    code === 'EFBIG'
+      ? 'its file system takes no file of that size: put it on another one'
+      : kind === 'no-space'
+        ? 'make room on its file system'
+        : undefined;
+  return new UbdError(kind, `${file}: cannot ${tried}${where}: ${code}`, {
     place,
     cause: thrown,
+    ...(next !== undefined && { next }),
   });
 }
 
@@ -78,6 +87,7 @@ export class FileMedia implements Media {
   }
 
   static open(path: string, options: FileMediaOptions = {}): FileMedia {
+    if (options.create) clearOrphansOnce(dirname(path));
     for (;;) {
       const media = FileMedia.#openOnce(path, options);
       if (options.noLock || options.create || media.blockDevice) return media;

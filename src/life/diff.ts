@@ -7,6 +7,7 @@
  */
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
+import { leafOfStill } from '../leaf/still.ts';
 import { NOWHERE, openStack, type Stack } from './stack.ts';
 import { Work, type WorkOptions } from './work.ts';
 
@@ -52,7 +53,7 @@ export async function diffBlocks<T>(
   try {
     const depth = depthSince(stack, spec.since, work);
     return await use({
-      leaf: spec.leaf,
+      leaf: leafOfStill(spec.leaf),
       sizeBytes: stack.sizeSectors * SECTOR_BYTES,
       since: baseAt(stack, depth),
       ranges: changedRanges(stack, depth),

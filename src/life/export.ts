@@ -14,6 +14,7 @@ import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import { refuseContent } from '../leaf/create.ts';
 import type { OpenFile } from '../leaf/files.ts';
+import { leafOfStill } from '../leaf/still.ts';
 import { Copier } from './copy.ts';
 import { digestFile } from './digest.ts';
 import { convertToQcow2, findQemuImg } from './qcow2.ts';
@@ -67,7 +68,7 @@ export async function exportLeaf(
 async function exportStack(stack: Stack, spec: ExportSpec, work: Work): Promise<ExportReport> {
   const { target } = spec;
   const report: ExportReport = {
-    leaf: spec.leaf,
+    leaf: leafOfStill(spec.leaf),
     target: typeof target === 'string' ? target : null,
     format: formatOf(spec),
     sizeBytes: stack.sizeSectors * SECTOR_BYTES,

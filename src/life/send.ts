@@ -5,6 +5,7 @@
 import { createHash } from 'node:crypto';
 import type { Writable } from 'node:stream';
 import { SECTOR_BYTES } from '../base/units.ts';
+import { isStill, leafOfStill } from '../leaf/still.ts';
 import type { Superblock } from '../leaf/superblock.ts';
 import { depthSince } from './diff.ts';
 import { writeTo } from './export.ts';
@@ -73,7 +74,7 @@ async function send(stack: Stack, spec: SendSpec, work: Work, write: Put): Promi
   const { superblock } = stack.leaf;
   const base = baseOf(stack, depth);
   const report: SendReport = {
-    leaf: spec.leaf,
+    leaf: leafOfStill(spec.leaf),
     target: typeof spec.target === 'string' ? spec.target : null,
     since: { kind: base.kind, path: base.path },
     sizeBytes: superblock.sizeSectors * SECTOR_BYTES,
@@ -88,14 +89,15 @@ async function send(stack: Stack, spec: SendSpec, work: Work, write: Put): Promi
     report.streamBytes += bytes.length;
     await write(bytes);
   };
-  work.begin(`sending ${spec.leaf}`, report.sizeBytes);
+  work.begin(`sending ${report.leaf}`, report.sizeBytes);
   await put(
     encodeHeader({
       uuid: superblock.uuid,
       sizeSectors: superblock.sizeSectors,
       createdSeconds: superblock.createdSeconds,
       label: superblock.label,
-      freeze: superblock.freeze?.done ? superblock.freeze : null,
+      // A still is a moment of a leaf, and no image that anybody could send more changes to.
+      freeze: superblock.freeze?.done && !isStill(spec.leaf) ? superblock.freeze : null,
       base,
     }),
   );

@@ -93,7 +93,12 @@ export function why(spec: WhySpec, options: IndexOptions): Promise<WhyReport> {
     for (const { partition, what } of views.skipped)
       report.notes.push(`partition ${partition} (${what}) counts as outside`);
     const below = stack.leaves.length - layers;
-    if (below > 0) report.notes.push(`${below} intermediate images under it are not counted`);
+    if (below > 0)
+      report.notes.push(
+        below === 1
+          ? 'the intermediate image under it is not counted'
+          : `the ${below} intermediate images under it are not counted`,
+      );
     report.shrinkBytes = shrinkBytes(stack, views);
     report.directories.sort((a, b) => b.bytes - a.bytes);
     report.packages?.sort((a, b) => b.bytes - a.bytes);

@@ -91,7 +91,8 @@ export interface Native {
    *     offset  type  meaning
    *     0       i32   which: 0 pread, 1 pwrite, 2 read, 3 write, 4 fallocate,
    *                   5 pwrite with RWF_DSYNC, 6 read if the record before this one moved bytes
-   *                   (else its result), 7 pread with RWF_NOWAIT
+   *                   (else its result), 7 pread with RWF_NOWAIT, 8 sendmsg that does not wait
+   *                   nor signal; what is sent is a list of struct iovec, all in mapped memory
    *     4       i32   fd
    *     8       f64   address in mapped memory (fallocate: mode)
    *     16      f64   length in bytes
@@ -111,6 +112,12 @@ export interface Native {
    * bytes, gets both descriptors as i32.
    */
   socketpair(ends: Uint8Array): number;
+  /**
+   * What may wait in a unix socket to be received, with the kernel's own part: 0 or -errno.
+   * -EOPNOTSUPP for other sockets, which see to that by themselves. Without CAP_NET_ADMIN no more
+   * than the machine allows everybody (net.core.wmem_max).
+   */
+  setSendBuffer(fd: number, bytes: number): number;
   /**
    * A second descriptor of what is open at `fd`, blocking and close-on-exec, or -errno. From then
    * on the first one is blocking, too.

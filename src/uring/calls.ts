@@ -5,15 +5,22 @@
  * through the ring: buffered writes, reads of memory files. The calling thread waits for them, so
  * they must not block.
  *
- * Two batches take turns: while the results of one are given out, new calls go into the other.
+ * Batches take turns: while the results of one are given out, new calls go into the others.
  *
  *     pread() … ──▶ filling ──swap──▶ running: native.runCalls, then done() of each
- *                      ▲                                      │ may queue further calls
- *                      └──────────────────────────────────────┘
+ *     addLast() ──▶ last ──────────────▲                      │ may queue further calls
+ *                                      │                      │
+ *                     once `filling` has nothing left ◀───────┘
+ *
+ * What is added last is run when nothing else is left: so a message is sent once, with all that the
+ * other calls of the turn have added to it.
  */
 import { assert } from '../base/assert.ts';
 import { native } from '../native/binding.ts';
 import type { IoOp } from './io.ts';
+
+/** Looked up once, as in ring.ts. */
+const { runCalls } = native;
 
 // A record of 40 bytes, see native.runCalls: ten 32-bit words, of which words 2-7 are three
 // doubles.
@@ -36,6 +43,11 @@ export const CALL = {
   READ_NEXT: 6,
   /** A PREAD of what is there without waiting for a disk: it may be less, or -EAGAIN. */
   PREAD_CACHED: 7,
+  /**
+   * A sendmsg of what goes at once: maybe less, or -EAGAIN. Address and bytes are those of a list
+   * of struct iovec.
+   */
+  SEND: 8,
 } as const;
 
 /**
@@ -54,6 +66,15 @@ class Batch {
   /** The first record whose result was not given out yet; = count when the batch is finished. */
   next = 0;
 
+  /** There is room. Returns where its doubles go. */
+  add(which: number, fd: number, op: IoOp): number {
+    const i = this.count++;
+    this.ints[i * RECORD_INTS] = which;
+    this.ints[i * RECORD_INTS + 1] = fd;
+    this.ops[i] = op;
+    return i * RECORD_DOUBLES + 1;
+  }
+
   /** Rare: a batch keeps its largest size. */
   grow(): void {
     const larger = new ArrayBuffer(this.buffer.byteLength * 2);
@@ -68,13 +89,19 @@ class Batch {
 export class SyncCalls {
   #filling = new Batch();
   #running = new Batch();
+  #last = new Batch();
   /** The doubles of the batch that is being filled: see `add`. */
   doubles: Float64Array = this.#filling.doubles;
+  /** Those of what is run last: see `addLast`. */
+  lastDoubles: Float64Array = this.#last.doubles;
+  /** How often what was added last has been run (wraps). */
+  lastRuns = 0;
   #inRun = false;
 
   /** Whether calls wait to be run, or results to be given out. */
   get queued(): boolean {
-    return this.#filling.count > 0 || this.#running.next < this.#running.count;
+    if (this.#filling.count > 0 || this.#last.count > 0) return true;
+    return this.#running.next < this.#running.count;
   }
 
   pread(fd: number, address: number, length: number, position: number, op: IoOp): void {
@@ -114,11 +141,17 @@ export class SyncCalls {
       batch.grow();
       this.doubles = batch.doubles;
     }
-    const i = batch.count++;
-    batch.ints[i * RECORD_INTS] = which;
-    batch.ints[i * RECORD_INTS + 1] = fd;
-    batch.ops[i] = op;
-    return i * RECORD_DOUBLES + 1;
+    return batch.add(which, fd, op);
+  }
+
+  /** The same of what is run when no other calls are left; into `lastDoubles`. */
+  addLast(which: number, fd: number, op: IoOp): number {
+    const batch = this.#last;
+    if (batch.count === batch.ops.length) {
+      batch.grow();
+      this.lastDoubles = batch.doubles;
+    }
+    return batch.add(which, fd, op);
   }
 
   #fill(at: number, address: number, length: number, position: number): void {
@@ -139,19 +172,35 @@ export class SyncCalls {
     let given = 0;
     try {
       given += this.#giveOut(); // what an exception left behind
-      for (let round = 0; round < ROUNDS_MAX && this.#filling.count > 0; round++) {
-        const batch = this.#filling;
-        this.#filling = this.#running;
-        this.#running = batch;
-        this.doubles = this.#filling.doubles;
+      for (let round = 0; round < ROUNDS_MAX && this.queued; round++) {
+        const batch = this.#take(round === ROUNDS_MAX - 1);
         batch.next = 0;
-        native.runCalls(batch.buffer, batch.count);
+        runCalls(batch.buffer, batch.count);
         given += this.#giveOut();
       }
     } finally {
       this.#inRun = false;
     }
     return given;
+  }
+
+  /**
+   * What is run next; its place takes the batch that was run before, which is empty. In the final
+   * round of a turn it is what was added last: calls that queue calls without end do not starve it.
+   */
+  #take(final: boolean): Batch {
+    let batch = this.#filling;
+    if (this.#last.count === 0 || (batch.count > 0 && !final)) {
+      this.#filling = this.#running;
+      this.doubles = this.#filling.doubles;
+    } else {
+      batch = this.#last;
+      this.#last = this.#running;
+      this.lastDoubles = this.#last.doubles;
+      this.lastRuns = (this.lastRuns + 1) | 0;
+    }
+    this.#running = batch;
+    return batch;
   }
 
   #giveOut(): number {

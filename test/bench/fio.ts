@@ -38,11 +38,13 @@ interface FioSide {
   clat_ns: { percentile?: Record<string, number> };
 }
 
+/** @param prefix what the command begins with, as `taskset` */
 export async function fio(
   node: string,
   job: FioJob,
   engine: FioEngine,
   seed: number,
+  prefix: readonly string[] = [],
 ): Promise<FioResult> {
   const args = [
     '--name=bench',
@@ -61,7 +63,8 @@ export async function fio(
   if (job.runtimeMs !== undefined) args.push('--time_based', `--runtime=${job.runtimeMs}ms`);
   if (job.runtimeMs !== undefined && job.rw.startsWith('rand')) args.push('--norandommap');
   if (job.fsync === true) args.push('--fsync=1');
-  const text = await run('fio', args, { timeoutMs: 120_000 });
+  const [command, ...rest] = [...prefix, 'fio', ...args];
+  const text = await run(command!, rest, { timeoutMs: 120_000 });
   const report = JSON.parse(text.slice(text.indexOf('{'))) as {
     jobs: { error: number; read: FioSide; write: FioSide }[];
   };

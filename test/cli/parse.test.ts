@@ -47,7 +47,7 @@ const WRONG: readonly [line: string, message: RegExp][] = [
   ['list extra', /unexpected argument 'extra'/],
   ['info', /PATH\|DEV\|NAME is missing/],
   ['info a b', /unexpected argument 'b'/],
-  ['check', /LEAF is missing/],
+  ['check', /LEAF\|NAME is missing/],
   ['status --jsno', /--jsno/],
 ];
 

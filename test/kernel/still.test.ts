@@ -14,7 +14,7 @@ import {
 } from 'node:fs';
 import { dirname } from 'node:path';
 import t, { type Test } from 'tap';
-import type { DeviceInfo } from '../../src/client/api.ts';
+import type { DeviceInfo, LeafInfo } from '../../src/client/api.ts';
 import { connect } from '../../src/client/client.ts';
 import { Cleanup } from '../support/cleanup.ts';
 import { noise } from '../support/life-fixture.ts';
@@ -96,8 +96,19 @@ t.test('exports of a busy device are disks of one moment each', { skip }, async 
     t.equal(chain.length, 1);
     await ubd(sandbox, 'diff', 'web', '--blocks', '--json');
     const stream = sandbox.path(`${round}.ubds`);
-    await ubd(sandbox, 'send', 'web', '--output', stream);
+    const { leaf: sent } = JSON.parse(
+      await ubd(sandbox, 'send', 'web', '--output', stream, '--json'),
+    ) as { leaf: string };
+    t.equal(sent, leaf, 'nobody hears of the still');
   }
+  const copy = sandbox.path('received.leaf');
+  const stream = ['sh', '-c', `exec "$0" "$1" receive "$2" < "$3"`, process.execPath, CLI];
+  await run(stream[0]!, [...stream.slice(1), copy, sandbox.path('4.ubds')], { env: sandbox.env });
+  t.equal(((await sandbox.client.info(copy)) as LeafInfo).frozen, null, 'it is a leaf, to be used');
+  const refused = await tryRun(process.execPath, [CLI, 'diff', 'web', '--content', '/none'], {
+    env: sandbox.env,
+  });
+  t.match(refused.stderr, `/none is neither in ${leaf} nor in its root`);
   stop = true;
   await writer;
   t.ok(made >= last && last > 0, `${made} files at last`);

@@ -4,6 +4,7 @@
  */
 import { execFileSync } from 'node:child_process';
 import { closeSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from 'node:fs';
+import { createServer } from 'node:net';
 import { join } from 'node:path';
 import t from 'tap';
 import { native } from '../../src/native/binding.ts';
@@ -16,7 +17,12 @@ const FALLOCATE = 4;
 const PWRITE_DURABLE = 5;
 const READ_NEXT = 6;
 const PREAD_CACHED = 7;
+const SEND = 8;
 const EBADF = -9;
+const EAGAIN = -11;
+const EFAULT = -14;
+const EINVAL = -22;
+const EPIPE = -32;
 
 const { address, buffer } = native.mapMemory(1 << 16);
 const bytes = new Uint8Array(buffer);
@@ -129,6 +135,73 @@ t.test('a read of what is cached moves it, or says that it would have to wait', 
   t.same(run([PREAD_CACHED, pipe, address, 1, 0]), [-29], 'ESPIPE');
   closeSync(pipe);
   t.end();
+});
+
+t.test('a message of pieces is sent as far as it goes, without waiting', t => {
+  const ends = new Uint8Array(8);
+  t.equal(native.socketpair(ends), 0);
+  const [left, right] = new Int32Array(ends.buffer) as unknown as [number, number];
+  const vectors = (...pieces: [at: number, bytes: number][]): void => {
+    const list = new BigUint64Array(buffer, 0, 2 * pieces.length);
+    pieces.forEach(([at, length], i) => {
+      list.set([BigInt(at), BigInt(length)], 2 * i);
+    });
+  };
+  bytes.set(Buffer.from('abcdef'), 4096);
+  vectors([address + 4100, 2], [address + 4096, 3], [address + 4099, 0]);
+  t.same(run([SEND, left, address, 48, 0]), [5]);
+  t.same(run([READ, right, address + 8192, 100, 0]), [5]);
+  t.equal(Buffer.from(bytes.subarray(8192, 8197)).toString(), 'efabc');
+  t.same(run([SEND, left, address, 0, 0]), [0], 'nothing');
+
+  vectors([address, 65_536]);
+  let sent = 0;
+  let result = 1;
+  for (; result > 0; sent += Math.max(result, 0))
+    [result] = run([SEND, left, address, 16, 0]) as [number];
+  t.equal(result, EAGAIN, 'a full socket is not waited for');
+  let received = 0;
+  while (received < sent) received += run([READ, right, address, 65_536, 0])[0]!;
+  t.equal(received, sent);
+
+  vectors([address, 16], [address + 65_530, 7]);
+  t.same(run([SEND, left, address, 32, 0]), [EFAULT], 'memory that is not ours');
+  vectors([0, 2 ** 40]);
+  t.same(run([SEND, left, address, 16, 0]), [EFAULT]);
+  t.same(run([SEND, left, address + 65_520, 32, 0]), [EFAULT], 'a list that is not ours');
+  t.same(run([SEND, left, address, 15, 0]), [EINVAL], 'half a vector');
+  t.same(run([SEND, left, address + 4, 16, 0]), [EINVAL], 'between two vectors');
+  t.same(run([SEND, left, address, 16 * 1025, 0]), [EINVAL], 'too many');
+  native.close(right);
+  vectors([address, 16]);
+  t.same(run([SEND, left, address, 16, 0]), [EPIPE], 'and no signal');
+  native.close(left);
+  t.end();
+});
+
+t.test('a unix socket holds as much as it is told to, and others are left alone', t => {
+  const full = (bytes?: number): number => {
+    const ends = new Uint8Array(8);
+    native.socketpair(ends);
+    const [left, right] = new Int32Array(ends.buffer) as unknown as [number, number];
+    if (bytes !== undefined) t.equal(native.setSendBuffer(left, bytes), 0);
+    new BigUint64Array(buffer, 0, 2).set([BigInt(address), 65_536n]);
+    let sent = 0;
+    for (let result = 1; result > 0; sent += Math.max(result, 0))
+      [result] = run([SEND, left, address, 16, 0]) as [number];
+    native.close(left);
+    native.close(right);
+    return sent;
+  };
+  const usual = full();
+  t.ok(full(65_536) < usual);
+  t.ok(process.getuid?.() !== 0 || full(2 ** 22) > 4 * usual, 'beyond what all may have');
+  const server = createServer().listen(0, '127.0.0.1', () => {
+    const { fd } = (server as unknown as { _handle: { fd: number } })._handle;
+    t.equal(native.setSendBuffer(fd, 4096), -95, 'EOPNOTSUPP: TCP');
+    server.close();
+    t.end();
+  });
 });
 
 t.test('positions beyond 32 bits arrive whole', t => {

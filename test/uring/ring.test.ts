@@ -4,6 +4,7 @@ import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { CALL } from '../../src/uring/calls.ts';
 import type { IoOp } from '../../src/uring/io.ts';
 import { allocateMemory } from '../../src/uring/memory.ts';
 import { Ring } from '../../src/uring/ring.ts';
@@ -190,6 +191,49 @@ t.test('calls that queue calls without end do not starve completions', t => {
   ring.turn(true);
   t.same(nop.results, [0]);
   t.ok(calls > 1 && calls < 100);
+  t.end();
+});
+
+t.test('what is added last runs behind all that the other calls queue, and surely', t => {
+  const ring = newRing(t, 8);
+  const memory = allocateMemory(16);
+  const order: string[] = [];
+  const add = (op: IoOp): void => {
+    const at = ring.calls.addLast(CALL.SEND, -1, op);
+    ring.calls.lastDoubles.set([memory.address, 16, 0], at);
+  };
+  let first: IoOp | null = {
+    done: () => {
+      order.push('first');
+      ring.calls.pread(-1, memory.address, 1, 0, { done: () => order.push('second') });
+    },
+  };
+  add({ done: result => order.push(`last: ${result}`) });
+  ring.calls.pread(-1, memory.address, 1, 0, first);
+  t.ok(ring.calls.queued);
+  ring.turn(false);
+  t.same(order, ['first', 'second', 'last: -14'], 'a vector of address 0 and length 0 is nobody’s');
+  t.notOk(ring.calls.queued);
+
+  const last = new Recorder();
+  first = {
+    done: () => {
+      if (first !== null) ring.calls.pread(-1, memory.address, 1, 0, first);
+    },
+  };
+  ring.calls.pread(-1, memory.address, 1, 0, first);
+  add(last);
+  ring.turn(false);
+  t.equal(last.results.length, 1, 'calls without end do not starve it');
+  first = null;
+  ring.turn(false);
+  const many = Array.from({ length: 600 }, () => new Recorder());
+  for (const op of many) add(op);
+  ring.turn(false);
+  t.ok(
+    many.every(op => op.results.length === 1),
+    'more than a batch begins with',
+  );
   t.end();
 });
 

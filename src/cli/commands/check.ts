@@ -2,7 +2,6 @@
  * `ubd check`: verifies a leaf that is not attached, and its root if asked; repairs it if asked.
  * Needs no daemon.
  */
-import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import type { CheckReport } from '../../client/api.ts';
@@ -14,7 +13,9 @@ import { detachedLeaf, running } from '../work.ts';
 export const check: Command = {
   name: 'check',
   about: 'verify a leaf that is not attached, or repair it',
-  positionals: [{ name: 'LEAF', count: 'one', about: 'the leaf' }],
+  positionals: [
+    { name: 'LEAF|NAME', count: 'one', about: 'a leaf, or the name of the device that it is of' },
+  ],
   options: {
     root: {
       type: 'flag',
@@ -37,12 +38,12 @@ export const check: Command = {
     'dry-run': { type: 'flag', about: 'only say what --repair would do' },
   },
   examples: [
-    { line: 'ubd check /var/lib/ubd/leaves/web.leaf --root', about: 'leaf and root' },
+    { line: 'ubd check web --root', about: 'leaf and root' },
     { line: 'ubd check web.leaf --repair --dry-run', about: 'what a repair would cost' },
   ],
   needsRoot: false,
   async run(args) {
-    const leaf = resolve(args.positionals[0]!);
+    const leaf = detachedLeaf(args, args.positionals[0]!);
     if (args.flags.has('repair')) return repair(args, leaf);
     if (args.flags.has('dry-run') || args.texts.has('unproved'))
       throw new UbdError('usage', '--dry-run and --unproved go with --repair', {
@@ -69,8 +70,7 @@ function printReport(report: CheckReport): void {
   printLine(`${report.leaf}: ${report.ok ? 'no problems found' : 'DAMAGED'}`);
 }
 
-async function repair(args: Arguments, path: string): Promise<number> {
-  const leaf = detachedLeaf(args, path);
+async function repair(args: Arguments, leaf: string): Promise<number> {
   const { repairLeaf } = await import('../offline.ts');
   const unproved = args.texts.get('unproved') as 'data' | 'root' | undefined;
   const dryRun = args.flags.has('dry-run');

@@ -1,6 +1,6 @@
 /**
- * What a request about the cache is about: a device by its name, a root by its place, or the version
- * that counts of a root with a name.
+ * What a request about the cache is about: a device by its name, a root by its place, or the
+ * version that counts of a root with a name.
  */
 import { isAbsolute } from 'node:path';
 import { UbdError } from '../../base/errors.ts';

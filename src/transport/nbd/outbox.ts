@@ -1,17 +1,22 @@
 /**
- * What a connection sends: replies, gathered to one sendmsg, of which one is under way at a time.
+ * What a connection sends: replies, gathered to one message, of which one is under way at a time.
  *
  *     msghdr ──▶ iovec │ header │ data │ header header │ data …     headers lie here, data where
  *                                                                   they are
  *
- * A message is begun with its SQE. Until that is submitted, at the end of the turn, replies are
- * added to it: the kernel reads msghdr and vectors when it carries the SQE out. What is ready later
- * goes into the next one, so that a slow client gets few and large messages.
+ *     idle ── open() ──▶ filling ── the turn's last calls ──▶ sent as a whole: idle
+ *                                          └── the socket is full ──▶ sending: the rest, through
+ *                                                                     the ring, until it is sent
+ *
+ * Until the last calls of the turn are run, replies are added to the message. They send what goes
+ * at once, so memory that was lent for it is free again in the same turn. What is ready later goes
+ * into the next message, so that a slow client gets few and large ones.
  */
 import { assert } from '../../base/assert.ts';
 import { EAGAIN, ECANCELED, EINTR } from '../../base/errno.ts';
 import { layout, u32, u64 } from '../../base/layout.ts';
 import { PIECES_MAX } from '../../store/loan.ts';
+import { CALL } from '../../uring/calls.ts';
 import type { IoOp, Memory, Pieces } from '../../uring/io.ts';
 import type { Ring } from '../../uring/ring.ts';
 import { OPCODE, setAddress, setLength, setOpFlags } from '../../uring/sqe.ts';
@@ -63,8 +68,9 @@ export class Outbox implements IoOp {
   readonly #words: Uint32Array;
   readonly #onSent: (error: number) => void;
   #state: State = STATE.IDLE;
-  /** The ring's count of submissions when the message was begun. */
+  /** How often last calls had been run when the message was begun; and its record among them. */
   #round = 0;
+  #record = 0;
   #vectors = 0;
   /** Vectors that are sent, after a short send. */
   #sentVectors = 0;
@@ -116,14 +122,12 @@ export class Outbox implements IoOp {
       this.#lastEnd = 0;
       this.#leftBytes = 0;
       this.#tries = 0;
-      this.#point(0);
-      this.#prepare();
+      this.#begin();
       this.#state = STATE.FILLING;
-      this.#round = this.#ring.submissions;
       return true;
     }
     if (this.#state !== STATE.FILLING) return false;
-    if (this.#round === this.#ring.submissions) return true;
+    if (this.#round === this.#ring.calls.lastRuns) return true;
     this.#state = STATE.SENDING;
     return false;
   }
@@ -176,7 +180,7 @@ export class Outbox implements IoOp {
       words[word + 2] = bytes;
       words[word + 3] = 0;
       this.#vectors++;
-      words[MSGHDR.at.vectorCount / 4] = this.#vectors;
+      this.#ring.calls.lastDoubles[this.#record + 1] = this.#vectors * VECTOR_BYTES;
     }
     this.#lastEnd = address + bytes;
   }
@@ -205,11 +209,23 @@ export class Outbox implements IoOp {
         return;
       }
     } else if ((result === -EINTR || result === -EAGAIN) && ++this.#tries < TRIES_MAX) {
+      this.#point(this.#sentVectors);
       this.#prepare();
       return;
     }
     this.#state = STATE.IDLE;
     this.#onSent(Math.min(result, 0));
+  }
+
+  /** The message is a list of vectors that grows. */
+  #begin(): void {
+    const { calls } = this.#ring;
+    const record = calls.addLast(CALL.SEND, this.#fd, this);
+    calls.lastDoubles[record] = this.#memory.address + this.#start + VECTORS_AT;
+    calls.lastDoubles[record + 1] = 0;
+    calls.lastDoubles[record + 2] = 0;
+    this.#record = record;
+    this.#round = calls.lastRuns;
   }
 
   #prepare(): void {

@@ -49,7 +49,8 @@ class Load {
   readonly #words = new Int32Array(this.#calls);
   readonly #blocks: Uint32Array;
   #nextBlock = 0;
-  /** Bytes at the start of `#in` that are part of a reply. */
+  /** Where in `#in` the next reply begins, and how much of it is there. */
+  #nextReply = 0;
   #partial = 0;
 
   constructor(fd: number, job: FioJob, seed: number) {
@@ -59,7 +60,7 @@ class Load {
     this.#requestBytes = REQUEST_BYTES + (this.#isRead ? 0 : job.blockBytes);
     this.#replyBytes = REPLY_BYTES + (this.#isRead ? job.blockBytes : 0);
     this.#out = allocateMemory(job.depth * this.#requestBytes + REQUEST_BYTES);
-    this.#in = allocateMemory(job.depth * this.#replyBytes + 65_536);
+    this.#in = allocateMemory(job.depth * this.#replyBytes);
     this.#blocks = order(job, seed);
     const random = new Random(seed);
     for (let at = 0; at + 4 <= this.#out.bytes.length; at += 4)
@@ -93,31 +94,36 @@ class Load {
   /** Sends `count` requests, and returns how many replies have come. */
   #turn(count: number): number {
     for (let slot = 0; slot < count; slot++) this.#aim(slot * this.#requestBytes);
-    return this.#exchange(count * this.#requestBytes, this.#replyBytes);
+    return this.#exchange(count * this.#requestBytes);
   }
 
   #flush(): void {
     const at = this.#job.depth * this.#requestBytes;
     this.#header(at, CMD.FLUSH, 0);
-    this.#exchange(REQUEST_BYTES, REPLY_BYTES, at);
+    this.#exchange(REQUEST_BYTES, at);
   }
 
-  #exchange(sendBytes: number, replyBytes: number, from = 0): number {
-    const { address, bytes } = this.#in;
+  /**
+   * Replies lie in a circle of as many as there can be, each in a place of its own, so that none is
+   * ever moved: what is read at a time ends with the circle.
+   */
+  #exchange(sendBytes: number, from = 0): number {
+    const { address, bytes, view } = this.#in;
+    const start = this.#nextReply + this.#partial;
     this.#call(0, CALL.WRITE, this.#out.address + from, sendBytes);
-    this.#call(1, CALL.READ, address + this.#partial, bytes.length - this.#partial);
+    this.#call(1, CALL.READ, address + start, bytes.length - start);
     native.runCalls(this.#calls, 2);
     const received = this.#result(1);
     if (this.#result(0) !== sendBytes || received <= 0)
       throw new Error(`the server hung up: ${this.#result(0)}, ${received}`);
     const here = this.#partial + received;
-    const replies = Math.floor(here / replyBytes);
-    for (let reply = 0; reply < replies; reply++) {
-      const error = this.#in.view.getUint32(reply * replyBytes + 4);
+    const replies = Math.floor(here / this.#replyBytes);
+    for (let reply = 0; reply < replies; reply++, this.#nextReply += this.#replyBytes) {
+      const error = view.getUint32(this.#nextReply + 4);
       if (error !== 0) throw new Error(`the server answered with error ${error}`);
     }
-    this.#partial = here - replies * replyBytes;
-    bytes.copyWithin(0, replies * replyBytes, here);
+    this.#partial = here - replies * this.#replyBytes;
+    if (this.#nextReply === bytes.length) this.#nextReply = 0;
     return replies;
   }
 

@@ -15,10 +15,15 @@ import { type FioJob, fio } from '../fio.ts';
 import { busyMicros, cpuMicros, machineFacts } from '../machine.ts';
 import { render } from '../report.ts';
 import type { IoSample, Report } from '../results.ts';
-import type { Context } from '../targets.ts';
 import { choose, WORKLOADS, type Workload } from '../workloads.ts';
 import type { LoadOrder, LoadResult } from './load.ts';
-import { NBD_TARGETS, type NbdTarget, type Serving } from './targets.ts';
+import { clientPrefix, PLACES, type Place, placeServers } from './place.ts';
+import {
+  type NbdContext as Context,
+  NBD_TARGETS,
+  type NbdTarget,
+  type Serving,
+} from './targets.ts';
 
 const MIB = 2 ** 20;
 const LOAD = fileURLToPath(new URL('./load.js', import.meta.url));
@@ -30,17 +35,18 @@ interface Measured {
   rate: number;
 }
 
-type Client = (serving: Serving, job: FioJob, seed: number) => Promise<Measured>;
+type Client = (serving: Serving, job: FioJob, seed: number, place: Place) => Promise<Measured>;
 
 const CLIENTS: Readonly<Record<string, Client>> = {
-  own: async ({ socket: path, name }, job, seed) => {
+  own: async ({ socket: path, name }, job, seed, place) => {
     const order: LoadOrder = { path, name, job, seed };
-    const text = await run(process.execPath, [LOAD, JSON.stringify(order)]);
+    const [command, ...args] = [...clientPrefix(place), process.execPath, LOAD];
+    const text = await run(command!, [...args, JSON.stringify(order)]);
     const { requests, seconds } = JSON.parse(text) as LoadResult;
     return { requests, iops: requests / seconds, rate: (requests * job.blockBytes) / seconds };
   },
-  libnbd: async ({ socket, name }, job, seed) =>
-    fio(`nbd+unix:///${name}?socket=${socket}`, job, 'nbd', seed),
+  libnbd: async ({ socket, name }, job, seed, place) =>
+    fio(`nbd+unix:///${name}?socket=${socket}`, job, 'nbd', seed, clientPrefix(place)),
 };
 
 const USAGE = `usage: npm run bench:nbd -- [options]
@@ -51,6 +57,7 @@ const USAGE = `usage: npm run bench:nbd -- [options]
   --only A,B         workloads (${WORKLOADS.map(one => one.id).join(', ')})
   --targets A,B      of ${NBD_TARGETS.map(one => one.id).join(', ')}
   --clients A,B      of ${Object.keys(CLIENTS).join(', ')}
+  --place P          of server and client: ${PLACES.join(', ')} (default free)
   --dir DIR          where images and overlays go (default: a temporary directory)
   --json FILE        the results as JSON, too
 `;
@@ -71,6 +78,7 @@ async function main(): Promise<void> {
       only: { type: 'string' },
       targets: { type: 'string' },
       clients: { type: 'string' },
+      place: { type: 'string' },
       dir: { type: 'string' },
       json: { type: 'string' },
       help: { type: 'boolean', default: false },
@@ -93,6 +101,7 @@ async function main(): Promise<void> {
     ),
   );
   const clients = list(values.clients, Object.keys(CLIENTS));
+  const [place] = list(values.place ?? 'free', PLACES) as Place[];
   const span = (quick ? 32 : 128) * MIB;
   const shape = { span, runtimeMs: Number(values.runtime ?? (quick ? 500 : 2500)) };
 
@@ -105,25 +114,24 @@ async function main(): Promise<void> {
     const overlays = join(dir, 'overlays');
     mkdirSync(overlays);
     const sandbox = await Sandbox.start(cleanup, dir);
-    const context: Context = { dir: overlays, root, cleanup, sandbox };
+    const context: Context = { dir: overlays, root, cleanup, sandbox, span };
     const skipped: Record<string, string> = {};
     const targets = await available(ids, skipped);
     const reports: Record<string, Report> = {};
     for (const client of clients) {
       const samples: IoSample[] = [];
       for (let round = 0; round < rounds; round++)
-        for (let i = 0; i < targets.length; i++)
-          samples.push(
-            ...(await oneTarget(client, targets[(i + round) % targets.length]!, {
-              context,
-              round,
-              job: workload => workload.job(shape),
-              workloads,
-            })),
-          );
+        samples.push(
+          ...(await oneRound(client, targets, {
+            ...{ context, round, place: place!, workloads },
+            job: workload => workload.job(shape),
+          })),
+        );
       const machine = await machineFacts();
       reports[client] = { machine, rounds, quick, samples, figures: [], skipped };
-      process.stdout.write(`\nclient: ${client}\n\n${render(reports[client]!, workloads)}`);
+      process.stdout.write(
+        `\nclient: ${client}; server and client: ${place}\n\n${render(reports[client]!, workloads)}`,
+      );
     }
     if (values.json !== undefined) writeFileSync(values.json, JSON.stringify(reports, null, 1));
   } finally {
@@ -134,43 +142,80 @@ async function main(): Promise<void> {
 interface Round {
   context: Context;
   round: number;
+  place: Place;
   job: (workload: Workload) => FioJob;
   workloads: readonly Workload[];
 }
 
-const warmUp: FioJob = {
-  ...{ rw: 'randread', blockBytes: 4096, depth: 1, offset: 0, size: 16 * MIB, runtimeMs: 500 },
-};
+/**
+ * A server that has just started is slower, each for its own reasons: none is measured cold. What
+ * is read of the root was read once, so it lies where the server keeps it: in its own cache or in
+ * the kernel's. All else is done in the device's last part, which no workload uses (workloads.ts).
+ */
+function warmUps(span: number): FioJob[] {
+  const [offset, size] = [3 * span, span / 4];
+  const once = { offset: 0, size: span, runtimeMs: undefined };
+  const jobs: FioJob[] = [{ rw: 'read', blockBytes: 131_072, depth: 8, ...once }];
+  for (const rw of ['randwrite', 'randread'] as const)
+    for (const [blockBytes, depth] of [
+      [4096, 32],
+      [4096, 1],
+      [131_072, 8],
+    ] as const)
+      jobs.push({ rw, blockBytes, depth, offset, size, runtimeMs: 400 });
+  return jobs;
+}
 
-/** Every workload on a fresh overlay. */
-async function oneTarget(client: string, target: NbdTarget, plan: Round): Promise<IoSample[]> {
-  const { context, round, job, workloads } = plan;
-  const serving = await target.up(context);
+/**
+ * Every workload on fresh overlays. All servers run from the beginning to the end of a round, and a
+ * workload is measured with one right after the other: what slows the machine down for a while
+ * slows all of them.
+ */
+async function oneRound(
+  client: string,
+  targets: readonly NbdTarget[],
+  plan: Round,
+): Promise<IoSample[]> {
+  const { context, round, place, job, workloads } = plan;
+  const send = CLIENTS[client]!;
+  const servings: { id: string; serving: Serving }[] = [];
   const samples: IoSample[] = [];
   try {
-    // A server that has just started is slower, each for its own reasons: none is measured cold.
-    for (const depth of [32, 1]) await CLIENTS[client]!(serving, { ...warmUp, depth }, round + 1);
-    for (const workload of workloads) {
-      const before = cpuMicros(serving.pids);
-      const busyBefore = busyMicros();
-      const measured = await CLIENTS[client]!(serving, job(workload), round + 1);
-      const cpu = (cpuMicros(serving.pids) - before) / measured.requests;
-      const machine = (busyMicros() - busyBefore) / measured.requests;
-      const value = workload.unit === 'IOPS' ? measured.iops : measured.rate / 1e6;
-      samples.push({
-        ...{ round, target: target.id, workload: workload.id, value },
-        ...{ p50: 0, p99: 0, cpu, machine },
-      });
-      process.stderr.write(
-        `round ${round + 1}  ${client.padEnd(6)} ${target.id.padEnd(8)} ` +
-          `${workload.title.padEnd(34)} ${value.toFixed(0).padStart(8)} ${workload.unit}` +
-          `  ${cpu.toFixed(1)} us\n`,
-      );
+    for (const target of targets) {
+      const serving = await target.up(context);
+      servings.push({ id: target.id, serving });
+      await placeServers(place, serving.pids);
+      for (const warmUp of warmUps(context.span)) await send(serving, warmUp, round + 1, place);
     }
+    for (const [index, workload] of workloads.entries())
+      for (let i = 0; i < servings.length; i++) {
+        const { id, serving } = servings[(i + round + index) % servings.length]!;
+        await settle(context.dir);
+        const before = cpuMicros(serving.pids);
+        const busyBefore = busyMicros();
+        const measured = await send(serving, job(workload), round + 1, place);
+        const cpu = (cpuMicros(serving.pids) - before) / measured.requests;
+        const machine = (busyMicros() - busyBefore) / measured.requests;
+        const value = workload.unit === 'IOPS' ? measured.iops : measured.rate / 1e6;
+        samples.push({
+          ...{ round, target: id, workload: workload.id, value },
+          ...{ p50: 0, p99: 0, cpu, machine },
+        });
+        process.stderr.write(
+          `round ${round + 1}  ${client.padEnd(6)} ${id.padEnd(8)} ` +
+            `${workload.title.padEnd(34)} ${value.toFixed(0).padStart(8)} ${workload.unit}` +
+            `  ${cpu.toFixed(1)} us\n`,
+        );
+      }
   } finally {
-    await serving.down();
+    for (const { serving } of servings.reverse()) await serving.down();
   }
   return samples;
+}
+
+/** What one server has written is on the disk before the next one is measured. */
+async function settle(dir: string): Promise<void> {
+  await run('sync', ['--file-system', dir]);
 }
 
 async function available(

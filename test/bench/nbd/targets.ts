@@ -14,6 +14,11 @@ import { join } from 'node:path';
 import { overlay, ready, Steps, serve, stop } from '../servers.ts';
 import type { Context } from '../targets.ts';
 
+export interface NbdContext extends Context {
+  /** See workloads.ts. */
+  span: number;
+}
+
 export interface Serving {
   socket: string;
   /** Of the export. */
