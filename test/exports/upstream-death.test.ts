@@ -1,7 +1,7 @@
 /**
  * Goal: when the thread dies that reads remote roots, their devices wait for the next one and go
- * on: no error, no wrong byte, nothing to be done by hand. Method: a daemon whose last thread can be
- * ended from outside, and clients that copy from exports meanwhile.
+ * on: no error, no wrong byte, nothing to be done by hand. Method: a daemon whose last thread can
+ * be ended from outside, and clients that copy from exports meanwhile.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
