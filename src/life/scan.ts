@@ -12,6 +12,7 @@
  */
 import { createHash, randomBytes } from 'node:crypto';
 import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { leftovers } from '../fsindex/database.ts';
 import { TYPE, TYPE_MASK } from '../fsindex/ext4/format.ts';
 import type { MergedIndex } from '../fsindex/merged.ts';
 import { PathTree, pathText } from '../fsindex/path-tree.ts';
@@ -186,6 +187,8 @@ function readKept(place: string, of: string, scanner: string): Kept | null {
 
 /** Whole or not at all; of two who keep theirs, the last one counts. */
 function keep(place: string, kept: Kept): void {
+  const name = /^\.[0-9a-f]{12}\.new$/;
+  for (const leftover of leftovers(place, name)) rmSync(leftover, { force: true });
   const beside = `${place}.${randomBytes(6).toString('hex')}.new`;
   try {
     writeFileSync(beside, `${JSON.stringify(kept)}\n`, { flush: true });
