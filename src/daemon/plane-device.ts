@@ -331,7 +331,9 @@ export class PlaneDevice {
         place: { device: name, file },
         next:
           'what was flushed before is safe; ' +
-          'check the disk that the leaf is on (`dmesg | tail`)',
+          (result === -ENOSPC
+            ? 'make room where the leaf is, and try again'
+            : 'check the disk that the leaf is on (`dmesg | tail`)'),
       },
     );
   }

@@ -2,7 +2,7 @@
  * Makes indexes from a walk of a mount. That of a leaf costs a walk of everything, since nobody
  * tells which blocks belong to which inode; what it holds is as small as any leaf's.
  */
-import { type Database, IndexWriter, openIndex, writeFileSystem } from './database.ts';
+import { type Database, IndexWriter, indexError, openIndex, writeFileSystem } from './database.ts';
 import type { MadeIndex, MakeOptions } from './make.ts';
 import { keyOf, seconds } from './make.ts';
 import { type ByteRange, RangeSet } from './ranges.ts';
@@ -41,6 +41,8 @@ export async function makeMountedRootIndex(
     const { digests, about } = options;
     const meta = { ...about, key, digests: digests ? 1 : 0, 'made.seconds': seconds() };
     return finish(writer, source, rootInode, inodes, meta);
+  } catch (error) {
+    throw indexError(error, options.output);
   } finally {
     writer.abandon();
   }
@@ -104,6 +106,8 @@ export async function makeMountedLeafIndex(
     }
     const meta = { ...options.about, 'root.key': keyOf(root), 'made.seconds': seconds() };
     return finish(writer, source, rootInode, inodes, meta);
+  } catch (error) {
+    throw indexError(error, options.output);
   } finally {
     writer.abandon();
     root.close();

@@ -1,6 +1,6 @@
 /** Makes indexes: of a whole file system, and of what a leaf changed in it. */
 
-import { type Database, IndexWriter, openIndex, writeFileSystem } from './database.ts';
+import { type Database, IndexWriter, indexError, openIndex, writeFileSystem } from './database.ts';
 import { ext4Changes } from './ext4/changes.ts';
 import { Ext4 } from './ext4/filesystem.ts';
 import { ext4Records } from './ext4/records.ts';
@@ -52,6 +52,8 @@ export function makeRootIndex(source: BlockSource, key: string, options: MakeOpt
     writer.setMeta({ ...about, key, digests: digests ? 1 : 0, 'made.seconds': seconds() });
     writer.finish();
     return { fileSystem, inodes };
+  } catch (error) {
+    throw indexError(error, options.output);
   } finally {
     writer.abandon();
   }
@@ -96,6 +98,8 @@ export function makeLeafIndex(
     writer.setMeta({ ...options.about, 'root.key': keyOf(root), 'made.seconds': seconds() });
     writer.finish();
     return { fileSystem, inodes };
+  } catch (error) {
+    throw indexError(error, options.output);
   } finally {
     writer.abandon();
     root.close();

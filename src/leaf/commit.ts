@@ -432,15 +432,18 @@ export class Commit implements IoOp {
   }
 
   #end(result: number): void {
+    const step = this.#step;
     const moved = this.#moving ? this.#move!.op : null;
     if (moved !== null) this.#move = null;
     this.#moving = false;
-    const amended = this.#step === STEP.AMEND ? this.#amendment!.op : null;
+    const amended = step === STEP.AMEND ? this.#amendment!.op : null;
     if (amended !== null) this.#amendment = null;
     this.#checkpoint?.free();
     this.#checkpoint = null;
     this.#step = STEP.IDLE;
     if (result === 0) this.#durable = this.#covered;
+    // Fresh pages are nobody's yet: the log is as it was, and a record can still say it.
+    else if (step === STEP.WRITE_FRESH) this.#pending.addAll(this.#taken);
     // Bits that are in no record and in no checkpoint: only a checkpoint can save them now.
     else if (!this.#taken.empty) this.#pending.overflow();
     this.#taken.clear();

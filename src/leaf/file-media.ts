@@ -60,9 +60,17 @@ export function fileError(thrown: unknown, tried: string, file: string, offset?:
   const code = (thrown as NodeJS.ErrnoException).code ?? 'EIO';
   const place = offset === undefined ? { file } : { file, offset };
   const where = offset === undefined ? '' : ` at offset ${offset}`;
-  return new UbdError(CODES[code] ?? 'io', `${file}: cannot ${tried}${where}: ${code}`, {
+  const kind = CODES[code] ?? 'io';
+  const next =
+    code === 'EFBIG'
+      ? 'its file system takes no file of that size: put it on another one'
+      : kind === 'no-space'
+        ? 'make room on its file system'
+        : undefined;
+  return new UbdError(kind, `${file}: cannot ${tried}${where}: ${code}`, {
     place,
     cause: thrown,
+    ...(next !== undefined && { next }),
   });
 }
 

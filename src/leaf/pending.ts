@@ -58,6 +58,12 @@ export class PendingExtents {
     }
   }
 
+  /** The extents of another list. */
+  addAll(other: PendingExtents): void {
+    if (other.overflowed) this.overflow();
+    for (let i = 0; i < other.length; i++) this.add(other.starts[i]!, other.counts[i]!);
+  }
+
   /** Sorts, and joins what touches: writes in flight together end in any order. */
   compact(): void {
     if (this.#compacted === this.length) return;

@@ -9,6 +9,10 @@ import t from 'tap';
 import { IndexWriter } from '../../src/fsindex/database.ts';
 import { makeRootIndex } from '../../src/fsindex/make.ts';
 import type { BlockSource } from '../../src/fsindex/source.ts';
+import { missing } from '../support/requires.ts';
+import { run } from '../support/run.ts';
+
+const skip = await missing('root', 'mkfs.ext4');
 
 const dir = mkdtempSync(`${tmpdir()}/ubd-place-`);
 t.teardown(() => rmSync(dir, { recursive: true, force: true }));
@@ -82,4 +86,30 @@ t.test('an index replaces an index, and nothing else', async t => {
   t.throws(() => late.finish(), { code: 'EISDIR' });
   late.abandon();
   t.strictSame(readdirSync(dir).sort(), ['a.ubdindex', 'directory', 'late', 'root.img']);
+});
+
+t.test('an index for which there is no room says so, and leaves nothing', { skip }, async t => {
+  const full = `${dir}/full`;
+  mkdirSync(full);
+  await run('mount', ['-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', full]);
+  t.teardown(() => run('umount', [full]));
+  const image = `${dir}/files.img`;
+  await run('mkfs.ext4', ['-q', '-F', image, '8M']);
+  const bytes = readFileSync(image);
+  const source: BlockSource = {
+    name: image,
+    sizeBytes: bytes.length,
+    read: (target, start, length, position) =>
+      void bytes.copy(target, start, position, position + length),
+  };
+  for (const leftBytes of [0, 16 * 1024]) {
+    writeFileSync(`${full}/ballast`, Buffer.alloc(64 * 1024 - leftBytes));
+    const output = `${full}/i.ubdindex`;
+    t.throws(() => makeRootIndex(source, 'key', { output, digests: false, about: {} }), {
+      code: 'no-space',
+      message: /i\.ubdindex: the index cannot be written: .*full/,
+      next: /is there room in .*full/,
+    });
+    t.same(readdirSync(full), ['ballast']);
+  }
 });

@@ -217,6 +217,26 @@ t.test('closing on a full disk leaves the log to replay, and nothing is lost', a
   t.equal(sim.load().map.mapped, 1);
 });
 
+t.test('a map that finds no room to move to leaves what is written to the log', async t => {
+  const sim = new SimLeaf(20 * PAGE_SECTORS).open();
+  sim.write(5, 1);
+  const { directoryOffset, dataOffset } = sim.plan.geometry;
+  const behind = dataOffset + 20 * PAGE_SECTORS * 512;
+  const isMap = (position: number): boolean =>
+    position >= behind || (position >= directoryOffset && position < dataOffset);
+  sim.io.fault = op => (isMap(op.position) ? -ENOSPC : 0);
+  t.equal(
+    sim.run(op => sim.leaf.grow(40 * PAGE_SECTORS, behind + (1 << 20), op)),
+    -ENOSPC,
+  );
+  sim.write(9, 1);
+  t.equal(sim.flush(), 0, 'what was written before and after is durable');
+  t.equal(sim.close(), 0);
+  sim.io.fault = null;
+  sim.io.crash('power');
+  t.equal(sim.load().map.mapped, 2);
+});
+
 t.test('a write that fails maps nothing', async t => {
   const sim = new SimLeaf(1000).open();
   sim.io.fault = op => (op.kind === 'write' || op.kind === 'punch' ? -ENOSPC : 0);
