@@ -101,10 +101,12 @@ t.test('the upstream thread dies under load', { skip }, async t => {
   t.test('one that dies again and again is given up, and that is said', async t => {
     await client.addExport({ name: 'd', root: server.uri, ephemeral: true });
     const reader = tryRun('qemu-io', [
-      ...['-f', 'raw', '-c', 'read 0 64k', '-c', 'sleep 2000', '-c', 'read 24M 64k', uri('d')],
+      ...['-f', 'raw', '-c', 'read 0 64k', '-c', 'sleep 4000', '-c', 'read 24M 64k', uri('d')],
     ]);
     await until('it reads', async () =>
-      (await client.exports()).some(({ name, connections }) => name === 'd' && connections > 0),
+      (await client.exports()).some(
+        ({ name, requests }) => name === 'd' && (requests?.readBytes ?? 0) >= 65_536,
+      ),
     );
     const isGivenUp = (): boolean => sandbox.log().includes('dies again and again');
     for (let times = 0; times < 10 && !isGivenUp(); times++) {
