@@ -18,6 +18,7 @@ import { TYPE, TYPE_MASK } from '../fsindex/ext4/format.ts';
 import { MergedIndex } from '../fsindex/merged.ts';
 import { PathTree, pathText } from '../fsindex/path-tree.ts';
 import { ensureLeafIndex, ensureRootIndex, type IndexOptions } from './files.ts';
+import { giveAccessOf } from './index-place.ts';
 import { rootSource } from './rebase.ts';
 import { runScanner, type ScanFile } from './scanner.ts';
 import { openStack } from './stack.ts';
@@ -161,6 +162,7 @@ class Scan {
     const found = await runScanner(this.#spec.command, files, this.#work);
     const kept: Kept = { of, scanner: this.#scanner, files: files.length, found: [...found] };
     keep(place, kept);
+    giveAccessOf(indexPath, place);
     return { ...kept, reused: false };
   }
 
@@ -207,7 +209,7 @@ function readKept(place: string, of: string, scanner: string): Kept | null {
 function keep(place: string, kept: Kept): void {
   const beside = `${place}.${randomBytes(6).toString('hex')}.new`;
   try {
-    writeFileSync(beside, `${JSON.stringify(kept)}\n`, { flush: true });
+    writeFileSync(beside, `${JSON.stringify(kept)}\n`, { flush: true, mode: 0o600 });
     renameSync(beside, place);
   } finally {
     rmSync(beside, { force: true });
