@@ -60,8 +60,9 @@ export class PlaneLiveLeaves implements LiveLeaves {
   async snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade> {
     const left = this.#unfinished.get(device.id);
     if (left !== undefined) await this.#finish(device, left);
-    if (!isStillOf(device.leaf.path, file)) await this.#keepStill(device, file);
-    const successor = planSuccessor(device.leaf.path, file);
+    let successor = planSuccessor(device.leaf.path, file); // may refuse: nothing is changed yet
+    if (!isStillOf(device.leaf.path, file) && (await this.#keepStill(device, file)))
+      successor = planSuccessor(device.leaf.path, file);
     const { uuid } = peekSuperblock(device.leaf.path);
     const undo = new Undo();
     try {
@@ -129,10 +130,10 @@ export class PlaneLiveLeaves implements LiveLeaves {
     };
   }
 
-  /** The still that somebody's image is about to stand on becomes an image as any other. */
-  async #keepStill({ id, leaf }: LiveDevice, image: string): Promise<void> {
+  /** The still that somebody's image is about to stand on becomes an image as any other: true. */
+  async #keepStill({ id, leaf }: LiveDevice, image: string): Promise<boolean> {
     const still = stillUnder(diskWorld, leaf.path);
-    if (still === null) return;
+    if (still === null) return false;
     const { parent } = peekSuperblock(leaf.path);
     const path = chooseImagePath(image);
     linkSync(still, path);
@@ -141,6 +142,7 @@ export class PlaneLiveLeaves implements LiveLeaves {
     await this.#plane.prepare(id, { parent: kept });
     // After a crash here it has two names, which harms nobody.
     rmSync(still);
+    return true;
   }
 
   async fold({ id, name, leaf }: LiveDevice): Promise<number> {
