@@ -47,6 +47,24 @@ Napi::Value Socketpair(const Napi::CallbackInfo& info) {
   return ToNumber(env, result);
 }
 
+// setSendBuffer(fd, bytes): 0 | -errno
+Napi::Value SetSendBuffer(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "setSendBuffer");
+  const int fd = args.Fd(0);
+  const uint32_t bytes = args.Uint32(1, "bytes", INT32_MAX / 2);
+  if (!args.ok()) return env.Undefined();
+  int domain = 0;
+  socklen_t length = sizeof domain;
+  if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &length) != 0) return ToNumber(env, -errno);
+  if (domain != AF_UNIX) return ToNumber(env, -EOPNOTSUPP);
+  const int half = static_cast<int>(bytes / 2);  // the kernel doubles it, for its own bookkeeping
+  int result = setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &half, sizeof half);
+  if (result != 0 && errno == EPERM)
+    result = setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &half, sizeof half);
+  return ToNumber(env, ResultOrErrno(result));
+}
+
 // O_NONBLOCK belongs to what is open, not to the descriptor: it goes for the original, too.
 Napi::Value Duplicate(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -324,6 +342,8 @@ Napi::Value NetlinkSocket(const Napi::CallbackInfo& info) {
 void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("eventfd", Napi::Function::New<Eventfd>(env, "eventfd", environment));
   exports.Set("socketpair", Napi::Function::New<Socketpair>(env, "socketpair", environment));
+  exports.Set("setSendBuffer",
+              Napi::Function::New<SetSendBuffer>(env, "setSendBuffer", environment));
   exports.Set("duplicate", Napi::Function::New<Duplicate>(env, "duplicate", environment));
   exports.Set("close", Napi::Function::New<Close>(env, "close", environment));
   exports.Set("takeDescriptor",

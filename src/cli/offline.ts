@@ -7,25 +7,14 @@ export { FileImages } from '../daemon/images.ts';
 export { rebaseLeafPath } from '../daemon/life/rebase-path.ts';
 export { makeManifest } from '../daemon/remote/make-manifest.ts';
 export { stillPath } from '../leaf/still.ts';
-export { contentDiff } from '../life/content-diff.ts';
 export { diffBlocks } from '../life/diff.ts';
 export { exportLeaf } from '../life/export.ts';
 export { rebaseFiles } from '../life/file-rebase.ts';
-export {
-  changedInLeaf,
-  diffFiles,
-  findInLeaf,
-  findInRoot,
-  indexLeaf,
-  indexRoot,
-} from '../life/files.ts';
 export { foldStills } from '../life/fold.ts';
 export { standsOnRoot } from '../life/leaves.ts';
 export { rebaseLeaf } from '../life/rebase.ts';
 export { receiveLeaf } from '../life/receive.ts';
 export { reconcile } from '../life/reconcile.ts';
 export { repairLeaf } from '../life/repair.ts';
-export { scanFiles } from '../life/scan.ts';
 export { sendLeaf } from '../life/send.ts';
 export { shrinkLeaf } from '../life/shrink.ts';
-export { why } from '../life/why.ts';

@@ -114,7 +114,10 @@ export class PlaneCache {
   }
 
   /** The device reads through these layers. What its root's boot pack names begins to come. */
-  attach({ id, name, layers: specs }: DeviceSpec, layers: readonly Layer[]): void {
+  attach(
+    { id, name, layers: specs }: Pick<DeviceSpec, 'id' | 'name' | 'layers'>,
+    layers: readonly Layer[],
+  ): void {
     layers.forEach((layer, i) => {
       if (!(layer instanceof CachedLayer)) return;
       this.#devices.set(id, { name, layer });

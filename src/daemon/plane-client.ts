@@ -159,6 +159,12 @@ export class DataPlane extends EventEmitter<Events> {
     this.#lent.set(id, lent);
   }
 
+  /** Takes over the descriptors of the root, whatever the outcome; what was lent goes back. */
+  async move(id: number, root: RootLayerSpec): Promise<void> {
+    await this.#call({ call: 'move', id, root });
+    this.#giveBack(id);
+  }
+
   limit(id: number, quota: Quota | null): Promise<void> {
     return this.#call({ call: 'limit', id, quota });
   }

@@ -152,6 +152,11 @@ export type PlaneCall =
   | { call: 'seal'; id: number }
   /** The chain that now includes it; what was lent for the device before is free when answered. */
   | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
+  /**
+   * A root with the content of all that is below the leaf takes its place: its descriptors are the
+   * data plane's whatever the answer. What was lent for the device is free when answered.
+   */
+  | { call: 'move'; id: number; root: RootLayerSpec }
   /** How much the leaf may hold: remembered in it, and holds at once. */
   | { call: 'limit'; id: number; quota: Quota | null }
   /** A larger device; its leaf's file is long enough, and the node follows. */
@@ -252,6 +257,7 @@ export interface PlaneResults {
   succeed: Succeeded;
   seal: null;
   stand: null;
+  move: null;
   limit: null;
   grow: null;
   connect: null;

@@ -24,6 +24,7 @@ import { EAGAIN, EOPNOTSUPP, errnoName } from '../base/errno.ts';
 import { corrupt, type ErrorCode, UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
 import type { Media } from './media.ts';
+import { clearOrphansOnce } from './orphans.ts';
 import { diskNames, settleReplacement } from './replacement.ts';
 
 /** From <sys/file.h>, <unistd.h>, <linux/falloc.h>. */
@@ -93,6 +94,7 @@ export class FileMedia implements Media {
   }
 
   static open(path: string, options: FileMediaOptions = {}): FileMedia {
+    if (options.create) clearOrphansOnce(dirname(path));
     for (;;) {
       const media = FileMedia.#openOnce(path, options);
       if (options.noLock || options.create || media.blockDevice) return media;

@@ -62,7 +62,7 @@ export interface View {
   /** Of a leaf: merged with its root's. */
   index: MergedIndex;
   /** Of a leaf: its root's index by itself, and the same volume in the root. */
-  root: { index: MergedIndex; volume: Volume } | null;
+  root: { index: MergedIndex; volume: Volume; report: IndexReport } | null;
   report: IndexReport;
 }
 
@@ -119,7 +119,7 @@ export async function withViews<T>(
         partition: volume.partition,
         volume,
         index: MergedIndex.openLeaf(report.path, base.path),
-        root: { index: MergedIndex.open(base.path), volume: below },
+        root: { index: MergedIndex.open(base.path), volume: below, report: base },
         report,
       });
     }
@@ -180,7 +180,7 @@ function indexImage(image: Image, options: IndexOptions): Promise<IndexedImage> 
 /** Of a device with partitions, which one it is in. */
 export type In<T> = T & { partition?: number };
 
-function inside<T extends object>({ partition }: View, one: T): In<T> {
+export function inside<T extends object>({ partition }: Pick<View, 'partition'>, one: T): In<T> {
   return partition === null ? one : { ...one, partition };
 }
 

@@ -12,19 +12,15 @@
  */
 import { createHash, randomBytes } from 'node:crypto';
 import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { Ext4File } from '../fsindex/ext4/file.ts';
-import { Ext4 } from '../fsindex/ext4/filesystem.ts';
+import { leftovers } from '../fsindex/database.ts';
 import { TYPE, TYPE_MASK } from '../fsindex/ext4/format.ts';
-import { MergedIndex } from '../fsindex/merged.ts';
+import type { MergedIndex } from '../fsindex/merged.ts';
 import { PathTree, pathText } from '../fsindex/path-tree.ts';
-import { ensureLeafIndex, ensureRootIndex, type IndexOptions } from './files.ts';
+import { contentsOf } from './contents.ts';
+import { type In, type IndexOptions, inside, type View, type Views, withViews } from './files.ts';
 import { giveAccessOf } from './index-place.ts';
-import { rootSource } from './rebase.ts';
 import { runScanner, type ScanFile } from './scanner.ts';
-import { openStack } from './stack.ts';
-import { stackSource } from './stack-source.ts';
 import { Work } from './work.ts';
-import type { OpenedRoot } from './world.ts';
 
 export interface ScanSpec {
   kind: 'root' | 'leaf';
@@ -49,7 +45,7 @@ export interface ScanReport {
   /** Files whose verdicts were there, of the root or of this leaf. */
   reused: number;
   /** In the order of the paths. */
-  findings: ScanFinding[];
+  findings: In<ScanFinding>[];
 }
 
 /** What is kept: as JSON. */
@@ -62,115 +58,92 @@ interface Kept {
   found: [number: number, verdict: string][];
 }
 
-export async function scanFiles(spec: ScanSpec, options: IndexOptions): Promise<ScanReport> {
+export function scanFiles(spec: ScanSpec, options: IndexOptions): Promise<ScanReport> {
+  // `--force` is for the scan: an index that holds is not made anew for it.
+  const { force: _, output: __, ...plain } = options;
   const scan = new Scan(spec, options);
-  return spec.kind === 'root' ? scan.root() : scan.leaf();
-}
-
-interface Scanned extends Kept {
-  /** It was there already. */
-  reused: boolean;
+  return withViews(spec, plain, async views => {
+    for (const view of views.views) await scan.fileSystem(view, views);
+    return scan.report();
+  });
 }
 
 class Scan {
-  readonly #spec: ScanSpec;
-  readonly #options: IndexOptions;
-  readonly #work: Work;
+  readonly #command: string;
   readonly #scanner: string;
+  readonly #force: boolean;
+  readonly #work: Work;
+  readonly #findings: In<ScanFinding>[] = [];
+  #scanned = 0;
+  #reused = 0;
 
-  constructor(spec: ScanSpec, options: IndexOptions) {
-    this.#spec = spec;
-    this.#options = options;
+  constructor({ command, scanner = command }: ScanSpec, options: IndexOptions) {
+    this.#command = command;
+    this.#scanner = scanner;
+    this.#force = options.force ?? false;
     this.#work = new Work(options);
-    this.#scanner = spec.scanner ?? spec.command;
   }
 
-  async root(): Promise<ScanReport> {
-    const opened = await this.#work.world.openRoot(this.#spec.path);
-    try {
-      const { path } = ensureRootIndex(opened, this.#plain());
-      const index = MergedIndex.open(path);
-      try {
-        const result = await this.#root(opened, path, index);
-        const tree = new PathTree(index);
-        const findings = result.found.flatMap(([number, verdict]) =>
-          tree.paths(number).map(name => ({ path: pathText(name), verdict, own: false })),
-        );
-        return this.#report([result], findings);
-      } finally {
-        index.close();
-      }
-    } finally {
-      opened.file.close();
+  async fileSystem(view: View, views: Views): Promise<void> {
+    const { index, root, report } = view;
+    if (root === null) {
+      const found = await this.#scan(report.path, `${index.meta('key')}`, () =>
+        filesOf(view, views, false, regularFiles(index)),
+      );
+      this.#add(view, found, false);
+      return;
     }
-  }
-
-  async leaf(): Promise<ScanReport> {
-    const stack = await openStack(this.#work.world, this.#spec.path);
-    try {
-      const { report, rootIndex } = ensureLeafIndex(stack, this.#spec.path, this.#plain());
-      const below = MergedIndex.open(rootIndex);
-      const merged = MergedIndex.openLeaf(report.path, rootIndex);
-      try {
-        const opened = { file: stack.layers.at(-1)!.file, identity: stack.root!.identity };
-        const root = await this.#root(opened, rootIndex, below);
-        const changed = changedFiles(merged);
-        const own = await this.#scan(report.path, `${merged.meta('stamp')}`, () =>
-          filesOf(merged, Ext4.open(stackSource(stack)), changed),
-        );
-        const tree = new PathTree(merged);
-        const isOwn = new Set(changed);
-        const named = ([number, verdict]: [number, string], isMine: boolean): ScanFinding[] =>
-          tree.paths(number).map(name => ({ path: pathText(name), verdict, own: isMine }));
-        // A file that the leaf changed, or took away, is not the root's any more.
-        const kept = root.found.filter(([number]) => !isOwn.has(number) && merged.inode(number));
-        return this.#report(
-          [root, own],
-          [
-            ...kept.flatMap(one => named(one, false)),
-            ...own.found.flatMap(one => named(one, true)),
-          ],
-        );
-      } finally {
-        merged.close();
-        below.close();
-      }
-    } finally {
-      stack.close();
-    }
-  }
-
-  /** `--force` is for the scan: an index that holds is not made anew for it. */
-  #plain(): IndexOptions {
-    const { force: _, output: __, ...plain } = this.#options;
-    return plain;
-  }
-
-  #root(opened: OpenedRoot, indexPath: string, index: MergedIndex): Promise<Scanned> {
-    return this.#scan(indexPath, `${index.meta('key')}`, () =>
-      filesOf(index, Ext4.open(rootSource(opened)), regularFiles(index)),
+    const below = await this.#scan(root.report.path, `${root.index.meta('key')}`, () =>
+      filesOf(view, views, true, regularFiles(root.index)),
     );
+    const changed = changedFiles(index);
+    const own = await this.#scan(report.path, `${index.meta('stamp')}`, () =>
+      filesOf(view, views, false, changed),
+    );
+    // A file that the leaf changed, or took away, is not the root's any more.
+    const isOwn = new Set(changed);
+    const kept = below.filter(([number]) => !isOwn.has(number) && index.inode(number));
+    this.#add(view, kept, false);
+    this.#add(view, own, true);
   }
 
-  async #scan(indexPath: string, of: string, list: () => ScanFile[]): Promise<Scanned> {
+  /** Under all names that a file has. */
+  #add(view: View, found: Kept['found'], own: boolean): void {
+    const tree = new PathTree(view.index);
+    for (const [number, verdict] of found)
+      for (const path of tree.paths(number))
+        this.#findings.push(inside(view, { path: pathText(path), verdict, own }));
+  }
+
+  async #scan(
+    indexPath: string,
+    of: string,
+    list: () => Promise<ScanFile[]>,
+  ): Promise<Kept['found']> {
     const digest = createHash('sha256').update(this.#scanner).digest('hex').slice(0, 12);
     const place = `${indexPath}.scan-${digest}`;
-    const there = this.#options.force ? null : readKept(place, of, this.#scanner);
-    if (there !== null) return { ...there, reused: true };
-    const files = list();
+    const there = this.#force ? null : readKept(place, of, this.#scanner);
+    if (there !== null) {
+      this.#reused += there.files;
+      return there.found;
+    }
+    const files = await list();
     this.#work.begin('scanning', files.length);
-    const found = await runScanner(this.#spec.command, files, this.#work);
-    const kept: Kept = { of, scanner: this.#scanner, files: files.length, found: [...found] };
-    keep(place, kept);
+    const found = [...(await runScanner(this.#command, files, this.#work))];
+    keep(place, { of, scanner: this.#scanner, files: files.length, found });
     giveAccessOf(indexPath, place);
-    return { ...kept, reused: false };
+    this.#scanned += files.length;
+    return found;
   }
 
-  #report(parts: readonly Scanned[], findings: ScanFinding[]): ScanReport {
-    const sum = (reused: boolean): number =>
-      parts.reduce((all, part) => all + (part.reused === reused ? part.files : 0), 0);
-    findings.sort((a, b) => (a.path < b.path ? -1 : a.path > b.path ? 1 : 0));
-    return { scanner: this.#scanner, scanned: sum(false), reused: sum(true), findings };
+  report(): ScanReport {
+    this.#findings.sort((a, b) => (a.path < b.path ? -1 : a.path > b.path ? 1 : 0));
+    return {
+      scanner: this.#scanner,
+      scanned: this.#scanned,
+      reused: this.#reused,
+      findings: this.#findings,
+    };
   }
 }
 
@@ -188,11 +161,20 @@ function changedFiles(leaf: MergedIndex): number[] {
   return leaf.database.prepare<[], number>(sql).pluck().all();
 }
 
-/** Those that a directory leads to. */
-function filesOf(index: MergedIndex, fs: Ext4, numbers: readonly number[]): ScanFile[] {
+/** Those that a directory leads to. @param before of the root of a leaf */
+async function filesOf(
+  view: View,
+  views: Views,
+  before: boolean,
+  numbers: readonly number[],
+): Promise<ScanFile[]> {
+  const index = before && view.root !== null ? view.root.index : view.index;
+  if (numbers.length === 0) return [];
+  const contents = await contentsOf(view, views, before);
   return numbers.flatMap(number => {
-    const path = index.pathOf(number);
-    return path === null ? [] : [{ number, path, file: new Ext4File(fs, number) }];
+    const path = index.rawPathOf(number);
+    if (path === null) return [];
+    return { contents, file: { inode: number, sizeBytes: index.inode(number)!.size, path } };
   });
 }
 
@@ -207,6 +189,8 @@ function readKept(place: string, of: string, scanner: string): Kept | null {
 
 /** Whole or not at all; of two who keep theirs, the last one counts. */
 function keep(place: string, kept: Kept): void {
+  const name = /^\.[0-9a-f]{12}\.new$/;
+  for (const leftover of leftovers(place, name)) rmSync(leftover, { force: true });
   const beside = `${place}.${randomBytes(6).toString('hex')}.new`;
   try {
     writeFileSync(beside, `${JSON.stringify(kept)}\n`, { flush: true, mode: 0o600 });

@@ -2,11 +2,14 @@
  * Runs the user's scanner over files of an image, a batch at a time.
  *
  *     file of the image ─▶ copied to DIR/NUMBER/NAME ─▶ sh -c 'COMMAND "$@"' sh DIR/1/a DIR/2/b …
- *       ─▶ its lines `DIR/NUMBER/NAME: VERDICT` ─▶ verdicts by number
+ *       ─▶ exit status 0      nothing was found in the batch
+ *          exit status 1      something was: lines `DIR/NUMBER/NAME: VERDICT` say in what; where
+ *                             none does, the batch is halved until it is one file
+ *          else, or a signal  a failure: then no verdict of the whole scan counts
  *
- * That is how clamscan and its kin are called, and what they print. Exit status 0 says that nothing
- * was found and 1 that something was; any other one, or a signal, is a failure, and then no verdict
- * of the whole scan counts. Copies are readable by us alone, and gone after each batch.
+ * That is how clamscan and its kin are called, and how they answer. The status decides; a scanner
+ * whose lines find something while its status finds nothing is not believed in either. Copies are
+ * readable by us alone, and gone after each batch.
  */
 import { spawn } from 'node:child_process';
 import {
@@ -21,22 +24,26 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
-import type { Ext4File } from '../fsindex/ext4/file.ts';
+import { type Contents, eachPiece, type FileOf } from './contents.ts';
 import type { Work } from './work.ts';
 
 const BATCH_FILES = 500;
 const BATCH_BYTES = 256 << 20;
-const PIECE_BYTES = 4 << 20;
 const NAME_MAX = 64;
 const OUTPUT_BYTES_MAX = 64 << 20;
 /** What says that a file is clean. */
 const CLEAN = /^(ok|clean)?$/i;
+/** Of a scanner that gives no reason. */
+const FOUND = 'found';
 
 export interface ScanFile {
+  contents: Contents;
+  file: FileOf;
+}
+
+interface Copy {
   number: number;
-  /** For its name, which scanners look at. */
   path: string;
-  file: Ext4File;
 }
 
 /** @returns what was found, by number; what is clean is left out */
@@ -49,13 +56,13 @@ export async function runScanner(
   const scan = async (batch: readonly ScanFile[]): Promise<void> => {
     const directory = mkdtempSync(join(tmpdir(), 'ubd-scan-'));
     try {
-      const copies: string[] = [];
-      for (const file of batch) {
-        copies.push(copyOut(directory, file));
+      const copies: Copy[] = [];
+      for (const one of batch) {
+        copies.push({ number: one.file.inode, path: copyOut(directory, one) });
         work.advance(1);
         await work.breathe();
       }
-      for (const [number, verdict] of await call(command, directory, copies, work))
+      for (const [number, verdict] of await judge(command, directory, copies, work))
         verdicts.set(number, verdict);
     } finally {
       rmSync(directory, { recursive: true, force: true });
@@ -75,21 +82,20 @@ export async function runScanner(
   return verdicts;
 }
 
-function copyOut(directory: string, { number, path, file }: ScanFile): string {
-  const place = join(directory, String(number));
+function copyOut(directory: string, { contents, file }: ScanFile): string {
+  const place = join(directory, String(file.inode));
   mkdirSync(place, { mode: 0o700 });
+  const path = file.path.toString('latin1');
   const name = path.slice(path.lastIndexOf('/') + 1).replaceAll(/[^A-Za-z0-9._-]/g, '_');
   // Neither `.`, nor an option, nor too long; its end is what tells its kind.
   const copy = join(place, `f${name.slice(-NAME_MAX)}`);
   const fd = openSync(copy, 'wx', 0o600);
   try {
     ftruncateSync(fd, file.sizeBytes);
-    for (const { position, length } of file.runs())
-      for (let at = position; at < position + length; at += PIECE_BYTES) {
-        const piece = file.read(at, Math.min(PIECE_BYTES, position + length - at));
-        for (let done = 0; done < piece.length; )
-          done += writeSync(fd, piece, done, piece.length - done, at + done);
-      }
+    eachPiece(contents, file, (piece, position) => {
+      for (let done = 0; done < piece.length; )
+        done += writeSync(fd, piece, done, piece.length - done, position + done);
+    });
   } catch (cause) {
     if (cause instanceof UbdError) throw cause;
     throw new UbdError('io', `${copy}: cannot be written: ${(cause as Error).message}`, {
@@ -103,13 +109,44 @@ function copyOut(directory: string, { number, path, file }: ScanFile): string {
   return copy;
 }
 
-async function call(
+/** What is found in a batch, by number. */
+async function judge(
   command: string,
   directory: string,
-  copies: readonly string[],
+  copies: readonly Copy[],
   work: Work,
 ): Promise<Map<number, string>> {
-  const child = spawn('/bin/sh', ['-c', `${command} "$@"`, 'sh', ...copies], {
+  const { status, text } = await call(command, copies, work);
+  const said = verdictsOf(text, directory);
+  if (status === 0 && said.size === 0) return said;
+  if (status === 0)
+    throw new UbdError('io', `the scanner found something, and exits with 0: ${command}`, {
+      next: 'its exit status has to tell: 1 where something was found. A script around it can',
+    });
+  if (said.size > 0) return said;
+  if (copies.length === 1) return new Map([[copies[0]!.number, FOUND]]);
+  const half = copies.length >> 1;
+  const first = await judge(command, directory, copies.slice(0, half), work);
+  const second = await judge(command, directory, copies.slice(half), work);
+  if (first.size + second.size > 0) return new Map([...first, ...second]);
+  throw new UbdError(
+    'io',
+    `the scanner found something in files, and in none of them: ${command}`,
+    {
+      next: 'it has to say the same of a file, whatever other files it is given',
+    },
+  );
+}
+
+interface Answer {
+  status: 0 | 1;
+  /** What it printed. */
+  text: string;
+}
+
+async function call(command: string, copies: readonly Copy[], work: Work): Promise<Answer> {
+  const paths = copies.map(({ path }) => path);
+  const child = spawn('/bin/sh', ['-c', `${command} "$@"`, 'sh', ...paths], {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const ended = new Promise<string | number>((resolve, reject) => {
@@ -129,10 +166,10 @@ async function call(
       throw new UbdError('io', `the scanner failed (${how}): ${command}`, {
         next: 'exit status 0 means that nothing was found, 1 that something was',
       });
+    return { status: how, text: Buffer.concat(chunks).toString('utf8') };
   } finally {
     child.kill('SIGKILL');
   }
-  return verdictsOf(Buffer.concat(chunks).toString('utf8'), directory);
 }
 
 /** From what a scanner printed. Lines that name no file of ours are for people. */

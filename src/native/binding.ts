@@ -113,6 +113,12 @@ export interface Native {
    */
   socketpair(ends: Uint8Array): number;
   /**
+   * What may wait in a unix socket to be received, with the kernel's own part: 0 or -errno.
+   * -EOPNOTSUPP for other sockets, which see to that by themselves. Without CAP_NET_ADMIN no more
+   * than the machine allows everybody (net.core.wmem_max).
+   */
+  setSendBuffer(fd: number, bytes: number): number;
+  /**
    * A second descriptor of what is open at `fd`, blocking and close-on-exec, or -errno. From then
    * on the first one is blocking, too.
    */

@@ -19,6 +19,9 @@ import { assert } from '../base/assert.ts';
 import { native } from '../native/binding.ts';
 import type { IoOp } from './io.ts';
 
+/** Looked up once, as in ring.ts. */
+const { runCalls } = native;
+
 // A record of 40 bytes, see native.runCalls: ten 32-bit words, of which words 2-7 are three
 // doubles.
 const RECORD_BYTES = 40;
@@ -172,7 +175,7 @@ export class SyncCalls {
       for (let round = 0; round < ROUNDS_MAX && this.queued; round++) {
         const batch = this.#take(round === ROUNDS_MAX - 1);
         batch.next = 0;
-        native.runCalls(batch.buffer, batch.count);
+        runCalls(batch.buffer, batch.count);
         given += this.#giveOut();
       }
     } finally {

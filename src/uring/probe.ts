@@ -32,16 +32,22 @@ const SETUPS: readonly number[] = [
 const CQ_PER_SQ = 4;
 const CQ_ENTRIES_MAX = 65536;
 
+export interface NewRing extends RingMaps {
+  /** Completions are posted by the ring's own thread, inside of io_uring_enter, and never else. */
+  ownCompletions: boolean;
+}
+
 /**
  * A ring of the calling thread. Throws UbdError where io_uring is not to be had.
  * @param largeCommands SQEs of 128 bytes
  */
-export function setupRing(entries: number, largeCommands = false): RingMaps {
+export function setupRing(entries: number, largeCommands = false): NewRing {
   let errno = 0;
   for (const setup of SETUPS) {
     const flags = largeCommands ? setup | SETUP_SQE128 : setup;
     try {
-      return native.ringSetup(entries, flags, Math.min(entries * CQ_PER_SQ, CQ_ENTRIES_MAX));
+      const maps = native.ringSetup(entries, flags, Math.min(entries * CQ_PER_SQ, CQ_ENTRIES_MAX));
+      return { ...maps, ownCompletions: (flags & SETUP_DEFER_TASKRUN) !== 0 };
     } catch (error) {
       errno = Math.abs((error as NodeJS.ErrnoException).errno ?? 0);
       if (errno === 0) throw error; // a wrong argument

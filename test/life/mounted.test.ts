@@ -8,6 +8,7 @@ import {
   chmodSync,
   closeSync,
   copyFileSync,
+  existsSync,
   linkSync,
   lstatSync,
   mkdirSync,
@@ -28,7 +29,9 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { contentDiff } from '../../src/life/content-diff.ts';
 import { diffFiles, findInLeaf, findInRoot, indexRoot } from '../../src/life/files.ts';
+import { scanFiles } from '../../src/life/scan.ts';
 import { why } from '../../src/life/why.ts';
+import { native } from '../../src/native/binding.ts';
 import { step } from '../support/file-history.ts';
 import { makeImageLeaf } from '../support/image-leaf.ts';
 import { Random } from '../support/random.ts';
@@ -38,6 +41,8 @@ import { run } from '../support/run.ts';
 
 const skip = await missing(...DEVICES, 'mount');
 t.setTimeout(600_000);
+/** <sys/file.h> */
+const LOCK_EX = 2;
 
 interface Place {
   dir: string;
@@ -185,6 +190,16 @@ for (const [name, [mkfs, ...options], bytes] of KINDS) {
     );
     t.ok((directories.find(({ path }) => path === '/new')?.bytes ?? 0) >= 500_000);
     t.equal(shrinkBytes, null);
+    // A scanner that has no words: its exit status alone.
+    const command = 'f() { ! cat "$@" | grep -qE "ubd:x|daemon"; }; f';
+    const scanned = await scanFiles({ kind: 'leaf', path: leaf, command }, use);
+    t.same(
+      scanned.findings.map(({ path, own }) => [path, own]),
+      [['/etc/passwd', true]],
+      'the verdict on the root is not that of the leaf',
+    );
+    const below = await scanFiles({ kind: 'root', path: root, command }, use);
+    t.same([below.scanned, below.findings.map(({ path }) => path)], [0, ['/etc/passwd']]);
     t.ok(before.equals(readFileSync(root)), 'the root was not written');
     await nothingIsLeft(t, at);
   });
@@ -259,7 +274,22 @@ t.test(
     });
     await makeImageLeaf(root, leaf, `${copy}.live`);
     const before = readFileSync(leaf);
+    // What killed commands left, and what one has in hands: an hour later.
+    const [dead, alive] = ['0123456789ab', 'ba9876543210'].map(id =>
+      join(dir, `.leaf.ubd-overlay-${id}`),
+    ) as [string, string];
+    for (const file of [dead, alive]) writeFileSync(file, '');
+    const held = openSync(alive, 'r');
+    t.equal(native.flock(held, LOCK_EX), 0);
+    const { now } = Date;
+    Date.now = () => now() + 3_600_000;
+    t.teardown(() => {
+      Date.now = now;
+    });
     const changes = await diffFiles(leaf, { directory: dir });
+    t.same([dead, alive].map(existsSync), [false, true], 'only what nobody has goes');
+    closeSync(held);
+    rmSync(alive);
     t.same(changes.map(({ change, path }) => [change, path]).sort(), CHANGES);
     t.ok(before.equals(readFileSync(leaf)), 'the leaf was not written');
     await nothingIsLeft(t, at);
@@ -322,6 +352,13 @@ t.test(
         CHANGES.map(([change, path]) => [change, path, number]),
       );
       t.equal((await findInLeaf(leaf, 'passwd', use)).length, 2);
+      const command = 'f() { ! cat "$@" | grep -q daemon; }; f';
+      const { findings } = await scanFiles({ kind: 'leaf', path: leaf, command }, use);
+      t.same(
+        findings.map(({ path, partition }) => [path, partition]),
+        [['/etc/passwd', 1]],
+        'each partition is scanned',
+      );
       const { kinds, heldBytes, notes } = await why({ leaf }, use);
       t.equal(
         Object.values(kinds).reduce((a, b) => a + b, 0),

@@ -4,6 +4,7 @@
  */
 import { execFileSync } from 'node:child_process';
 import { closeSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from 'node:fs';
+import { createServer } from 'node:net';
 import { join } from 'node:path';
 import t from 'tap';
 import { native } from '../../src/native/binding.ts';
@@ -176,6 +177,31 @@ t.test('a message of pieces is sent as far as it goes, without waiting', t => {
   t.same(run([SEND, left, address, 16, 0]), [EPIPE], 'and no signal');
   native.close(left);
   t.end();
+});
+
+t.test('a unix socket holds as much as it is told to, and others are left alone', t => {
+  const full = (bytes?: number): number => {
+    const ends = new Uint8Array(8);
+    native.socketpair(ends);
+    const [left, right] = new Int32Array(ends.buffer) as unknown as [number, number];
+    if (bytes !== undefined) t.equal(native.setSendBuffer(left, bytes), 0);
+    new BigUint64Array(buffer, 0, 2).set([BigInt(address), 65_536n]);
+    let sent = 0;
+    for (let result = 1; result > 0; sent += Math.max(result, 0))
+      [result] = run([SEND, left, address, 16, 0]) as [number];
+    native.close(left);
+    native.close(right);
+    return sent;
+  };
+  const usual = full();
+  t.ok(full(65_536) < usual);
+  t.ok(process.getuid?.() !== 0 || full(2 ** 22) > 4 * usual, 'beyond what all may have');
+  const server = createServer().listen(0, '127.0.0.1', () => {
+    const { fd } = (server as unknown as { _handle: { fd: number } })._handle;
+    t.equal(native.setSendBuffer(fd, 4096), -95, 'EOPNOTSUPP: TCP');
+    server.close();
+    t.end();
+  });
 });
 
 t.test('positions beyond 32 bits arrive whole', t => {

@@ -85,7 +85,7 @@ function inWords({ content, differs = [] }: { content?: boolean; differs?: strin
 }
 
 async function diffTheFiles(args: Arguments, leaf: string): Promise<number> {
-  const { diffFiles } = await import('../offline.ts');
+  const { diffFiles } = await import('../offline-files.ts');
   const directory = indexDirectory(args);
   const changes = await running(options => diffFiles(leaf, { ...options, directory }));
   if (args.flags.has('json')) {
@@ -111,7 +111,7 @@ async function diffTheFiles(args: Arguments, leaf: string): Promise<number> {
 
 /** A text is printed as it is to a pipe, so that patch(1) can read it; to a terminal with care. */
 async function diffTheContent(args: Arguments, leaf: string, path: string): Promise<number> {
-  const { contentDiff } = await import('../offline.ts');
+  const { contentDiff } = await import('../offline-files.ts');
   const directory = indexDirectory(args);
   const found = await running(options => contentDiff(leaf, path, { ...options, directory }));
   if (args.flags.has('json')) {

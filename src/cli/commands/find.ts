@@ -51,7 +51,7 @@ export const find: Command = {
 };
 
 async function findIn(args: Arguments, { kind, path }: Image, pattern: string) {
-  const { findInLeaf, findInRoot } = await import('../offline.ts');
+  const { findInLeaf, findInRoot } = await import('../offline-files.ts');
   const directory = indexDirectory(args);
   return running(options =>
     (kind === 'root' ? findInRoot : findInLeaf)(path, pattern, { ...options, directory }),
@@ -62,7 +62,7 @@ const LETTERS = { added: 'A', modified: 'M', deleted: 'D', renamed: 'R' } as con
 
 /** A leaf that cannot be read is told, and does not hide what the others have. */
 async function findInAll(args: Arguments, root: string, pattern: string): Promise<number> {
-  const { changedInLeaf } = await import('../offline.ts');
+  const { changedInLeaf } = await import('../offline-files.ts');
   const directory = indexDirectory(args);
   const leaves = await leavesOfRoot(args, root);
   const all: { leaf: string; changes: Awaited<ReturnType<typeof changedInLeaf>> }[] = [];

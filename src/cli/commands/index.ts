@@ -24,7 +24,7 @@ export const index: Command = {
   ],
   needsRoot: false,
   async run(args) {
-    const { indexLeaf, indexRoot } = await import('../offline.ts');
+    const { indexLeaf, indexRoot } = await import('../offline-files.ts');
     const output = args.texts.get('output');
     const report = await withImage(args, args.positionals[0]!, ({ kind, path }) =>
       running(options =>

@@ -131,6 +131,12 @@ function printProofs({ proved, notProved }: Result): void {
   for (const text of notProved) print(`  not proved: ${text}`);
 }
 
+/** Where files are not merged by us. */
+const INSTEAD = [
+  'files are merged in ext2, ext3 and ext4 on the whole device, of a leaf on a root of its own',
+  'next: `ubd diff LEAF` lists what it changed; attach a fresh leaf on the new root, and copy that',
+];
+
 function printRefusal(result: Result): void {
   const { leaf, content, conflicts, conflictBytes, conflictsLeftOff } = result;
   const why =
@@ -138,6 +144,7 @@ function printRefusal(result: Result): void {
       ? `both have changed ${formatSize(conflictBytes)}`
       : `it holds ${content}, whose blocks belong together`;
   print(`${leaf}: not moved, nothing was changed: ${why}`);
+  if (conflictBytes === 0) for (const line of INSTEAD) print(`  ${line}`);
   printProofs(result);
   for (const { start, length } of conflicts)
     print(`  conflict: ${String(start).padStart(16)}  ${String(length).padStart(12)}`);

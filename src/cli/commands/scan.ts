@@ -6,6 +6,7 @@ import { printable } from '../names.ts';
 import { print, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { running } from '../work.ts';
+import { placeOf } from './diff.ts';
 
 export const scan: Command = {
   name: 'scan',
@@ -16,7 +17,8 @@ export const scan: Command = {
     exec: {
       type: 'text',
       value: 'COMMAND',
-      about: 'for the shell; paths are added to it, and it prints PATH: VERDICT',
+      about:
+        'for the shell; paths are added to it; it exits with 1 where it finds something, else with 0',
     },
     scanner: {
       type: 'text',
@@ -32,7 +34,7 @@ export const scan: Command = {
     if (command === undefined)
       throw new UbdError('usage', '--exec is missing: the scanner', { next: helpHint(scan) });
     const scanner = args.texts.get('scanner');
-    const { scanFiles } = await import('../offline.ts');
+    const { scanFiles } = await import('../offline-files.ts');
     const report = await withImage(args, args.positionals[0]!, image =>
       running(options =>
         scanFiles(
@@ -44,7 +46,7 @@ export const scan: Command = {
     if (args.flags.has('json')) printJson(report);
     else {
       const lines = report.findings.map(
-        ({ path, verdict }) => `${printable(path)}: ${printable(verdict)}`,
+        finding => `${placeOf(finding)}: ${printable(finding.verdict)}`,
       );
       const { scanned, reused } = report;
       print([...lines, `scanned: ${scanned} files, known before: ${reused}`].join('\n'));

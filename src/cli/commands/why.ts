@@ -38,7 +38,7 @@ export const why: Command = {
         next: helpHint(why),
       });
     const subject = args.positionals[0]!;
-    const { why: explain } = await import('../offline.ts');
+    const { why: explain } = await import('../offline-files.ts');
     const directory = indexDirectory(args);
     const report = await withStill(args, subject, leaf =>
       running(options => explain({ leaf, depth: Number(text) }, { ...options, directory })),
@@ -49,7 +49,7 @@ export const why: Command = {
   },
 };
 
-type Report = Awaited<ReturnType<typeof import('../offline.ts')['why']>>;
+type Report = Awaited<ReturnType<typeof import('../offline-files.ts')['why']>>;
 
 const SAID = {
   files: 'files',

@@ -12,8 +12,9 @@
  *     both ── nothing is under way any more ──▶ closed: descriptor and memory are gone, onEnd
  *
  * What a connection may hold is bounded (holdings.ts), and it receives no more than it can hold.
- * Its own memory is inbox, outbox, and one block for a read, touched when used. What is longer than
- * a block, or than the inbox, is served piece by piece: one request never needs more memory.
+ * Its own memory is inbox, outbox, and one block for a read, touched when used; and the kernel's
+ * for what its client has not taken. What is longer than a block, or than the inbox, is served
+ * piece by piece: one request never needs more memory.
  */
 import { ECANCELED, EINTR, errnoName } from '../../base/errno.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
@@ -39,6 +40,11 @@ import { CMD, CMD_FLAG } from './wire.ts';
  * their headers, so that one is received while the other is written.
  */
 const INBOX_BYTES = 256 * 1024 + 4096;
+/**
+ * What may wait in a unix socket for its client: a message, about. The usual 208 KiB hold one reply
+ * of 128 KiB, and server and client then wake each other for every one of them.
+ */
+const SOCKET_BYTES = 1024 * 1024;
 /** What a channel may bring along; a handshake never needs as much. */
 export const EARLY_BYTES_MAX: number = 128 * 1024;
 
@@ -105,6 +111,7 @@ export class NbdConnection implements SlotOwner, Waiter, IntakeOwner, AnswersOwn
     };
     // The ring answers EAGAIN at once for a descriptor that never waits, instead of waiting.
     native.ioctl(fd, FIONBIO, NOT_AT_ALL);
+    native.setSendBuffer(fd, SOCKET_BYTES); // where it is refused, messages go in more pieces
     const blockStart = INBOX_BYTES;
     const outboxStart = blockStart + BLOCK_BYTES_MAX;
     const memory = allocateMemory(outboxStart + OUTBOX_BYTES);

@@ -4,15 +4,19 @@
  *
  *     disk       the memory itself: what fio and the block layer cost
  *     loop       loop ─ a raw copy of the image
- *     dm         dm-snapshot, persistent, chunks of 4 KiB; image and changes are memory
+ *     dm         dm-snapshot, persistent, chunks of 4 KiB; image and changes are disks of memory
+ *     dm-16k …   the same with larger chunks: of one that is written in part it copies the rest
+ *     dm-files   dm-snapshot, 4 KiB, on loop devices: image and changes are files
  *     qemu-nbd   nbd ─ qemu-nbd ─ qcow2 overlay ─ image
  *     qsd        loop ─ FUSE ─ qemu-storage-daemon ─ qcow2 overlay ─ image (a speed reference only:
  *                QEMU 7.2 mixes up data of parallel requests there)
  *     ublk …     ublk ─ ubd: leaf, image; in each way to move the data
+ *     ublk-disks the same by copy, with leaf and image on disks of memory, as dm has them
  *     ubd-loop   loop ─ FUSE ─ ubd: leaf, image
  */
 import { spawn } from 'node:child_process';
 import { existsSync, statSync, writeFileSync } from 'node:fs';
+import { createLeaf, NO_PARENT } from '../../../src/leaf/create.ts';
 import { run, until } from '../../support/run.ts';
 import { Sandbox } from '../../support/sandbox.ts';
 import { UblkProcess } from '../../support/ublk-process.ts';
@@ -49,20 +53,44 @@ export interface Target {
   up: () => Promise<string>;
 }
 
-function ublk(data: NonNullable<ServedDevice['data']>): Target {
+async function loop(file: string): Promise<string> {
+  return (await run('losetup', ['--find', '--show', file])).trim();
+}
+
+async function snapshot(origin: string, changes: string, chunkKib: number): Promise<string> {
+  await run('dmsetup', [
+    ...['create', '--noudevsync', '--noudevrules', 'snapshot'],
+    ...['--table', `0 ${SECTORS} snapshot ${origin} ${changes} P ${chunkKib * 2}`],
+  ]);
+  return '/dev/dm-0'; // nobody makes /dev/mapper/snapshot here
+}
+
+function dmOnDisks(id: string, chunkKib: number): Target {
+  return {
+    id,
+    title: `dm-snapshot, ${chunkKib} KiB`,
+    modules: ['dm_snapshot'],
+    async up() {
+      await run('dd', [`if=${IMAGE}`, `of=${ORIGIN}`, 'bs=1M']);
+      return snapshot(ORIGIN, CHANGES, chunkKib);
+    },
+  };
+}
+
+type DataMode = NonNullable<ServedDevice['data']>;
+
+function ublk(data: DataMode): Target {
   return {
     id: `ublk-${data.replace(' ', '-')}`,
     title: `ubd on ublk, ${data}`,
     modules: ['ublk_drv'],
-    async up() {
-      const device = {
-        ...{ name: 'count', sizeBytes: DEVICE_BYTES, leaf: `${PLACE}/leaf` },
-        ...{ root: IMAGE, data },
-      };
-      const server = await UblkProcess.start('count', [device]);
-      return server.node;
-    },
+    up: () => serve(data, IMAGE, `${PLACE}/leaf`),
   };
+}
+
+async function serve(data: DataMode, root: string, leaf: string): Promise<string> {
+  const device = { name: 'count', sizeBytes: DEVICE_BYTES, leaf, root, data };
+  return (await UblkProcess.start('count', [device])).node;
 }
 
 export const TARGETS: readonly Target[] = [
@@ -74,20 +102,20 @@ export const TARGETS: readonly Target[] = [
     async up() {
       await run('cp', [IMAGE, `${PLACE}/copy`]);
       await run('sync');
-      return (await run('losetup', ['--find', '--show', `${PLACE}/copy`])).trim();
+      return loop(`${PLACE}/copy`);
     },
   },
+  dmOnDisks('dm', 4),
+  dmOnDisks('dm-16k', 16),
+  dmOnDisks('dm-64k', 64),
   {
-    id: 'dm',
-    title: 'dm-snapshot',
-    modules: ['dm_snapshot'],
+    id: 'dm-files',
+    title: 'dm-snapshot on files',
+    modules: ['dm_snapshot', 'loop'],
     async up() {
-      await run('dd', [`if=${IMAGE}`, `of=${ORIGIN}`, 'bs=1M']);
-      await run('dmsetup', [
-        ...['create', '--noudevsync', '--noudevrules', 'snapshot'],
-        ...['--table', `0 ${SECTORS} snapshot ${ORIGIN} ${CHANGES} P 8`],
-      ]);
-      return '/dev/dm-0'; // nobody makes /dev/mapper/snapshot here
+      const changes = `${PLACE}/changes`;
+      await run('truncate', ['--size', `${2 * DEVICE_BYTES}`, changes]);
+      return snapshot(await loop(IMAGE), await loop(changes), 4);
     },
   },
   {
@@ -129,6 +157,16 @@ export const TARGETS: readonly Target[] = [
   ublk('copy'),
   ublk('user copy'),
   ublk('zero copy'),
+  {
+    id: 'ublk-disks',
+    title: 'ubd on ublk, copy, disks',
+    modules: ['ublk_drv'],
+    async up() {
+      await run('dd', [`if=${IMAGE}`, `of=${ORIGIN}`, 'bs=1M']);
+      createLeaf({ path: CHANGES, sizeBytes: DEVICE_BYTES, parent: NO_PARENT });
+      return serve('copy', ORIGIN, CHANGES);
+    },
+  },
   {
     id: 'ubd-loop',
     title: 'ubd on loop',

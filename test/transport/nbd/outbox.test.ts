@@ -4,7 +4,7 @@
  * others go through the ring.
  */
 import t from 'tap';
-import { ECANCELED, EINTR, EPIPE } from '../../../src/base/errno.ts';
+import { EAGAIN, ECANCELED, EINTR, EPIPE } from '../../../src/base/errno.ts';
 import { OUTBOX_BYTES, Outbox } from '../../../src/transport/nbd/outbox.ts';
 import { CALL } from '../../../src/uring/calls.ts';
 import type { IoOp } from '../../../src/uring/io.ts';
@@ -112,6 +112,21 @@ t.test('a message that is sent in pieces of any size is the same message', async
     const second = fill(outbox, 3);
     t.ok(ring.message().equals(second), 'the next message begins anew');
   }
+});
+
+t.test('a message that finds the socket full is the same message later', async t => {
+  const { ring, outbox, sent } = make();
+  for (const count of [7, 20, 3]) {
+    const expected = fill(outbox, count);
+    t.ok(ring.called);
+    t.ok(ring.message().equals(expected));
+    ring.end(-EAGAIN);
+    t.notOk(ring.called, 'through the ring');
+    t.ok(ring.message().equals(expected), 'as a whole');
+    t.notOk(outbox.open());
+    ring.end(expected.length);
+  }
+  t.same(sent, [0, 0, 0]);
 });
 
 t.test('what is ready once the message is submitted waits for the next', async t => {

@@ -239,10 +239,13 @@ t.test('reads and writes larger than any buffer go piece by piece', async t => {
 t.test('a simple read that fails after its header ends the connection', async t => {
   const server = serve(t);
   const client = server.connect();
-  client.sendSome(request({ type: READ, length: 3 * MIB }));
+  server.leaf.holding = true;
+  client.send(request({ type: READ, length: 3 * MIB }));
   // The first piece is read and its header told; then the storage fails.
-  server.turn(1);
+  server.leaf.release();
   server.leaf.errno = 5;
+  client.receive();
+  server.leaf.release();
   client.receive();
   t.equal(client.message()?.error, 0);
   t.equal(client.pending, MIB, 'what was read before is there');
