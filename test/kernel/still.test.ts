@@ -166,3 +166,23 @@ t.test('a daemon that is killed meanwhile loses nothing', { skip }, async t => {
   t.ok(out.equals(root), 'every byte');
   t.same(stillsBeside(leaf), []);
 });
+
+t.test('a snapshot that is refused leaves the still as it is', { skip }, async t => {
+  const sandbox = await start(t);
+  const { leaf } = await sandbox.attach({ root: sandbox.path('root.img'), name: 'web' });
+  await ubd(sandbox, 'diff', 'web', '--blocks');
+  const stills = stillsBeside(leaf!);
+  t.equal(stills.length, 1);
+  const before = readdirSync(sandbox.dir);
+  const { client } = sandbox;
+  const file = sandbox.path('root.img');
+  await t.rejects(client.snapshot({ target: 'web', file }), { code: 'exists' });
+  await t.rejects(client.snapshot({ target: 'web', file: '/dev/shm/ubd-test.leaf' }), {
+    code: 'unsupported',
+    message: /is on another file system/,
+  });
+  t.same(stillsBeside(leaf!), stills);
+  t.same(readdirSync(sandbox.dir), before, 'nor is it an image now');
+  await ubd(sandbox, 'detach', 'web');
+  t.same(stillsBeside(leaf!), []);
+});
