@@ -52,6 +52,7 @@ export function isLeaf(path: string): boolean {
     const stat = fstatSync(fd);
     if (!stat.isFile() && !stat.isBlockDevice())
       throw new UbdError('unsupported', `${path} is neither a regular file nor a block device`, {
+        next: 'name a root or a leaf',
         place: { file: path },
       });
     // Of two copies of the superblock one may be damaged.
