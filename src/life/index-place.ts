@@ -12,6 +12,7 @@
 import { accessSync, chmodSync, chownSync, constants, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import { openIndex } from '../fsindex/database.ts';
 import { leafOfStill } from '../leaf/still.ts';
 import type { RootIdentity } from './world.ts';
@@ -35,7 +36,8 @@ export function rootIndexPlaces(
 ): string[] {
   const { fingerprint, sizeBytes } = identity;
   const suffix = partitionSuffix(partition) + SUFFIX;
-  return [root + suffix, join(directory, `${fingerprint}-${sizeBytes}${suffix}`)];
+  const inDirectory = join(directory, `${fingerprint}-${sizeBytes}${suffix}`);
+  return isUri(root) ? [inDirectory] : [root + suffix, inDirectory];
 }
 
 /** A still is a state of its leaf, for a moment: its index lies in the leaf's place. */
