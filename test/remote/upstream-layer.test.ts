@@ -48,13 +48,15 @@ class ImageSource implements PortSource {
   fail: (position: number) => boolean = () => false;
   waiting: (() => void)[] = [];
   hold = false;
+  readonly readers: (object | null)[] = [];
 
   async extents(position: number, countMax: number): Promise<Float64Array> {
     if (this.fail(position)) throw new Error('told to fail');
     return Float64Array.of(position, this.sizeBytes, countMax);
   }
 
-  async read(position: number, length: number): Promise<Uint8Array[]> {
+  async read(position: number, length: number, reader: object | null): Promise<Uint8Array[]> {
+    this.readers.push(reader);
     if (this.hold) await new Promise<void>(resolve => this.waiting.push(resolve));
     if (this.#random.below(3) === 0) await sleep(this.#random.below(3));
     if (this.fail(position)) throw new Error('told to fail');
@@ -117,6 +119,26 @@ t.test('many reads at once come back whole, each into its own memory', async t =
   for (let place = 0; place < 8; place++) startOne(place);
   await turnUntil(ring, () => done === READS);
   t.equal(wrong, 0);
+  await close();
+});
+
+t.test('a reader is fetched ahead of, unless he says that he does so himself', async t => {
+  const source = new ImageSource();
+  const { ring, layer, port, close } = setUp(source);
+  const memory = allocateMemory(4096);
+  t.teardown(() => memory.free());
+  for (const by of [layer, layer.exact, layer]) {
+    const op = new Recorder();
+    by.read(8, 8, memory, 0, op);
+    await turnUntil(ring, () => op.results.length > 0);
+    t.strictSame(op.results, [4096]);
+    t.ok(image.subarray(4096, 8192).equals(memory.bytes.subarray(0, 4096)));
+  }
+  t.strictSame(
+    source.readers.map(reader => reader === port),
+    [true, false, true],
+  );
+  t.equal(source.readers[1], null);
   await close();
 });
 
