@@ -3,13 +3,16 @@
  * terminal, whatever the names are. Method: the command itself on leaves made of real images.
  */
 import {
+  closeSync,
   copyFileSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   renameSync,
   rmSync,
   truncateSync,
   writeFileSync,
+  writeSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -172,4 +175,46 @@ t.test('a disk with partitions', { skip }, async t => {
   t.equal((await ubd('find', changed, 'hosts', '--changed')).stdout, 'p2:/etc/hosts\n');
   const line = await ubd('diff', changed, '--content', '/etc/hosts');
   t.match(line.stdout, /\n-localhost\n\+elsewhere\n$/);
+});
+
+t.test('partitions that overlap are counted once', { skip }, async t => {
+  const { root, dir, leaf, ubd } = await place(t);
+  writeFileSync(root, '');
+  truncateSync(root, 12 << 20);
+  const table = Buffer.alloc(66);
+  for (const at of [0, 16]) {
+    table[at + 4] = 0x83;
+    table.writeUInt32LE(2048, at + 8);
+    table.writeUInt32LE(16_384, at + 12);
+  }
+  table.writeUInt16LE(0xaa55, 64);
+  const offset = 2048 * 512;
+  await run('mke2fs', [
+    ...['-q', '-F', '-t', 'ext4', '-d', tree(dir), '-E', `offset=${offset}`, root, '8M'],
+  ]);
+  const fd = openSync(root, 'r+');
+  writeSync(fd, table, 0, table.length, 446);
+  closeSync(fd);
+  const twice = await leaf(
+    'a.leaf',
+    mnt => writeFileSync(join(mnt, 'big'), Buffer.alloc(1 << 20, 1)),
+    offset,
+  );
+  const { status, stdout, stderr } = await ubd('why', twice, '--json');
+  t.equal(status, 0, stderr);
+  const { kinds, heldBytes, notes } = JSON.parse(stdout) as {
+    kinds: Record<string, number>;
+    heldBytes: number;
+    notes: string[];
+  };
+  const sizes = Object.values(kinds);
+  t.equal(
+    sizes.reduce((sum, bytes) => sum + bytes),
+    heldBytes,
+  );
+  t.ok(
+    sizes.every(bytes => bytes >= 0),
+    JSON.stringify(kinds),
+  );
+  t.same(notes, ['partition 2 overlaps another one, and is not counted']);
 });
