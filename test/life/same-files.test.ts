@@ -1,7 +1,7 @@
 /**
  * Goal: of two files only those parts are read that may differ, and none of these is left out; what
- * an index does not have is asked of the files. Method: maps of blocks by hand; and one ext4, before
- * and after changes that leave size and times as they were.
+ * an index does not have is asked of the files. Method: maps of blocks by hand; and one ext4,
+ * before and after changes that leave size and times as they were.
  */
 import {
   closeSync,
@@ -87,7 +87,17 @@ for (const features of ['^inline_data', 'inline_data'])
     });
     await run('mkfs.ext4', ['-q', '-F', '-b', '4096', '-O', features, root, '32M']);
     const file = (name: string): string => join(mnt, name);
-    const names = ['byte', 'short', 'zeroed', 'punched', 'marked', 'again', 'moved', 'mode'];
+    const names = [
+      'byte',
+      'short',
+      'zeroed',
+      'punched',
+      'marked',
+      'again',
+      'moved',
+      'mode',
+      'blank',
+    ];
     await run('mount', ['-o', 'loop', root, mnt]);
     for (const name of names)
       writeFileSync(file(name), Buffer.alloc(name === 'short' ? 30 : 65_536, 7));
@@ -113,6 +123,8 @@ for (const features of ['^inline_data', 'inline_data'])
     await unseen('short', () => poke('short', 10, 'x'));
     await unseen('zeroed', () => run('fallocate', ['-z', ...range, file('zeroed')]));
     await unseen('punched', () => run('fallocate', ['-p', ...range, file('punched')]));
+    // The same blocks, and nothing written to them.
+    await unseen('blank', () => run('fallocate', ['-z', '-l', '65536', file('blank')]));
     await unseen('marked', () =>
       native.setAttribute(Buffer.from(file('marked')), Buffer.from('user.a'), Buffer.from('1')),
     );
@@ -128,6 +140,7 @@ for (const features of ['^inline_data', 'inline_data'])
     t.same(
       changes.map(({ path, change, content, differs }) => [path, change, content, differs]),
       [
+        ['/blank', 'modified', true, ['content']],
         ['/byte', 'modified', true, ['content']],
         ['/marked', 'modified', false, ['attributes']],
         ['/mode', 'modified', false, ['mode']],
