@@ -94,7 +94,7 @@ class DataPlane {
       ublkSlots: this.#ublkSlots,
       nbdSlots: this.#nbdSlots,
       parts: new PartPool(PARTS),
-      cache: new PlaneCache(this.#ring, this.#io, this.#seeks, cache),
+      cache: new PlaneCache(this.#ring, this.#io, this.#seeks, cache, event => this.post(event)),
       memory: this.#io.allocate(PAGE_BYTES),
     };
   }
@@ -181,6 +181,10 @@ class DataPlane {
         return;
       case 'sought':
         this.#seeks.take(call.seek, call.ends);
+        done(null);
+        return;
+      case 'rejoin':
+        this.#plant.cache.rejoin(call.link, call.fd);
         done(null);
         return;
       case 'stats':

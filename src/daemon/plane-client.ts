@@ -32,6 +32,7 @@ import {
   FLAG,
   type FrozenLayerSpec,
   type LostEvent,
+  type PartedEvent,
   type PlaneCall,
   type PlaneMessage,
   type PlaneRequest,
@@ -51,6 +52,7 @@ interface Events {
   lost: [LostEvent];
   quota: [QuotaEvent];
   disconnected: [DisconnectedEvent];
+  parted: [PartedEvent];
   /** The worker ended: null after `stop`, else what broke it. No device works any more. */
   exit: [UbdError | null];
 }
@@ -188,6 +190,11 @@ export class DataPlane extends EventEmitter<Events> {
     return this.#call({ call: 'connect', id, channel });
   }
 
+  /** Takes over the descriptor, whatever the outcome. */
+  rejoin(link: number, fd: number): Promise<void> {
+    return this.#call({ call: 'rejoin', link, fd });
+  }
+
   stats(): Promise<DeviceStats[]> {
     return this.#call({ call: 'stats' });
   }
@@ -277,6 +284,9 @@ export class DataPlane extends EventEmitter<Events> {
         return;
       case 'disconnected':
         this.emit('disconnected', message);
+        return;
+      case 'parted':
+        this.emit('parted', message);
         return;
       case 'seek':
         this.#seek(message).catch(() => {}); // nobody is left who asks

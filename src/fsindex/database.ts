@@ -158,6 +158,8 @@ export class IndexWriter {
     this.#path = path;
     this.#temporary = `${path}.${randomBytes(6).toString('hex')}.new`;
     try {
+      // Names of files are as private as the files: whoever made it says who else may read it.
+      closeSync(openSync(this.#temporary, 'wx', 0o600));
       this.#database = new (sqlite())(this.#temporary);
     } catch (cause) {
       if (cause instanceof UbdError) throw cause;

@@ -18,6 +18,7 @@ import type { MergedIndex } from '../fsindex/merged.ts';
 import { PathTree, pathText } from '../fsindex/path-tree.ts';
 import { contentsOf } from './contents.ts';
 import { type In, type IndexOptions, inside, type View, type Views, withViews } from './files.ts';
+import { giveAccessOf } from './index-place.ts';
 import { runScanner, type ScanFile } from './scanner.ts';
 import { Work } from './work.ts';
 
@@ -130,6 +131,7 @@ class Scan {
     this.#work.begin('scanning', files.length);
     const found = [...(await runScanner(this.#command, files, this.#work))];
     keep(place, { of, scanner: this.#scanner, files: files.length, found });
+    giveAccessOf(indexPath, place);
     this.#scanned += files.length;
     return found;
   }
@@ -191,7 +193,7 @@ function keep(place: string, kept: Kept): void {
   for (const leftover of leftovers(place, name)) rmSync(leftover, { force: true });
   const beside = `${place}.${randomBytes(6).toString('hex')}.new`;
   try {
-    writeFileSync(beside, `${JSON.stringify(kept)}\n`, { flush: true });
+    writeFileSync(beside, `${JSON.stringify(kept)}\n`, { flush: true, mode: 0o600 });
     renameSync(beside, place);
   } finally {
     rmSync(beside, { force: true });

@@ -302,3 +302,17 @@ t.test('replicas that fail at random: every read is right', async t => {
   await load(set, 1500, 16, 9);
   for (const { underWay } of places) t.equal(underWay, 0);
 });
+
+t.test('a replica that is let go of while it opens is closed when it has opened', async t => {
+  const { set, places } = await setUp(1, {}, place => {
+    place.delayMs = 5;
+  });
+  const late = new FakePlace('fake://late', image);
+  late.delayMs = 20;
+  const adding = set.add(late);
+  set.remove(late.uri);
+  await adding;
+  t.ok(late.opens > 0);
+  t.notOk(late.isOpen);
+  t.ok(places[0]!.isOpen, 'the other one stays');
+});

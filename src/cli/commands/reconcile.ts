@@ -3,6 +3,7 @@ import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
+import { rootPlace } from '../files.ts';
 import { print, printJson, printLine, table } from '../output.ts';
 import { helpHint } from '../parse.ts';
 import { withDaemon } from '../session.ts';
@@ -58,7 +59,7 @@ export const reconcile: Command = {
           output: resolve(output),
           dryRun: args.flags.has('dry-run'),
           ...(minShare !== undefined && { minShare }),
-          ...(root !== undefined && { root: resolve(root) }),
+          ...(root !== undefined && { root: rootPlace(root) }),
         },
         options,
       ),

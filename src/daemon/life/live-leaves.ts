@@ -67,8 +67,9 @@ export class PlaneLiveLeaves implements LiveLeaves {
   async snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade> {
     const left = this.#unfinished.get(device.id);
     if (left !== undefined) await this.#finish(device, left);
-    if (!isStillOf(device.leaf.path, file)) await this.#keepStill(device, file, hooks);
-    const successor = planSuccessor(device.leaf.path, file);
+    let successor = planSuccessor(device.leaf.path, file); // may refuse: nothing is changed yet
+    if (!isStillOf(device.leaf.path, file) && (await this.#keepStill(device, file, hooks)))
+      successor = planSuccessor(device.leaf.path, file);
     const { uuid } = peekSuperblock(device.leaf.path);
     const undo = new Undo();
     try {
@@ -136,14 +137,14 @@ export class PlaneLiveLeaves implements LiveLeaves {
     };
   }
 
-  /** The still that somebody's image is about to stand on becomes an image as any other. */
+  /** The still that somebody's image is about to stand on becomes an image as any other: true. */
   async #keepStill(
     { id, leaf }: LiveDevice,
     image: string,
     { leaving }: SnapshotHooks,
-  ): Promise<void> {
+  ): Promise<boolean> {
     const still = stillUnder(diskWorld, leaf.path);
-    if (still === null) return;
+    if (still === null) return false;
     const { parent } = peekSuperblock(leaf.path);
     // In its own directory: by relative paths it finds what it stands on itself.
     const path = chooseImagePath(join(dirname(leaf.path), basename(image)));
@@ -155,6 +156,7 @@ export class PlaneLiveLeaves implements LiveLeaves {
     rmSync(still);
     syncDirectory(dirname(still));
     await leaving(null);
+    return true;
   }
 
   async moveTo({ id, leaf }: LiveDevice, root: RootHandle): Promise<void> {
