@@ -1,4 +1,6 @@
 /** ubd from a TypeScript program: `import { connect } from 'ubd'`. See client/client.ts. */
+import './daemon/remote/offline.ts';
+
 export { type ErrorCode, type ErrorRecord, type Place, UbdError } from './base/errors.ts';
 export type * from './client/api.ts';
 export type * from './client/cache.ts';

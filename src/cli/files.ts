@@ -11,6 +11,7 @@ import {
 } from 'node:fs';
 import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import { findPaths } from '../client/paths.ts';
 import type { Arguments } from './command.ts';
 import { givenDirs } from './session.ts';
@@ -33,6 +34,7 @@ export async function withImage<T>(
   text: string,
   use: (image: Image) => Promise<T>,
 ): Promise<T> {
+  if (isUri(text)) return use({ kind: 'root', path: text });
   if (existsSync(text) && !text.startsWith('/dev/ubd') && !isLeaf(text))
     return use({ kind: 'root', path: resolve(text) });
   return withStill(args, text, path => use({ kind: 'leaf', path }));
@@ -50,6 +52,7 @@ export function isLeaf(path: string): boolean {
     const stat = fstatSync(fd);
     if (!stat.isFile() && !stat.isBlockDevice())
       throw new UbdError('unsupported', `${path} is neither a regular file nor a block device`, {
+        next: 'name a root or a leaf',
         place: { file: path },
       });
     // Of two copies of the superblock one may be damaged.
@@ -60,6 +63,11 @@ export function isLeaf(path: string): boolean {
   } finally {
     closeSync(fd);
   }
+}
+
+/** Where a root is, from any working directory. */
+export function rootPlace(text: string): string {
+  return isUri(text) ? text : resolve(text);
 }
 
 /** The directory for indexes that have no place beside their image. */

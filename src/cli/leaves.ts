@@ -5,6 +5,7 @@
 import { readdirSync, realpathSync, statSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import { findPaths } from '../client/paths.ts';
 import type { Arguments } from './command.ts';
 import { isLeaf } from './files.ts';
@@ -26,6 +27,7 @@ export async function leavesOfRoot(args: Arguments, root: string): Promise<strin
 }
 
 function realpathOf(path: string): string {
+  if (isUri(path)) return path;
   try {
     return realpathSync(path);
   } catch (cause) {

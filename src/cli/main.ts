@@ -6,6 +6,7 @@
  * `ubd list` has to answer at once: nothing is imported here, or by a command, that its work does
  * not need.
  */
+import { resolve } from 'node:path';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { type Command, EXIT } from './command.ts';
 import { COMMANDS } from './commands.ts';
@@ -41,6 +42,9 @@ async function dispatch(argv: readonly string[]): Promise<number> {
   const command = await load();
   const args = parse(command, rest);
   refuseOthersThanRoot(command);
+  // Also for what looks for its own: a command works with one state directory.
+  const stateDir = args.texts.get('state-dir');
+  if (stateDir !== undefined) process.env.UBD_STATE_DIR = resolve(stateDir);
   return command.run(args);
 }
 

@@ -2,6 +2,8 @@
  * What commands do without a daemon: they look at files themselves, with the daemon's own eyes.
  * Loaded only then, since it brings the addon along.
  */
+import '../daemon/remote/offline.ts';
+
 export { checkImage, describe } from '../daemon/describe.ts';
 export { FileImages } from '../daemon/images.ts';
 export { rebaseLeafPath } from '../daemon/life/rebase-path.ts';

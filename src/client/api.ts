@@ -15,6 +15,7 @@
  *     DELETE /v1/replicas?root=ROOT&uri=URI    → ReplicaSpec
  *     POST   /v1/snapshot    SnapshotSpec      → Snapshot
  *     POST   /v1/fork        ForkSpec          → Fork
+ *     POST   /v1/reconcile   LiveReconcileSpec → LiveReconcile
  *     POST   /v1/fold        {target}          → {stills}: see src/leaf/still.ts
  *     POST   /v1/leaf        LeafChange        → LeafInfo: of a leaf that nobody uses
  *     POST   /v1/check       CheckSpec         → CheckReport
@@ -178,8 +179,11 @@ export interface Quota {
   bytes: number;
   /** From here on it is said in the log and in the list. */
   warnBytes: number;
-  /** What the daemon does at the mark and at the quota. */
-  action: 'event' | 'nothing';
+  /**
+   * What the daemon does at the mark and at the quota: says so; nothing; or makes a new root of the
+   * device, which goes on in an empty leaf on that (`reconcile`).
+   */
+  action: (typeof QUOTA_ACTIONS)[number];
 }
 
 /** A quota as it is asked for. */
@@ -191,7 +195,7 @@ export interface QuotaSpec {
   action?: Quota['action'];
 }
 
-export const QUOTA_ACTIONS = ['event', 'nothing'] as const;
+export const QUOTA_ACTIONS = ['event', 'nothing', 'reconcile'] as const;
 
 /** What of a device may be changed while it is used; what is left out stays. */
 export interface ChangeSpec {
@@ -312,6 +316,28 @@ export interface SnapshotSpec {
   file: string;
   /** Let file systems that are mounted from the device stand still meanwhile. Default: true. */
   freeze?: boolean;
+}
+
+/** Makes a new root of a device in use, which goes on in an empty leaf on it. */
+export interface LiveReconcileSpec {
+  /** Name, link or node of the device. */
+  target: string;
+  /** The new root: nothing may be there. Default: a name beside the leaf, `web.root-1.img`. */
+  output?: string;
+  /** As of a snapshot. Default: true. */
+  freeze?: boolean;
+}
+
+export interface LiveReconcile {
+  device: string;
+  leaf: string;
+  /** What it stands on now, and before. */
+  root: string;
+  from: string;
+  /** Bytes of the new root: copied, and sharing their space with what it was made of. */
+  copied: number;
+  shared: number;
+  mounts: FrozenMount[];
 }
 
 /** A file system that is mounted from the device. */

@@ -24,6 +24,8 @@ import type {
   ForkSpec,
   Info,
   LeafChange,
+  LiveReconcile,
+  LiveReconcileSpec,
   Replica,
   ReplicaSpec,
   RootReplicas,
@@ -122,6 +124,13 @@ export class Client {
   async snapshot(spec: SnapshotSpec): Promise<Snapshot> {
     const body: SnapshotSpec = { ...spec, file: resolve(spec.file) };
     return (await this.#call({ method: 'POST', path: `${API_PREFIX}/snapshot`, body })) as Snapshot;
+  }
+
+  /** Makes a new root of a device in use, which goes on in an empty leaf on it. */
+  async reconcile(spec: LiveReconcileSpec): Promise<LiveReconcile> {
+    const body = { ...spec, ...(spec.output !== undefined && { output: resolve(spec.output) }) };
+    const path = `${API_PREFIX}/reconcile`;
+    return (await this.#call({ method: 'POST', path, body })) as LiveReconcile;
   }
 
   /** Makes the stills one that a device stands on: says how many are left. */

@@ -81,8 +81,8 @@ export function rootNameFile(paths: Pick<Paths, 'rootNames'>, name: string): str
 
 /** A text without a slash is first a name, if there is such a name, and then a file. */
 export function isRootName(paths: Pick<Paths, 'rootNames'>, text: string): boolean {
-  return ROOT_NAME.test(text) && existsSync(rootNameFile(paths, text));
+  return NAME.test(text) && existsSync(rootNameFile(paths, text));
 }
 
-/** As names of devices. */
-const ROOT_NAME: RegExp = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
+/** Of devices, and of roots: also part of file names. */
+export const NAME: RegExp = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;

@@ -12,6 +12,7 @@ import {
   type CheckSpec,
   type ForkSpec,
   type LeafChange,
+  type LiveReconcileSpec,
   QUOTA_ACTIONS,
   type QuotaSpec,
   type ReplicaSpec,
@@ -88,6 +89,11 @@ const isLeafChange: Check<LeafChange> = isObject<LeafChange>(
 const isSnapshotSpec: Check<SnapshotSpec> = isObject<SnapshotSpec>(
   { target: isText, file: isPath, freeze: isBoolean },
   ['freeze'],
+);
+
+const isReconcileSpec: Check<LiveReconcileSpec> = isObject<LiveReconcileSpec>(
+  { target: isText, output: isPath, freeze: isBoolean },
+  ['output', 'freeze'],
 );
 
 const isFoldSpec: Check<{ target: string }> = isObject<{ target: string }>({ target: isText });
@@ -192,6 +198,9 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
     },
     snapshot: {
       POST: async ({ body }) => ok(await life.snapshot(isSnapshotSpec(body, 'body'))),
+    },
+    reconcile: {
+      POST: async ({ body }) => ok(await life.reconcile(isReconcileSpec(body, 'body'))),
     },
     fold: {
       POST: async ({ body }) => ok(await life.fold(isFoldSpec(body, 'body').target)),

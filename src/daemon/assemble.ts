@@ -2,6 +2,7 @@
  * The real machine: files, the data plane, and the transports, in the order in which `auto` prefers
  * them.
  */
+import type { UbdError } from '../base/errors.ts';
 import type { Paths } from '../client/paths.ts';
 import { BootPacks } from './cache/boot-packs.ts';
 import { Chains } from './chains.ts';
@@ -49,6 +50,22 @@ export async function assemble(
     loop.lost(id, reason);
   });
   plane.on('disconnected', event => nbd.disconnected(event));
+  plane.on('parted', ({ link, root }) => {
+    remote
+      .rejoin(root)
+      .then(
+        fd => {
+          events.onReport('warning', `${root.name}: opened again, its reads go on`);
+          return fd;
+        },
+        (error: UbdError) => {
+          events.onReport('error', `${root.name}: cannot be opened again: ${error.message}`);
+          return -1;
+        },
+      )
+      .then(fd => plane.rejoin(link, fd))
+      .catch(() => {}); // the data plane has ended, and its devices with it
+  });
   plane.on('exit', error => {
     if (error !== null) events.onDeath(error);
   });

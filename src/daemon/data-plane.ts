@@ -24,7 +24,7 @@ import { UblkSlots } from '../transport/ublk/slots.ts';
 import { Ring } from '../uring/ring.ts';
 import { RingIo } from '../uring/ring-io.ts';
 import { WakeListener } from '../uring/wake.ts';
-import { PlaneCache } from './plane-cache.ts';
+import { closeRoot, PlaneCache } from './plane-cache.ts';
 import { type Answer, closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
 import { closeLeaf } from './plane-leaves.ts';
 import {
@@ -33,6 +33,7 @@ import {
   type PlaneCall,
   type PlaneMessage,
   type PlaneRequest,
+  type RootLayerSpec,
   type Succeeded,
   type SuccessionSpec,
 } from './plane-protocol.ts';
@@ -93,7 +94,7 @@ class DataPlane {
       ublkSlots: this.#ublkSlots,
       nbdSlots: this.#nbdSlots,
       parts: new PartPool(PARTS),
-      cache: new PlaneCache(this.#ring, this.#io, this.#seeks, cache),
+      cache: new PlaneCache(this.#ring, this.#io, this.#seeks, cache, event => this.post(event)),
       memory: this.#io.allocate(PAGE_BYTES),
     };
   }
@@ -165,6 +166,9 @@ class DataPlane {
       case 'stand':
         this.#device(call.id).stand(call.frozen, done);
         return;
+      case 'move':
+        this.#move(call.id, call.root, done);
+        return;
       case 'grow':
         this.#device(call.id).grow(call.sizeBytes, call.directoryOffset, done);
         return;
@@ -177,6 +181,10 @@ class DataPlane {
         return;
       case 'sought':
         this.#seeks.take(call.seek, call.ends);
+        done(null);
+        return;
+      case 'rejoin':
+        this.#plant.cache.rejoin(call.link, call.fd);
         done(null);
         return;
       case 'stats':
@@ -234,6 +242,12 @@ class DataPlane {
     closeLeaf(call.leaf, call.shadow);
     native.close(call.names.directoryFd);
     this.#device(call.id); // throws
+  }
+
+  #move(id: number, root: RootLayerSpec, done: (error: UbdError | null) => void): void {
+    const device = this.#devices.get(id);
+    if (device === undefined) closeRoot(root);
+    this.#device(id).move(root, done);
   }
 
   #connect(id: number, channel: NbdChannel): void {

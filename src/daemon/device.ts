@@ -8,7 +8,7 @@
  */
 import type { UbdError } from '../base/errors.ts';
 import type { Device, DeviceState, RootIdentity } from '../client/api.ts';
-import type { SnapshotFiles, Transport } from './machine.ts';
+import type { ReconcileFiles, SnapshotFiles, Transport } from './machine.ts';
 import type { DeviceStats } from './plane-protocol.ts';
 import type { DeviceRecord } from './record.ts';
 
@@ -36,8 +36,14 @@ export interface Entry extends Reservation {
   error: UbdError | null;
   /** What is being done to it, and must come to its end before anything else. */
   work: string | null;
+  /** The same where it is over in no time, and others wait for it instead of being refused. */
+  passing: Promise<unknown> | null;
   /** Of the snapshot under way. */
   snapshot: SnapshotFiles | null;
+  /** Of the reconciliation under way. */
+  reconcile: ReconcileFiles | null;
+  /** Of no use once the leaf does not stand on them any more. */
+  leaving: string[] | null;
 }
 
 export function newEntry(id: number, name: string, attachedAt: string): Entry {
@@ -57,7 +63,10 @@ export function newEntry(id: number, name: string, attachedAt: string): Entry {
     attachedAt,
     error: null,
     work: null,
+    passing: null,
     snapshot: null,
+    reconcile: null,
+    leaving: null,
   };
 }
 
@@ -96,6 +105,8 @@ export function toRecord(
     node,
     attachedAt: entry.attachedAt,
     ...(entry.snapshot !== null && { snapshot: entry.snapshot }),
+    ...(entry.reconcile !== null && { reconcile: entry.reconcile }),
+    ...(entry.leaving !== null && { leaving: entry.leaving }),
   };
 }
 
@@ -104,9 +115,9 @@ export type LeafStats = Pick<DeviceStats, 'changedBytes' | 'quota' | 'refused' |
 
 function quotaOf({ changedBytes, quota, refused }: LeafStats): Device['quota'] {
   if (quota === null) return null;
-  const { bytes, warnBytes, silent } = quota;
+  const { bytes, warnBytes, action } = quota;
   const state = refused > 0 ? 'full' : changedBytes >= warnBytes ? 'warning' : 'ok';
-  return { bytes, warnBytes, action: silent ? 'nothing' : 'event', state };
+  return { bytes, warnBytes, action, state };
 }
 
 /** As the interface shows it. */

@@ -5,12 +5,12 @@
 import { closeSync } from 'node:fs';
 import { rm, stat } from 'node:fs/promises';
 import { isUri } from '../base/uri.ts';
-import type { CheckReport, LeafInfo, Quota, RootIdentity } from '../client/api.ts';
+import type { CheckReport, LeafInfo, RootIdentity } from '../client/api.ts';
 import { createLeaf } from '../leaf/create.ts';
 import { leafInfo, lineageOf } from '../leaf/info.ts';
 import { openLeaf } from '../leaf/open.ts';
 import { peekSuperblock } from '../leaf/successor.ts';
-import type { LeafParent, Quota as StoredQuota } from '../leaf/superblock.ts';
+import type { LeafParent } from '../leaf/superblock.ts';
 import { endFold, foldStills } from '../life/fold.ts';
 import { renewLeaf } from '../life/renew.ts';
 import { diskWorld } from '../life/world.ts';
@@ -77,7 +77,7 @@ export class FileImages implements Images {
     endFold(diskWorld, path);
     const opened = options.readOnly
       ? openToRead(path)
-      : openLeaf(path, quota === undefined ? {} : { quota: fromQuota(quota) });
+      : openLeaf(path, quota === undefined ? {} : { quota });
     let chain: ChainHold | null = null;
     try {
       chain = this.#chains.open(path, opened.superblock);
@@ -103,7 +103,7 @@ export class FileImages implements Images {
         changed: changedBytes,
       })),
       frozen: dateOf(info.frozenSeconds),
-      quota: toQuota(info.quota),
+      quota: info.quota,
       changed: info.idle?.changedBytes ?? null,
       allocated: info.allocatedBytes,
       clean: info.idle?.clean ?? null,
@@ -121,7 +121,7 @@ export class FileImages implements Images {
 }
 
 /** What a leaf remembers of its root. */
-function parentOn({ identity, path }: RootHandle): LeafParent {
+export function parentOn({ identity, path }: RootHandle): LeafParent {
   return {
     kind: 'root',
     sizeBytes: identity.sizeBytes,
@@ -139,16 +139,4 @@ function openToRead(path: string): ReturnType<typeof openLeaf> {
 
 function dateOf(seconds: number | null): string | null {
   return seconds === null ? null : new Date(seconds * 1000).toISOString();
-}
-
-export function fromQuota(quota: Quota | null): StoredQuota | null {
-  if (quota === null) return null;
-  const { bytes, warnBytes, action } = quota;
-  return { bytes, warnBytes, silent: action === 'nothing' };
-}
-
-export function toQuota(quota: StoredQuota | null): Quota | null {
-  if (quota === null) return null;
-  const { bytes, warnBytes, silent } = quota;
-  return { bytes, warnBytes, action: silent ? 'nothing' : 'event' };
 }

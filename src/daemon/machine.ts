@@ -236,6 +236,8 @@ export interface SnapshotFiles {
 export interface SnapshotHooks {
   /** Durable when it returns. Null: it is over. */
   remember(files: SnapshotFiles | null): Promise<void>;
+  /** The same of stills that go once the leaf does not stand on them; null: they are gone. */
+  leaving(files: string[] | null): Promise<void>;
   /** Just before the moment, and just after it. */
   freeze(): Promise<void>;
   thaw(): Promise<void>;
@@ -249,12 +251,29 @@ export interface SnapshotMade {
   images: number;
 }
 
+/** Files of a reconciliation under way, for the same. */
+export interface ReconcileFiles {
+  /** The new root. */
+  output: string;
+  /** Where it is made. */
+  image: string;
+}
+
 /** What is done to leaves of devices that are served. One at a time for each device. */
 export interface LiveLeaves {
   /** The leaf becomes the intermediate image `file`; the device goes on in a new one. */
   snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade>;
-  /** Makes stills that stand on each other one; says how many are left over. */
-  fold(device: LiveDevice): Promise<number>;
+  /**
+   * Makes stills that stand on each other one; says how many are left over.
+   * @param leaving durable when it returns: files that nobody needs once the leaf does not stand on
+   * them; null: they are gone
+   */
+  fold(device: LiveDevice, leaving: (files: string[] | null) => Promise<void>): Promise<number>;
+  /**
+   * A root with the same content takes the place of all that is below the leaf: the leaf says so,
+   * durably, and then it is read. The root is taken over, whatever the outcome.
+   */
+  moveTo(device: LiveDevice, root: RootHandle): Promise<void>;
   /** How much the leaf may hold: from now on, and remembered in it. */
   limit(id: number, quota: Quota | null): Promise<void>;
   /** The leaf of a larger device, durably; then the transport lets the node follow. */

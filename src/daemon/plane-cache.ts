@@ -29,6 +29,7 @@ import {
   type CacheSettings,
   type CacheStats,
   type DeviceSpec,
+  type PartedEvent,
   type PlaneResults,
   type Recorded,
   type RootLayerSpec,
@@ -55,6 +56,10 @@ export class PlaneCache {
   readonly #cache: Cache;
   /** How fills of these layers reach their root. */
   readonly #sources = new Map<CachedLayer, RootSource>();
+  /** Remote roots, by their number. */
+  readonly #links = new Map<number, { layer: UpstreamLayer; spec: UpstreamLayerSpec }>();
+  #nextLink = 1;
+  readonly #post: (event: PartedEvent) => void;
   readonly #layers = new Set<CachedLayer>();
   /** By the key of the content, as long as somebody reads it. */
   readonly #known = new Map<string, KnownExtents>();
@@ -64,7 +69,14 @@ export class PlaneCache {
   /** By the key of the content. */
   readonly #recordings = new Map<string, { recording: Recording; device: number | null }>();
 
-  constructor(ring: Ring, io: ScatterIo, seeks: Seeks, { sizeBytes, policy }: CacheSettings) {
+  constructor(
+    ring: Ring,
+    io: ScatterIo,
+    seeks: Seeks,
+    { sizeBytes, policy }: CacheSettings,
+    post: (event: PartedEvent) => void,
+  ) {
+    this.#post = post;
     this.#ring = ring;
     this.#io = io;
     this.#seeks = seeks;
@@ -80,7 +92,12 @@ export class PlaneCache {
     const { name, fd, sizeBytes } = spec;
     const sizeSectors = bytesToSectors(sizeBytes);
     if (spec.kind === 'upstream') {
-      const plain = new UpstreamLayer(this.#ring, name, fd, sizeSectors);
+      const link = this.#nextLink++;
+      const plain = new UpstreamLayer(this.#ring, name, fd, sizeSectors, () => {
+        const { generation, lasts, identity } = spec;
+        this.#post({ event: 'parted', link, root: { name, generation, lasts, identity } });
+      });
+      this.#links.set(link, { layer: plain, spec });
       const content = { key: upstreamKey(spec.generation), name, sizeSectors, lasting: true };
       const source = plain.exact;
       const extents = this.#extents(content.key, (position, answer) =>
@@ -100,6 +117,21 @@ export class PlaneCache {
     return layer;
   }
 
+  /** A remote root whose upstream thread went away has another one now; or none, with -1. */
+  rejoin(link: number, fd: number): void {
+    const found = this.#links.get(link);
+    if (!found?.layer.isParted) {
+      if (fd >= 0) native.close(fd);
+      return;
+    }
+    const { layer, spec } = found;
+    if (fd >= 0) {
+      native.close(spec.fd);
+      spec.fd = fd;
+    }
+    layer.rejoin(fd);
+  }
+
   #keep(options: CachedLayerOptions): CachedLayer {
     const layer = new CachedLayer(this.#cache, options);
     this.#layers.add(layer);
@@ -114,7 +146,10 @@ export class PlaneCache {
   }
 
   /** The device reads through these layers. What its root's boot pack names begins to come. */
-  attach({ id, name, layers: specs }: DeviceSpec, layers: readonly Layer[]): void {
+  attach(
+    { id, name, layers: specs }: Pick<DeviceSpec, 'id' | 'name' | 'layers'>,
+    layers: readonly Layer[],
+  ): void {
     layers.forEach((layer, i) => {
       if (!(layer instanceof CachedLayer)) return;
       this.#devices.set(id, { name, layer });
@@ -149,6 +184,8 @@ export class PlaneCache {
     layer.close(() => {
       this.#sources.delete(layer);
       this.#layers.delete(layer);
+      for (const [link, { layer: plain }] of this.#links)
+        if (plain === layer.plain) this.#links.delete(link);
       const { key } = layer.content;
       if (![...this.#layers].some(({ content }) => content.key === key)) this.#known.delete(key);
       done();

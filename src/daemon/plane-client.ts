@@ -32,6 +32,7 @@ import {
   FLAG,
   type FrozenLayerSpec,
   type LostEvent,
+  type PartedEvent,
   type PlaneCall,
   type PlaneMessage,
   type PlaneRequest,
@@ -51,6 +52,7 @@ interface Events {
   lost: [LostEvent];
   quota: [QuotaEvent];
   disconnected: [DisconnectedEvent];
+  parted: [PartedEvent];
   /** The worker ended: null after `stop`, else what broke it. No device works any more. */
   exit: [UbdError | null];
 }
@@ -159,6 +161,12 @@ export class DataPlane extends EventEmitter<Events> {
     this.#lent.set(id, lent);
   }
 
+  /** Takes over the descriptors of the root, whatever the outcome; what was lent goes back. */
+  async move(id: number, root: RootLayerSpec): Promise<void> {
+    await this.#call({ call: 'move', id, root });
+    this.#giveBack(id);
+  }
+
   limit(id: number, quota: Quota | null): Promise<void> {
     return this.#call({ call: 'limit', id, quota });
   }
@@ -180,6 +188,11 @@ export class DataPlane extends EventEmitter<Events> {
   /** Takes over the channel's descriptor, whatever the outcome. */
   connect(id: number, channel: NbdChannel): Promise<void> {
     return this.#call({ call: 'connect', id, channel });
+  }
+
+  /** Takes over the descriptor, whatever the outcome. */
+  rejoin(link: number, fd: number): Promise<void> {
+    return this.#call({ call: 'rejoin', link, fd });
   }
 
   stats(): Promise<DeviceStats[]> {
@@ -271,6 +284,9 @@ export class DataPlane extends EventEmitter<Events> {
         return;
       case 'disconnected':
         this.emit('disconnected', message);
+        return;
+      case 'parted':
+        this.emit('parted', message);
         return;
       case 'seek':
         this.#seek(message).catch(() => {}); // nobody is left who asks

@@ -38,6 +38,7 @@ import type {
   FaultEvent,
   FrozenLayerSpec,
   LayerSpec,
+  RootLayerSpec,
   Succeeded,
   SuccessionSpec,
 } from './plane-protocol.ts';
@@ -97,7 +98,7 @@ export class PlaneDevice {
   readonly spec: DeviceSpec;
   readonly #plant: Plant;
   readonly #events: PlaneDeviceEvents;
-  readonly #upstream: readonly UpstreamLayer[];
+  readonly #upstream: UpstreamLayer[];
   readonly #leaves: PlaneLeaves;
   readonly #union: UnionDevice;
   readonly #session: Session;
@@ -204,6 +205,27 @@ export class PlaneDevice {
   stand(frozen: FrozenLayerSpec, done: Done): void {
     // Once round through the ring: what was prepared for the descriptors that go is submitted.
     this.#leaves.stand(frozen, () => this.#passRing(() => done(null)));
+  }
+
+  /** A root with the same content takes the place of all that is below the leaf. */
+  move(root: RootLayerSpec, done: Done): void {
+    const { cache } = this.#plant;
+    const layer = cache.layer(root);
+    const { id, name, layers } = this.spec;
+    this.#leaves.moveTo(layer, () =>
+      this.#closeUpstream(() =>
+        cache.detach(id, () =>
+          // As with `stand`, once round through the ring.
+          this.#passRing(() => {
+            for (const old of layers.splice(0, layers.length, root))
+              if (old.kind !== 'frozen') closeRoot(old);
+            this.#upstream.length = 0;
+            cache.attach({ id, name, layers }, [layer]);
+            done(null);
+          }),
+        ),
+      ),
+    );
   }
 
   /** A larger device; its transport's node follows when this is done. */

@@ -97,7 +97,7 @@ export class PlaneLeaves {
   #serve(opened: OpenedLeaf, shadow: OpenedShadow | undefined): Served {
     const served = new Served(this.#io, opened, shadow);
     served.leaf.onQuota = mark => {
-      if (opened.superblock.quota?.silent === false) this.#onQuota(mark);
+      if (opened.superblock.quota?.action !== 'nothing') this.#onQuota(mark);
     };
     return served;
   }
@@ -244,6 +244,14 @@ export class PlaneLeaves {
     };
     if (this.#settled) change();
     else this.#whenSettled = change;
+  }
+
+  /** A root with the content of all that is below takes its place; none was followed. */
+  moveTo(root: Layer, done: () => void): void {
+    assert(this.#old === null, 'a snapshot comes to its end first');
+    this.#below = [root];
+    this.#chains = 0;
+    this.#union.change(this.#below, this.#top!.leaf, done);
   }
 
   /** Makes all durable and clean. A leaf that was followed and is not frozen yet comes first. */

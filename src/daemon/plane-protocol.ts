@@ -10,7 +10,7 @@ import type { MessagePort } from 'node:worker_threads';
 import type { ErrorRecord } from '../base/errors.ts';
 import type { Counters as CacheCounters } from '../cache/content.ts';
 import type { PolicyName } from '../cache/policy.ts';
-import type { ContentKey } from '../image/identity.ts';
+import type { ContentKey, RootIdentity } from '../image/identity.ts';
 import type { Amendment } from '../leaf/commit.ts';
 import type { FrozenFile } from '../leaf/frozen-layer.ts';
 import type { OpenedLeaf } from '../leaf/open.ts';
@@ -85,6 +85,9 @@ export interface UpstreamLayerSpec {
   sizeBytes: number;
   /** Stands for the content, as exactly as it can be known (remote/remote-root.ts). */
   generation: string;
+  /** A later opening of the same content has the same generation. */
+  lasts: boolean;
+  identity: RootIdentity;
   boot?: BootRanges;
 }
 
@@ -152,6 +155,11 @@ export type PlaneCall =
   | { call: 'seal'; id: number }
   /** The chain that now includes it; what was lent for the device before is free when answered. */
   | { call: 'stand'; id: number; frozen: FrozenLayerSpec }
+  /**
+   * A root with the content of all that is below the leaf takes its place: its descriptors are the
+   * data plane's whatever the answer. What was lent for the device is free when answered.
+   */
+  | { call: 'move'; id: number; root: RootLayerSpec }
   /** How much the leaf may hold: remembered in it, and holds at once. */
   | { call: 'limit'; id: number; quota: Quota | null }
   /** A larger device; its leaf's file is long enough, and the node follows. */
@@ -163,6 +171,11 @@ export type PlaneCall =
   | { call: 'connect'; id: number; channel: NbdChannel }
   /** The answer to a SeekEvent. */
   | { call: 'sought'; seek: number; ends: Ends | null }
+  /**
+   * The answer to a PartedEvent: another socket, which is the data plane's from here on; -1: there
+   * is none.
+   */
+  | { call: 'rejoin'; link: number; fd: number }
   | { call: 'stats' }
   | CacheCall
   /** Answered when every device is closed; the worker ends after it. */
@@ -252,10 +265,12 @@ export interface PlaneResults {
   succeed: Succeeded;
   seal: null;
   stand: null;
+  move: null;
   limit: null;
   grow: null;
   connect: null;
   sought: null;
+  rejoin: null;
   stats: DeviceStats[];
   cacheStats: CacheStats;
   cacheSet: null;
@@ -322,6 +337,18 @@ export interface SeekEvent {
   end: number;
 }
 
+/**
+ * The upstream thread has gone away from a remote root. Its reads wait until `rejoin` is called
+ * with the same link.
+ */
+export interface PartedEvent {
+  event: 'parted';
+  link: number;
+  root: RemoteRootFacts;
+}
+
+export type RemoteRootFacts = Pick<UpstreamLayerSpec, 'name' | 'generation' | 'lasts' | 'identity'>;
+
 export type PlaneRequest = { number: number } & PlaneCall;
 export type PlaneAnswer =
   | { number: number; result: unknown; error?: undefined }
@@ -333,4 +360,5 @@ export type PlaneMessage =
   | LostEvent
   | QuotaEvent
   | DisconnectedEvent
-  | SeekEvent;
+  | SeekEvent
+  | PartedEvent;

@@ -17,9 +17,10 @@
 import { open, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { asUbdError, corrupt, UbdError } from '../base/errors.ts';
 import type { RootIdentity, TransportName } from '../client/api.ts';
-import type { SnapshotFiles } from './machine.ts';
+import type { ReconcileFiles, SnapshotFiles } from './machine.ts';
 import {
   type Check,
+  isArrayOf,
   isBoolean,
   isDeviceBytes,
   isName,
@@ -47,7 +48,13 @@ export interface DeviceRecord {
   attachedAt: string;
   /** A snapshot is being taken: what is to be tidied up if this daemon does not come to its end. */
   snapshot?: SnapshotFiles;
+  /** The same of a reconciliation. */
+  reconcile?: ReconcileFiles;
+  /** Stills that go as soon as the leaf does not stand on them. */
+  leaving?: string[];
 }
+
+const LEAVING_MAX = 1000;
 
 const isVersion: Check<1> = (value, at) => {
   if (value === 1) return 1;
@@ -67,8 +74,10 @@ const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>(
     node: isPath,
     attachedAt: isText,
     snapshot: isObject<SnapshotFiles>({ file: isPath, successor: isPath }),
+    reconcile: isObject<ReconcileFiles>({ output: isPath, image: isPath }),
+    leaving: isArrayOf(isPath, LEAVING_MAX),
   },
-  ['snapshot'],
+  ['snapshot', 'reconcile', 'leaving'],
 );
 
 const SUFFIX = '.json';

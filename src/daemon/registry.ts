@@ -153,6 +153,7 @@ export class Registry {
   }
 
   async #detach(entry: Entry, force: boolean): Promise<Detached> {
+    while (entry.passing !== null) await ended(entry.passing);
     this.#checkGoingOn();
     refuseBusy(entry);
     const { links, records, log } = this.#shop;
@@ -262,23 +263,31 @@ export class Registry {
 
   // ---- other work
 
-  /** Does something to a device; meanwhile it is not detached, and nothing else is done to it. */
+  /**
+   * Does something to a device; meanwhile it is not detached, and nothing else is done to it.
+   * @param isShort others may wait for it
+   */
   work<T>(
     target: string,
     what: string,
     action: (entry: Entry, shop: Workshop) => Promise<T>,
+    isShort = false,
   ): Promise<T> {
     return this.track(async () => {
       const entry = this.#entries.find(target);
+      while (entry.passing !== null) await ended(entry.passing);
       refuseBusy(entry);
       entry.work = what;
       try {
-        return await action(entry, this.#shop);
+        const doing = action(entry, this.#shop);
+        if (isShort) entry.passing = doing;
+        return await doing;
       } catch (error) {
         this.#shop.log.warning(`${entry.name}: ${(error as Error).message}`);
         throw error;
       } finally {
         entry.work = null;
+        entry.passing = null;
       }
     });
   }
@@ -449,6 +458,10 @@ export class Registry {
     work.then(forget, forget);
     return work;
   }
+}
+
+async function ended(work: Promise<unknown>): Promise<void> {
+  await work.catch(() => {});
 }
 
 function refuseBusy({ name, work }: Entry): void {

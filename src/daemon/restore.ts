@@ -7,14 +7,17 @@
  * listed with its reason, and does not stop the others.
  */
 import { readdir, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { asUbdError } from '../base/errors.ts';
 import type { TransportName } from '../client/api.ts';
+import { clearOrphans } from '../leaf/orphans.ts';
 import { isStillOf } from '../leaf/still.ts';
 import { abandonSuccessor } from '../leaf/successor.ts';
 import { bringNodeUp, bringUp, type Workshop } from './attach.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, fillFrom } from './device.ts';
 import type { Entries } from './entries.ts';
+import { removeLeaving, settleReconcile } from './life/reconcile.ts';
 import type { SnapshotFiles, Transport } from './machine.ts';
 import type { Plan } from './plan.ts';
 import type { DeviceRecord } from './record.ts';
@@ -47,6 +50,12 @@ export async function restore(options: RestoreOptions): Promise<void> {
   }
   // A leaf may be named by a record that could not be read.
   if (bad.length === 0) await removeOrphans(shop, found);
+  const directories = new Set([shop.paths.leaves]);
+  for (const { leaf } of found) if (leaf !== null) directories.add(dirname(leaf.path));
+  for (const directory of directories) {
+    const orphans = clearOrphans(directory);
+    if (orphans.length > 0) log.info(`removed ${orphans.join(', ')}: never finished`);
+  }
   // All names and numbers are taken before the first device is up.
   const comebacks = found.map(record => {
     const entry = entries.add(record.name, record.attachedAt);
@@ -80,6 +89,7 @@ async function comeBack(
   const { log, links } = shop;
   try {
     if (record.snapshot && record.leaf) tidySnapshot(shop, record.leaf.path, record.snapshot);
+    await tidyReconcile(shop, entry, record);
     await bringUp(shop, entry, planOf(record), await choose(record.transport), record);
     log.info(`${entry.name}: back as ${links.path(entry.link!)} (${entry.node})`);
   } catch (thrown) {
@@ -101,6 +111,7 @@ async function goOnLeaving(
   try {
     if (livesOn(transports, entry.name)) {
       const transport = await choose(record.transport);
+      await tidyReconcile(shop, entry, record);
       await bringNodeUp(shop, entry, planOf(record), transport, record);
       if ((await transport.detach(entry.id, { force: true })) === 'later') return;
     }
@@ -116,6 +127,32 @@ function tidySnapshot({ log }: Workshop, leafPath: string, files: SnapshotFiles)
   const { file, successor } = files;
   abandonSuccessor({ leafPath, file, path: successor });
   log.info(`${leafPath}: a snapshot was under way (${file}); it was taken, or it was not`);
+}
+
+/**
+ * Its daemon died while it made a new root of the device, or put stills together: the leaf says
+ * what it stands on.
+ */
+async function tidyReconcile(
+  { images, log }: Workshop,
+  entry: Entry,
+  record: DeviceRecord,
+): Promise<void> {
+  const { leaf, reconcile, leaving } = record;
+  if (leaf === null) return;
+  const moved = reconcile === undefined ? null : settleReconcile(leaf.path, reconcile);
+  if (moved !== null) {
+    const root = await images.openRoot(moved);
+    root.close();
+    record.root = { path: moved, identity: root.identity };
+    fillFrom(entry, record);
+  }
+  if (reconcile !== undefined)
+    log.info(
+      `${leaf.path}: ${reconcile.output} was being made of it: ${moved ? 'done' : 'not done'}`,
+    );
+  const gone = removeLeaving(leaf.path, leaving ?? []);
+  if (gone.length > 0) log.info(`removed ${gone.join(', ')}: of no use any more`);
 }
 
 /** Ephemeral leaves that no record names: left by a crash between two steps. */

@@ -9,6 +9,7 @@ import { UbdError } from '../base/errors.ts';
 import { DEVICE_BYTES_MAX } from '../base/units.ts';
 import { isUri } from '../base/uri.ts';
 import type { RootIdentity } from '../client/api.ts';
+import { NAME } from '../client/paths.ts';
 import { parseRootUri } from '../remote/uri.ts';
 
 export type Check<T> = (value: unknown, at: string) => T;
@@ -61,7 +62,6 @@ export const isRootOrName: Check<string> = (value, at) =>
 export const isPlace: Check<string> = (value, at) =>
   typeof value === 'string' && isUri(value) ? parseRootUri(value).text : refuse(at, 'a URI', value);
 
-const NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/;
 /** These would be taken for links: `ubd3` is short for `/dev/ubd3`. */
 const RESERVED_NAME = /^ubd\d+(p\d+)?$/;
 

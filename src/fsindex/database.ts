@@ -4,20 +4,26 @@
  * Made under a temporary name and renamed when it is complete, so that a reader never sees half an
  * index, and of two makers the last one wins with the same content. Afterwards a root's index is
  * never written.
+ *
+ *     INDEX.0123456789ab.new ──(whole, synced)──▶ INDEX
+ *
+ * Its maker has it locked, so that the next one tells what a killed one left, and removes it.
  */
 import { randomBytes } from 'node:crypto';
 import {
   closeSync,
   existsSync,
   fsyncSync,
+  lstatSync,
   openSync,
+  readdirSync,
   readSync,
   renameSync,
   rmSync,
   statSync,
 } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import type BetterSqlite3 from 'better-sqlite3';
 import { UbdError } from '../base/errors.ts';
 import type { EntryRecord, ExtentRecord, FileSystemRecord, InodeRecord } from './record.ts';
@@ -148,9 +154,12 @@ export class IndexWriter {
   /** @param onRoot the index of a leaf: it holds what differs from the root's */
   constructor(path: string, { onRoot = false }: { onRoot?: boolean } = {}) {
     requireReplaceable(path);
+    clearLeftovers(path);
     this.#path = path;
     this.#temporary = `${path}.${randomBytes(6).toString('hex')}.new`;
     try {
+      // Names of files are as private as the files: whoever made it says who else may read it.
+      closeSync(openSync(this.#temporary, 'wx', 0o600));
       this.#database = new (sqlite())(this.#temporary);
     } catch (cause) {
       if (cause instanceof UbdError) throw cause;
@@ -168,7 +177,6 @@ export class IndexWriter {
       this.abandon();
       throw indexError(error, path);
     }
-    database.exec('BEGIN');
     this.#inode = database.prepare(`INSERT INTO inode VALUES (${'?, '.repeat(14)}?)`);
     this.#entry = database.prepare('INSERT INTO entry VALUES (NULL, ?, ?, ?, ?)');
     this.#extent = database.prepare('INSERT INTO extent VALUES (?, ?, ?, ?, ?)');
@@ -259,11 +267,13 @@ export class IndexWriter {
 
 function makeTables(database: Database, onRoot: boolean): void {
   // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed.
+  database.pragma('locking_mode = EXCLUSIVE');
   database.pragma('journal_mode = OFF');
   database.pragma('synchronous = OFF');
   database.pragma('page_size = 8192');
   database.pragma(`application_id = ${APPLICATION_ID}`);
   database.pragma(`user_version = ${VERSION}`);
+  database.exec('BEGIN EXCLUSIVE');
   database.exec(TABLES);
   if (onRoot) database.exec(TOUCHED_TABLES);
 }
@@ -291,6 +301,51 @@ function requireReplaceable(path: string): void {
     place: { file: path },
     next: 'choose another name: --output FILE; or move it away',
   });
+}
+
+/** Between its making and its lock, and between its last lock and its name, a file is nobody's. */
+const UNLOCKED_MS_MAX = 600_000;
+
+/** Removes what makers of this index left that were killed: old, and locked by nobody. */
+function clearLeftovers(path: string): void {
+  for (const leftover of leftovers(path, /^\.[0-9a-f]{12}\.new$/))
+    if (isNobodys(leftover)) rmSync(leftover, { force: true });
+}
+
+/** Files beside `path` whose names go on like this, and that nobody has written to for long. */
+export function leftovers(path: string, suffix: RegExp): string[] {
+  const name = basename(path);
+  const old = Date.now() - UNLOCKED_MS_MAX;
+  let names: string[];
+  try {
+    names = readdirSync(dirname(path));
+  } catch {
+    return []; // who cannot list it cannot know
+  }
+  return names
+    .filter(one => one.startsWith(name) && suffix.test(one.slice(name.length)))
+    .map(one => join(dirname(path), one))
+    .filter(one => {
+      const stat = lstatSync(one, { throwIfNoEntry: false });
+      return stat?.isFile() === true && stat.mtimeMs < old && stat.ctimeMs < old;
+    });
+}
+
+/** Its maker would have it locked, as SQLite locks: on network file systems, too. */
+function isNobodys(path: string): boolean {
+  try {
+    const database = new (sqlite())(path, { timeout: 0, fileMustExist: true });
+    try {
+      database.exec('BEGIN EXCLUSIVE');
+      return true;
+    } finally {
+      database.close();
+    }
+  } catch (cause) {
+    // The lock comes first: who sees that it is no database has it.
+    const { code = '' } = cause as { code?: string };
+    return code.startsWith('SQLITE_NOTADB') || code.startsWith('SQLITE_CORRUPT');
+  }
 }
 
 function isIndex(path: string): boolean {

@@ -2,7 +2,8 @@
  * Partition tables: which parts of a device hold what. GPT (UEFI 2.10, chapter 5) and MBR with its
  * logical partitions. All that they say is checked: a table may be hostile.
  *
- *     GPT   sector 1: header │ entries   its copy at the end counts where the first is damaged
+ *     GPT   sector 1: header │ entries   its copy at the end counts where the first is damaged, or
+ *                                        gone from behind the MBR that protects it
  *     MBR   sector 0: four entries at 446; one may begin a chain of further tables (logical ones)
  *
  * A sector is 512 bytes; a GPT may count in 4096.
@@ -43,7 +44,17 @@ export function readPartitions(source: BlockSource): Partition[] | null {
     if (found !== null) return found;
     throw corrupt(source.name, unit, 'GPT: its header or its entries fail their checksum', NEXT);
   }
+  if (isProtective(source))
+    for (const unit of [512, 4096]) {
+      const found = gptCopy(source, unit);
+      if (found !== null) return found;
+    }
   return mbr(source);
+}
+
+/** Is there an MBR that says that a GPT has the device? */
+function isProtective(source: BlockSource): boolean {
+  return mbrEntries(source, 0)?.some(({ type }) => type === MBR_PROTECTIVE) ?? false;
 }
 
 /** The sector with the magic of a header; null: there is none. */

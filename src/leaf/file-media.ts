@@ -24,6 +24,7 @@ import { EAGAIN, EOPNOTSUPP, errnoName } from '../base/errno.ts';
 import { corrupt, type ErrorCode, UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
 import type { Media } from './media.ts';
+import { clearOrphansOnce } from './orphans.ts';
 import { diskNames, settleReplacement } from './replacement.ts';
 
 /** From <sys/file.h>, <unistd.h>, <linux/falloc.h>. */
@@ -73,6 +74,13 @@ export function fileError(thrown: unknown, tried: string, file: string, offset?:
   });
 }
 
+function notMedia(path: string): UbdError {
+  return new UbdError('unsupported', `${path} is neither a regular file nor a block device`, {
+    place: { file: path },
+    next: 'name a leaf, or the image or device that it is to be in',
+  });
+}
+
 export class FileMedia implements Media {
   readonly name: string;
   readonly fd: number;
@@ -86,6 +94,7 @@ export class FileMedia implements Media {
   }
 
   static open(path: string, options: FileMediaOptions = {}): FileMedia {
+    if (options.create) clearOrphansOnce(dirname(path));
     for (;;) {
       const media = FileMedia.#openOnce(path, options);
       if (options.noLock || options.create || media.blockDevice) return media;
@@ -108,6 +117,7 @@ export class FileMedia implements Media {
       fd = openSync(path, flags, 0o600);
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
+      if (code === 'EISDIR') throw notMedia(path);
       if (code !== 'ENOENT') throw fileError(error, 'open it', path);
       const lacks = options.create ? dirname(path) : path;
       throw new UbdError('not-found', `there is no ${lacks}`, {
@@ -117,10 +127,7 @@ export class FileMedia implements Media {
     }
     try {
       const stat = fstatSync(fd);
-      if (!stat.isFile() && !stat.isBlockDevice())
-        throw new UbdError('unsupported', `${path} is neither a regular file nor a block device`, {
-          place: { file: path },
-        });
+      if (!stat.isFile() && !stat.isBlockDevice()) throw notMedia(path);
       const media = new FileMedia(path, fd, stat.isBlockDevice());
       if (!options.noLock) {
         media.#lock(readOnly);

@@ -80,6 +80,7 @@ export const FLAG = {
   FREEZING: 4,
 } as const;
 export const QUOTA_FLAG_SILENT = 1;
+export const QUOTA_FLAG_RECONCILE = 2;
 export const PARENT_KIND = { NONE: 0, ROOT: 1, LEAF: 2 } as const;
 export const PARENT_FLAG_DIGEST = 1;
 export const PATH_BYTES_MAX = 2048;

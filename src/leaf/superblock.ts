@@ -27,6 +27,7 @@ import {
   MAGIC,
   PARENT_FLAG_DIGEST,
   PARENT_KIND,
+  QUOTA_FLAG_RECONCILE,
   QUOTA_FLAG_SILENT,
   READ_ONLY_COMPATIBLE,
   REGION_ALIGN,
@@ -60,14 +61,22 @@ export interface Freeze {
   done: boolean;
 }
 
+/** What the daemon does at the mark and at the quota. */
+export type QuotaAction = 'event' | 'nothing' | 'reconcile';
+
+const QUOTA_FLAGS: Readonly<Record<QuotaAction, number>> = {
+  event: 0,
+  nothing: QUOTA_FLAG_SILENT,
+  reconcile: QUOTA_FLAG_RECONCILE,
+};
+
 /** How much the leaf may hold. */
 export interface Quota {
   /** Of mapped sectors. */
   bytes: number;
   /** Where to warn. */
   warnBytes: number;
-  /** Nobody wants to hear of it. */
-  silent: boolean;
+  action: QuotaAction;
 }
 
 export interface Superblock {
@@ -130,7 +139,7 @@ export function encodeSuperblock(superblock: Superblock, target: Uint8Array, off
     ...(quota !== null && {
       quotaBytes: quota.bytes,
       quotaWarnBytes: quota.warnBytes,
-      quotaFlags: quota.silent ? QUOTA_FLAG_SILENT : 0,
+      quotaFlags: QUOTA_FLAGS[quota.action],
     }),
   });
   const crc = crc32(target.subarray(offset, offset + SUPERBLOCK.at.crc));
@@ -262,11 +271,16 @@ function interpret(fields: ReturnType<typeof SUPERBLOCK.read>): Superblock {
       ? {
           bytes: fields.quotaBytes,
           warnBytes: fields.quotaWarnBytes,
-          silent: (fields.quotaFlags & QUOTA_FLAG_SILENT) !== 0,
+          action: actionOf(fields.quotaFlags),
         }
       : null,
     readOnlyCompatible: fields.readOnlyCompatible,
   };
+}
+
+function actionOf(flags: number): QuotaAction {
+  if ((flags & QUOTA_FLAG_SILENT) !== 0) return 'nothing';
+  return (flags & QUOTA_FLAG_RECONCILE) !== 0 ? 'reconcile' : 'event';
 }
 
 function require(holds: boolean, what: string): asserts holds {

@@ -30,6 +30,7 @@ import {
 } from './file-rebase-plan.ts';
 import { Side } from './file-rebase-side.ts';
 import { ensureLeafIndex, ensureRootIndex, type IndexOptions } from './files.ts';
+import { foldStills } from './fold.ts';
 import { freshSuperblock, LeafBuilder } from './leaf-builder.ts';
 import { withPrivateDevice } from './private-device.ts';
 import { rootSource } from './rebase.ts';
@@ -79,6 +80,8 @@ export async function rebaseFiles(
   const work = new Work(options);
   const { world } = work;
   const path = world.canonical(spec.leaf);
+  // As with blocks; the leaf is kept under another name, by which its stills are not found either.
+  if (!spec.dryRun) await foldStills(path, options);
   const leaves = openLeaves(world, path, !spec.dryRun);
   const opened: { close(): void }[] = leaves.map(({ file }) => file);
   try {

@@ -12,6 +12,7 @@ import { MergedIndex } from '../fsindex/merged.ts';
 import type { Image, ImageMounts } from './image-mounts.ts';
 import {
   fileStamp,
+  giveAccessOf,
   indexSays,
   leafIndexPlace,
   partitionSuffix,
@@ -254,6 +255,7 @@ async function rootIndex(
     digests: options.digests ?? false,
     about: plan.about,
   });
+  giveAccessOf(name, plan.place());
   return { path: plan.place(), made: true, inodes };
 }
 
@@ -279,6 +281,7 @@ async function leafIndex(
           base.path,
           make,
         );
+  giveAccessOf(leaf, plan.path);
   return { path: plan.path, made: true, inodes };
 }
 
@@ -342,6 +345,7 @@ function makeRoot(plan: RootPlan, { source }: Pick<Volume, 'source'>, options: I
     about: plan.about,
     onProgress: (done, all) => options.onProgress?.(done, all, 'indexing'),
   });
+  giveAccessOf(String(plan.about.root), path);
   return { path, made: true, inodes };
 }
 
@@ -390,5 +394,6 @@ export function ensureLeafIndex(
     digests: options.digests ?? false,
     about: plan.about,
   });
+  giveAccessOf(leaf, plan.path);
   return { report: { path: plan.path, made: true, inodes }, rootIndex: root.path };
 }

@@ -54,6 +54,21 @@ export function stillUnder(world: World, path: string, leaf: string = path): str
   }
 }
 
+/** The stills right below a leaf that cannot be folded, since it has grown over them. */
+export function stillsLeft(world: World, leaf: string): string[] {
+  const stills: string[] = [];
+  let still = stillUnder(world, leaf);
+  for (; still !== null && world.exists(still); still = stillUnder(world, still, leaf))
+    stills.push(still);
+  return stills;
+}
+
+/** Another leaf has taken the place of the one that stood on them. */
+export function removeStills(world: World, stills: readonly string[]): void {
+  for (const still of stills) world.remove(still);
+  if (stills.length > 0) world.syncDirectory(dirname(stills[0]!));
+}
+
 function stillOf(path: string, parent: LeafParent): string | null {
   if (parent.kind !== 'leaf') return null;
   const image = resolveParentPath(path, parent.path);

@@ -11,11 +11,13 @@
 
 import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { existsSync, rmSync } from 'node:fs';
+import { closeSync, constants, existsSync, openSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
+import { leftovers } from '../fsindex/database.ts';
 import { leafInfo } from '../leaf/info.ts';
+import { native } from '../native/binding.ts';
 import { type DetachedMount, mountDetached } from './detached-mount.ts';
 import { withPrivateDevice } from './private-device.ts';
 import type { Volume } from './volumes.ts';
@@ -122,20 +124,49 @@ class HeldDevice {
   }
 }
 
-/** Holes stay holes, and blocks are shared where the file system can. */
+/**
+ * Holes stay holes, and blocks are shared where the file system can. The copy is locked while it is
+ * made, and then by its device; one that nobody has is what a killed command left.
+ */
 function copyOf(leaf: string): string {
-  const name = `.${basename(leaf)}.ubd-overlay-${randomBytes(6).toString('hex')}`;
-  const copy = join(dirname(leaf), name);
-  const { status, stderr } = spawnSync('cp', ['--sparse=always', '--reflink=auto', leaf, copy], {
-    encoding: 'utf8',
-  });
-  if (status === 0) return copy;
-  rmSync(copy, { force: true });
-  throw new UbdError('io', `${copy}: the leaf has to be copied to be mounted, and could not be`, {
-    place: { file: copy },
-    cause: stderr,
-    next: 'make room beside the leaf',
-  });
+  const place = join(dirname(leaf), `.${basename(leaf)}`);
+  for (const leftover of leftovers(place, OVERLAY)) removeUnlocked(leftover);
+  const copy = `${place}.ubd-overlay-${randomBytes(6).toString('hex')}`;
+  const fd = openSync(copy, 'wx', 0o600);
+  try {
+    native.flock(fd, LOCK_EX | LOCK_NB);
+    const { status, stderr } = spawnSync('cp', ['--sparse=always', '--reflink=auto', leaf, copy], {
+      encoding: 'utf8',
+    });
+    if (status === 0) return copy;
+    rmSync(copy, { force: true });
+    throw new UbdError('io', `${copy}: the leaf has to be copied to be mounted, and could not be`, {
+      place: { file: copy },
+      cause: stderr,
+      next: 'make room beside the leaf',
+    });
+  } finally {
+    closeSync(fd);
+  }
+}
+
+const OVERLAY = /^\.ubd-overlay-[0-9a-f]{12}$/;
+/** <sys/file.h> */
+const LOCK_EX = 2;
+const LOCK_NB = 4;
+
+function removeUnlocked(path: string): void {
+  let fd: number;
+  try {
+    fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW);
+  } catch {
+    return; // somebody else was faster
+  }
+  try {
+    if (native.flock(fd, LOCK_EX | LOCK_NB) === 0) rmSync(path, { force: true });
+  } finally {
+    closeSync(fd);
+  }
 }
 
 async function partitionNode(device: string, partition: number): Promise<string> {

@@ -9,9 +9,10 @@
  * A root's index is found by the root's identity, so a replaced root never gets another's. A leaf's
  * says of which state of the leaf's file it was made; after any write to the file it is made anew.
  */
-import { accessSync, constants, statSync } from 'node:fs';
+import { accessSync, chmodSync, chownSync, constants, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import { openIndex } from '../fsindex/database.ts';
 import { leafOfStill } from '../leaf/still.ts';
 import type { RootIdentity } from './world.ts';
@@ -35,7 +36,8 @@ export function rootIndexPlaces(
 ): string[] {
   const { fingerprint, sizeBytes } = identity;
   const suffix = partitionSuffix(partition) + SUFFIX;
-  return [root + suffix, join(directory, `${fingerprint}-${sizeBytes}${suffix}`)];
+  const inDirectory = join(directory, `${fingerprint}-${sizeBytes}${suffix}`);
+  return isUri(root) ? [inDirectory] : [root + suffix, inDirectory];
 }
 
 /** A still is a state of its leaf, for a moment: its index lies in the leaf's place. */
@@ -46,6 +48,20 @@ export function leafIndexPlace(leaf: string, partition: number | null = null): s
 /** Each file system has an index of its own. */
 export function partitionSuffix(partition: number | null): string {
   return partition === null ? '' : `.p${partition}`;
+}
+
+/** What tells of the files of an image is for those who may read the image. */
+export function giveAccessOf(image: string, file: string): void {
+  const stats = statSync(image, { throwIfNoEntry: false });
+  if (stats === undefined) return; // somewhere else: this is ours alone
+  try {
+    chownSync(file, stats.uid, stats.gid);
+    chmodSync(file, stats.mode & 0o666);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EPERM') throw error;
+    // The image is somebody else's: whoever may read it, may read this, too.
+    chmodSync(file, (stats.mode & 0o4) === 0 ? 0o600 : 0o644);
+  }
 }
 
 /** The first place whose directory can be written to. */

@@ -26,6 +26,7 @@ import { recognize } from '../fsindex/recognize.ts';
 import type { BlockSource } from '../fsindex/source.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import type { DiffRange } from './diff.ts';
+import { foldStills, removeStills, stillsLeft } from './fold.ts';
 import { freshSuperblock, LeafBuilder } from './leaf-builder.ts';
 import { fates } from './rebase-blocks.ts';
 import { type LeafLayer, NOWHERE, openLeaves, openParentRoot, Stack } from './stack.ts';
@@ -82,6 +83,8 @@ export async function rebaseLeaf(
   const { world } = work;
   const root = world.canonical(spec.root);
   const path = world.canonical(spec.leaf);
+  // What takes the leaf's place does not stand on its stills: nobody would ever fold them.
+  if (!spec.dryRun) await foldStills(path, options);
   const newRoot = await world.openRoot(root);
   let leaves: LeafLayer[] = [];
   let oldRoot: OpenedRoot | null = null;
@@ -259,7 +262,9 @@ class Rebase {
       }
       await builder.finish();
       this.#work.goOn();
+      const stills = stillsLeft(world, this.#path);
       builder.publish(this.#path, { replace: true });
+      removeStills(world, stills);
     } finally {
       await builder.discard();
     }

@@ -15,6 +15,7 @@ import { SECTOR_BYTES } from '../base/units.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import { Copier } from './copy.ts';
 import { Exchange, recoverExchange } from './exchange.ts';
+import { foldStills, removeStills, stillsLeft } from './fold.ts';
 import { Member } from './member.ts';
 import { type Policy, type Shared, Sharer } from './share.ts';
 import { openParentRoot } from './stack.ts';
@@ -79,11 +80,17 @@ export async function reconcile(
   const members: Member[] = [];
   let root: OpenedRoot | null = null;
   try {
+    // What takes a leaf's place does not stand on its stills: nobody would ever fold them.
+    if (!spec.dryRun) for (const path of paths) await foldStills(path, options);
     for (const path of paths) members.push(Member.open(work, path, !spec.dryRun));
     root = await openRoot(work, members, spec.root);
     for (const member of members) member.putOn(root);
     const plan = new Plan(work, members, root, spec, output);
-    return spec.dryRun ? await plan.estimate() : await plan.carryOut(output);
+    if (spec.dryRun) return await plan.estimate();
+    const stills = paths.map(path => stillsLeft(world, path));
+    const report = await plan.carryOut(output);
+    for (const left of stills) removeStills(world, left);
+    return report;
   } finally {
     for (const member of members) await member.close();
     root?.file.close();

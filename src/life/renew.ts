@@ -6,6 +6,7 @@ import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import { loadLeaf } from '../leaf/load.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
+import { foldStills, removeStills, stillsLeft } from './fold.ts';
 import { freshSuperblock, LeafBuilder } from './leaf-builder.ts';
 import { Temporary } from './temporary.ts';
 import { Work, type WorkOptions } from './work.ts';
@@ -21,6 +22,7 @@ export async function renewLeaf(spec: RenewSpec, options: WorkOptions = {}): Pro
   const { leaf: path, parent, onlyIfEmpty } = spec;
   const work = new Work(options);
   const { world } = work;
+  await foldStills(path, options); // it will not stand on them
   const file = world.open(path);
   const place = { file: path };
   try {
@@ -41,7 +43,9 @@ export async function renewLeaf(spec: RenewSpec, options: WorkOptions = {}): Pro
     try {
       builder.file.takeAccessOf(file);
       await builder.finish();
+      const stills = stillsLeft(world, path);
       builder.publish(path, { replace: true });
+      removeStills(world, stills);
     } finally {
       await builder.discard();
     }

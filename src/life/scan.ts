@@ -12,11 +12,13 @@
  */
 import { createHash, randomBytes } from 'node:crypto';
 import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { leftovers } from '../fsindex/database.ts';
 import { TYPE, TYPE_MASK } from '../fsindex/ext4/format.ts';
 import type { MergedIndex } from '../fsindex/merged.ts';
 import { PathTree, pathText } from '../fsindex/path-tree.ts';
 import { contentsOf } from './contents.ts';
 import { type In, type IndexOptions, inside, type View, type Views, withViews } from './files.ts';
+import { giveAccessOf } from './index-place.ts';
 import { runScanner, type ScanFile } from './scanner.ts';
 import { Work } from './work.ts';
 
@@ -129,6 +131,7 @@ class Scan {
     this.#work.begin('scanning', files.length);
     const found = [...(await runScanner(this.#command, files, this.#work))];
     keep(place, { of, scanner: this.#scanner, files: files.length, found });
+    giveAccessOf(indexPath, place);
     this.#scanned += files.length;
     return found;
   }
@@ -186,9 +189,11 @@ function readKept(place: string, of: string, scanner: string): Kept | null {
 
 /** Whole or not at all; of two who keep theirs, the last one counts. */
 function keep(place: string, kept: Kept): void {
+  const name = /^\.[0-9a-f]{12}\.new$/;
+  for (const leftover of leftovers(place, name)) rmSync(leftover, { force: true });
   const beside = `${place}.${randomBytes(6).toString('hex')}.new`;
   try {
-    writeFileSync(beside, `${JSON.stringify(kept)}\n`, { flush: true });
+    writeFileSync(beside, `${JSON.stringify(kept)}\n`, { flush: true, mode: 0o600 });
     renameSync(beside, place);
   } finally {
     rmSync(beside, { force: true });

@@ -9,10 +9,12 @@
  * Pieces come in rising order; each has one owner, and is data or a hole all through. What only a
  * hole has need not be read: it is zeroes. Nothing here writes.
  */
+import { dirname } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import { CHAIN_IMAGES_MAX } from '../leaf/chain.ts';
 import type { OpenFile } from '../leaf/files.ts';
+import { freezeMedia } from '../leaf/freeze.ts';
 import { requireParent, resolveParentPath } from '../leaf/lineage.ts';
 import { loadImage, loadLeaf } from '../leaf/load.ts';
 import { SectorMap } from '../leaf/sector-map.ts';
@@ -232,6 +234,11 @@ function openImage(world: World, child: string, parent: LeafParent): LeafLayer {
   try {
     const { superblock, map } = loadImage(file);
     requireParent(parent, superblock, child, path);
+    if (map === null && superblock.clean && file.names === 1) {
+      file.close();
+      endFreezing(world, child, path);
+      return openImage(world, child, parent);
+    }
     if (map === null)
       throw new UbdError('frozen', `${path} was being frozen when its daemon was killed`, {
         place: { file: path },
@@ -241,6 +248,21 @@ function openImage(world: World, child: string, parent: LeafParent): LeafLayer {
   } catch (error) {
     file.close();
     throw error;
+  }
+}
+
+/**
+ * A fork of a leaf that nobody had was killed between its last two steps. (Of one that was in use,
+ * what its device was not asked to flush may be in that one's shadow: whoever attaches has it.)
+ */
+function endFreezing(world: World, child: string, path: string): void {
+  world.syncDirectory(dirname(world.canonical(child))); // that it stands on the image
+  const file = world.open(path);
+  try {
+    const opened = loadLeaf(file, { keepFreeze: true });
+    if (opened.superblock.freeze?.done !== true) freezeMedia(file, opened);
+  } finally {
+    file.close();
   }
 }
 

@@ -68,6 +68,17 @@ export class Temporary {
   }
 }
 
+/** Removes what somebody left who was killed while he made `place`; nothing if one is at work. */
+export function clearTemporary(world: World, place: string): void {
+  const path = temporaryName(place);
+  if (!world.exists(path)) return;
+  try {
+    clearAway(world, path, place);
+  } catch (error) {
+    if (!(error instanceof UbdError) || error.code !== 'busy') throw error;
+  }
+}
+
 /** Removes what a command left that was killed; throws `busy` if one is at work there. */
 function clearAway(world: World, path: string, place: string): void {
   let file: OpenFile;

@@ -23,15 +23,26 @@ export interface World extends Files {
   identityOf(image: OpenFile): Promise<RootIdentity>;
 }
 
+/** Whoever has the machinery for roots in other places. It is loaded when one is opened. */
+let openRemote = async (uri: string): Promise<OpenedRoot> => {
+  throw new UbdError('unsupported', `${uri} is a remote root: nobody here can open one`);
+};
+
+/** For the assembly alone, which names concrete things: once, at its start. */
+export function openRemoteRootsWith(open: typeof openRemote): void {
+  openRemote = open;
+}
+
 export const diskWorld: World = {
   ...diskFiles,
 
+  // Whether it is there is found out by opening it.
+  exists: path => isUri(path) || diskFiles.exists(path),
+  canonical: path => (isUri(path) ? path : diskFiles.canonical(path)),
+  isSame: (a, b) => a === b || diskFiles.isSame(a, b),
+
   async openRoot(path): Promise<OpenedRoot> {
-    if (isUri(path))
-      throw new UbdError('unsupported', `${path} is a remote root: this works on local ones`, {
-        place: { file: path },
-        next: 'attach the leaf, and copy from the device; or bring the root here, and name it',
-      });
+    if (isUri(path)) return openRemote(path);
     const opened = await openRoot(path);
     const file = adoptFile(path, opened.fd, opened.kind === 'block device');
     try {

@@ -3,11 +3,11 @@
  * kernel changes whenever a file is written; a block device has nothing of the kind.
  */
 import { close, fstat, read } from 'node:fs';
-import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { UbdError } from '../base/errors.ts';
 import { type OpenRoot, openRoot } from '../image/raw-image.ts';
+import { readFileBeside } from './beside.ts';
 import {
   abortable,
   asPlaceError,
@@ -69,9 +69,9 @@ export class FilePlace implements Place {
     }
   }
 
-  async readBeside({ suffix }: Beside, signal: AbortSignal): Promise<Buffer | null> {
+  async readBeside({ suffix, bytesMax }: Beside, signal: AbortSignal): Promise<Buffer | null> {
     try {
-      return await readFile(this.#path + suffix, { signal });
+      return await abortable(readFileBeside(this.#path + suffix, bytesMax), signal);
     } catch (thrown) {
       const error = asPlaceError(thrown);
       if (error.trouble === 'missing') return null;

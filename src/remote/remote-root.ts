@@ -83,6 +83,8 @@ export class RemoteRoot implements PortSource {
   readonly manifest: Manifest | null;
   /** 64 hexadecimal digits. */
   readonly generation: string;
+  /** A later opening of the same content has the same. */
+  readonly lasts: boolean;
   readonly #set: ReplicaSet;
   readonly #memory: ChunkMemory;
   readonly #shelf: DiskShelf | null;
@@ -105,12 +107,12 @@ export class RemoteRoot implements PortSource {
       disk === null || !lasts
         ? null
         : await disk.shelf({ key, chunkBytes, sizeBytes: identity.sizeBytes });
-    return new RemoteRoot(parts, key, chunkBytes, shelf);
+    return new RemoteRoot(parts, { key, lasts }, chunkBytes, shelf);
   }
 
   private constructor(
     { set, manifest, memory, options, report }: RemoteRootParts,
-    generation: string,
+    { key, lasts }: Generation,
     chunkBytes: number,
     shelf: DiskShelf | null,
   ) {
@@ -119,7 +121,8 @@ export class RemoteRoot implements PortSource {
     this.sizeBytes = this.identity.sizeBytes;
     this.chunkBytes = chunkBytes;
     this.manifest = manifest;
-    this.generation = generation;
+    this.generation = key;
+    this.lasts = lasts;
     this.#set = set;
     this.#memory = memory;
     this.#shelf = shelf;
@@ -338,11 +341,13 @@ export class RemoteRoot implements PortSource {
   }
 }
 
+interface Generation {
+  key: string;
+  lasts: boolean;
+}
+
 /** Its key, and whether a later opening can have the same. */
-function generationOf(
-  { identity, replicas }: ReplicaSet,
-  manifest: Manifest | null,
-): { key: string; lasts: boolean } {
+function generationOf({ identity, replicas }: ReplicaSet, manifest: Manifest | null): Generation {
   const keyOf = (text: string): string => createHash('sha256').update(text).digest('hex');
   if (manifest !== null) return { key: keyOf(`manifest ${manifest.treeDigest}`), lasts: true };
   const content = `${identity!.sizeBytes} ${identity!.fingerprint}`;

@@ -2,9 +2,11 @@
  * One read of a root, over as many tries at replicas as it takes.
  *
  *     ask ──▶ answer ──▶ done: other tries are given up
- *      ▲ │──▶ late ──▶ ask another one, too
+ *      ▲ │──▶ late ──▶ ask another one, too; a second later one more, and so on
  *      │ └──▶ fails ──▶ ask the next one; where there is none: wait until one is live again
  *      └───────────────────┘
+ *
+ * So replicas that hang cost no more than `hedgeMsMax` each, and not the time that a try has.
  *
  * It ends within `waitMs`. It ends sooner where nobody is gone and yet nobody can read this place,
  * as with a bad sector: after TRIES_MAX answers that were errors.
@@ -73,7 +75,7 @@ export class ReplicaRead {
 
   /** Asks one more replica; waits for one where none can be asked. */
   #ask(): void {
-    if (this.#ended || this.#tries.size > 1) return;
+    if (this.#ended) return;
     const isAsked = (replica: Replica): boolean => this.#tries.has(replica);
     const replica =
       this.#host.best(one => isAsked(one) || this.#failed.has(one)) ?? this.#host.best(isAsked);
@@ -84,7 +86,7 @@ export class ReplicaRead {
     const controller = new AbortController();
     this.#tries.set(replica, controller);
     clearTimeout(this.#hedge);
-    this.#hedge = setTimeout(() => this.#askTwice(), this.#host.hedgeAfterMs(replica));
+    this.#hedge = setTimeout(() => this.#askAnother(), this.#hedgeAfterMs(replica));
     replica.read(this.#position, this.#length, controller.signal, this.#accept).then(
       bytes => {
         this.#tries.delete(replica);
@@ -95,7 +97,13 @@ export class ReplicaRead {
     );
   }
 
-  #askTwice(): void {
+  /** Of two that are late nobody knows which one is slow: the next one is for those that hang. */
+  #hedgeAfterMs(replica: Replica): number {
+    const { options } = this.#host;
+    return this.#tries.size > 1 ? options.hedgeMsMax : this.#host.hedgeAfterMs(replica);
+  }
+
+  #askAnother(): void {
     if (this.#ended) return;
     const other = this.#host.best(one => this.#tries.has(one));
     if (other === undefined) {

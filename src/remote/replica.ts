@@ -129,7 +129,10 @@ export class Replica {
         this.place.open(signal),
       );
       await this.#accept(facts);
-      if (this.#closed) return;
+      if (this.#closed) {
+        this.place.close(); // it was opened after we had let go of it
+        return;
+      }
       this.#validator = facts.validator;
       clearTimeout(this.#timer);
       this.#timer = undefined;

@@ -9,7 +9,14 @@
  *
  * Nothing is allocated per read: slots are pooled, and records go through a ring of fixed size.
  * Reads that find it full wait in line. Owns the socket's reading and writing, not its descriptor.
- * When the socket breaks, everything under way and everything later gets -EIO.
+ *
+ *     serving ── the other end goes away ──▶ parted: what is under way and what comes later waits
+ *        ▲                                     │
+ *        └── rejoin: another socket; all that ─┤
+ *            waits is asked again              └── rejoin without one ──▶ broken: -EIO for all
+ *
+ * Somebody else (the control plane) finds out whether there is another end, and says so in either
+ * case. A stream that has lost its step is broken at once.
  */
 import { assert } from '../base/assert.ts';
 import { EAGAIN, EINTR, EIO } from '../base/errno.ts';
@@ -65,7 +72,8 @@ export class UpstreamLayer implements Layer {
   /** The same root, for those who fetch ahead for themselves: nobody does it for them. */
   readonly exact: Layer;
   readonly #ring: Ring;
-  readonly #fd: number;
+  readonly #onParted: () => void;
+  #fd: number;
   readonly #sizeSectors: number;
 
   readonly #slots: Slot[] = [];
@@ -89,6 +97,8 @@ export class UpstreamLayer implements Layer {
   #gotBytes = 0;
 
   #broken = false;
+  /** The other end is gone; told once nothing is under way on the socket. */
+  #parted = false;
   #whenClosed: IoOp | null = null;
   /** It names the descriptor, which must be ours until it is over. */
   #cancelling = false;
@@ -102,7 +112,14 @@ export class UpstreamLayer implements Layer {
     },
   };
 
-  constructor(ring: Ring, name: string, fd: number, sizeSectors: number) {
+  /** @param onParted the other end is gone: `rejoin` has to be called, from outside of this call */
+  constructor(
+    ring: Ring,
+    name: string,
+    fd: number,
+    sizeSectors: number,
+    onParted: (layer: UpstreamLayer) => void,
+  ) {
     this.name = name;
     this.exact = {
       name,
@@ -112,6 +129,7 @@ export class UpstreamLayer implements Layer {
     };
     this.#ring = ring;
     this.#fd = fd;
+    this.#onParted = () => onParted(this);
     this.#sizeSectors = sizeSectors;
     this.#words = new Uint32Array(this.#page.bytes.buffer, 0, (RECORDS + 1) * MESSAGE_WORDS);
     this.#receive();
@@ -176,8 +194,38 @@ export class UpstreamLayer implements Layer {
     slot.position = position;
     slot.flags = flags;
     slot.op = op;
-    if (this.#lineHead === null && this.#hasRoom()) this.#write(slot);
+    if (this.#lineHead === null && !this.#parted && this.#hasRoom()) this.#write(slot);
     else this.#queue(slot);
+    this.#send();
+  }
+
+  /** It waits for `rejoin`. */
+  get isParted(): boolean {
+    return this.#parted && this.#whenClosed === null;
+  }
+
+  /**
+   * Another socket to the same root, or -1: there will be none. The old one is not used any more.
+   */
+  rejoin(fd: number): void {
+    assert(this.isParted, 'only who has parted is joined again');
+    this.#parted = false;
+    if (fd < 0) {
+      this.#break();
+      return;
+    }
+    this.#fd = fd;
+    this.#mute = false;
+    this.#sendAt = 0;
+    this.#sendBytes = 0;
+    this.#reply = null;
+    this.#gotBytes = 0;
+    this.#lineHead = null;
+    this.#lineTail = null;
+    for (const slot of this.#slots) if (slot.op !== null) this.#queue(slot);
+    this.#receiving = true;
+    this.#receive();
+    this.#fillFromLine();
     this.#send();
   }
 
@@ -229,11 +277,18 @@ export class UpstreamLayer implements Layer {
       this.#fillFromLine();
     } else if (result !== -EINTR && result !== -EAGAIN) {
       // The other end is gone: the receive under way, which may be filling a request's memory, ends
-      // too, and tells everybody.
+      // too.
       this.#mute = true;
     }
     this.#send();
+    this.#tryPart();
     this.#tryClose();
+  }
+
+  /** Nothing is under way on a socket whose other end is gone. */
+  #tryPart(): void {
+    if (!this.#parted || this.#sending || this.#whenClosed !== null) return;
+    this.#onParted();
   }
 
   /** A record is whole or not there, while the first one may be sent in part. */
@@ -276,10 +331,17 @@ export class UpstreamLayer implements Layer {
   }
 
   #onReceived(result: number): void {
-    if (this.#whenClosed !== null || (result <= 0 && result !== -EINTR && result !== -EAGAIN)) {
+    if (this.#whenClosed !== null) {
       this.#receiving = false;
       this.#break();
       this.#tryClose();
+      return;
+    }
+    if (result <= 0 && result !== -EINTR && result !== -EAGAIN) {
+      this.#receiving = false;
+      this.#mute = true;
+      this.#parted = true;
+      this.#tryPart();
       return;
     }
     if (result > 0) this.#gotBytes += result;

@@ -3,7 +3,8 @@
  * noticed; the format does not change. Method: recordings of random reads against a plain list, and
  * every byte of a pack spoiled.
  */
-import { readFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { readFileSync, symlinkSync } from 'node:fs';
 import t from 'tap';
 import {
   BOOT_PACK_BYTES_MAX,
@@ -15,6 +16,7 @@ import {
   rangesBytes,
 } from '../../src/cache/boot-pack.ts';
 import { HOLE_BLOCKS_MAX, LOT_BLOCKS, Recording } from '../../src/cache/recording.ts';
+import { BootPacks } from '../../src/daemon/cache/boot-packs.ts';
 import { Random } from '../support/random.ts';
 
 const PACK: BootPack = {
@@ -142,4 +144,16 @@ t.test('nothing read, nothing noted; and no recording grows without bound', asyn
   });
   t.ok(pack.length <= BOOT_PACK_BYTES_MAX);
   t.ok(decodeBootPack(pack, 'x').ranges.length > 100_000);
+});
+
+t.test('what lies beside a root under that name, and is no file, is no pack', async t => {
+  const dir = t.testdir({ 'long.img.ubdboot': Buffer.alloc(BOOT_PACK_BYTES_MAX + 4096) });
+  execFileSync('mkfifo', [`${dir}/pipe.img.ubdboot`]);
+  symlinkSync('/dev/zero', `${dir}/endless.img.ubdboot`);
+  const identity = { sizeBytes: 4096, fingerprint: '00'.repeat(32) };
+  const find = (name: string) =>
+    new BootPacks(dir).find({ path: `${dir}/${name}`, type: 'file', identity }, null);
+  for (const name of ['pipe.img', 'endless.img', 'none.img'])
+    t.same(await find(name), { ranges: null, problem: null }, name);
+  t.match(await find('long.img'), { ranges: null, problem: { code: 'corrupt' } });
 });

@@ -35,8 +35,8 @@ class Bench {
     return root;
   }
 
-  device(root: MemoryLayer, key = 'one', tuning = EXACTLY): CachedLayer {
-    const content = { key, name: key, sizeSectors: root.content.length / SECTOR, lasting: true };
+  device(root: MemoryLayer, key = 'one', tuning = EXACTLY, lasting = true): CachedLayer {
+    const content = { key, name: key, sizeSectors: root.content.length / SECTOR, lasting };
     return new CachedLayer(this.cache, { content, plain: root, source: root, tuning });
   }
 
@@ -127,6 +127,24 @@ t.test('two roots of one size never serve each other, nor two generations of one
   const fresh = bench.device(later, 'another');
   t.ok(bench.read(fresh, 0, 2 * MIB).bytes.equals(later.content));
 });
+
+t.test(
+  'of a root that keeps no record of writes nothing is served after its last reader',
+  async t => {
+    const bench = new Bench(16 * MIB);
+    const before = bench.root(MIB);
+    const readers = [1, 2].map(() => bench.device(before, 'disk', EXACTLY, false));
+    bench.read(readers[0]!, 0, MIB);
+    readers[0]!.close(() => {});
+    t.ok(bench.read(readers[1]!, 0, MIB).bytes.equals(before.content));
+    t.equal(sectorsAsked(before).length * SECTOR, MIB, 'kept while somebody has it open');
+    readers[1]!.close(() => {});
+    t.equal(bench.cache.usedBytes, 0);
+    const after = bench.root(MIB, 1); // written meanwhile: the key is the same
+    const later = bench.device(after, 'disk', EXACTLY, false);
+    t.ok(bench.read(later, 0, MIB).bytes.equals(after.content));
+  },
+);
 
 /** Which share of a hot set is still there after a scan of ten times the cache. */
 function afterScan(policy: PolicyName, scanLength: number): number {

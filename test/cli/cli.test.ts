@@ -187,6 +187,14 @@ t.test('info and check look at files without a daemon', { skip: needsRoot }, asy
   t.match(await ubd('info', '/no/such/file'), { status: 1 });
   t.match(await ubd('check', 'root.img'), { status: 1, stderr: /not a leaf/ });
   t.match(await ubd('check', 'gone.leaf'), { status: 1, stderr: /there is no .*gone\.leaf/ });
+  t.match(await ubd('check', '.'), {
+    status: 1,
+    stderr: /neither a regular file.*\n.*name a leaf/,
+  });
+  t.match(await ubd('attach', 'root.img', '--name', 'a/b'), {
+    status: 2,
+    stderr: /--name: up to 63 letters.*, not 'a\/b'/,
+  });
   for (const [name, bytes, message] of [
     ['empty.img', 0, /empty \(0 bytes\)/],
     ['odd.img', 1000, /1000 bytes, which is not a multiple of 512/],

@@ -54,6 +54,9 @@ export class FakeMachine implements Machine {
       return { changedBytes: 0, images: 1 };
     },
     fold: async () => 0,
+    moveTo: async (_, root) => {
+      root.close();
+    },
     limit: async () => {},
     grow: async () => {},
     gone: () => {},

@@ -98,6 +98,29 @@ t.test('a root is open once for all, as long as somebody holds it', async t => {
   await until('nor again', async () => (await upstream.call({ call: 'stats' })).length === 0);
 });
 
+t.test(
+  'blocks are kept by the version of their root: one key for each, the same again',
+  async t => {
+    const server = await HttpRoot.start(image);
+    t.teardown(() => server.stop());
+    const { upstream, remote } = setUp(t.teardown);
+    const keyAt = async (etag: string): Promise<string> => {
+      server.etag = etag;
+      const root = await remote.open(server.url());
+      const { contentKey } = root;
+      root.close();
+      await until(
+        'nobody holds it',
+        async () => (await upstream.call({ call: 'stats' })).length === 0,
+      );
+      return contentKey;
+    };
+    const one = await keyAt('"one"');
+    t.not(await keyAt('"two"'), one, 'although all bytes that were looked at are the same');
+    t.equal(await keyAt('"one"'), one);
+  },
+);
+
 t.test('what fails comes back as the error that it is', async t => {
   const server = await HttpRoot.start(image);
   t.teardown(() => server.stop());

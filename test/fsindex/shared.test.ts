@@ -5,7 +5,15 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmodSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
@@ -38,7 +46,9 @@ t.test('makers at once, and one that is killed', { skip, timeout: 120_000 }, asy
     if (stderr !== '') throw new Error(stderr);
     return (JSON.parse(stdout) as FoundFile[]).length;
   };
+  chmodSync(root, 0o640);
   t.equal(await find(), FILES, 'it is made when it is first needed');
+  t.equal(statSync(`${root}.ubdindex`).mode & 0o777, 0o640, 'for those who may read the root');
 
   const makers = Array.from({ length: MAKERS }, make);
   const ends = makers.map(async maker => (await once(maker, 'exit'))[0] as number);

@@ -16,6 +16,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import {
   computeIdentity,
+  contentKey,
   identify,
   sameIdentity,
   samplePosition,
@@ -68,6 +69,23 @@ t.test('a change between the samples is not seen: that is what check --root is f
   const root = sparseRoot(t, 10 * GIB);
   t.notOk(await catches(t, root, 128 * KIB), 'right behind the head');
   t.notOk(await catches(t, root, samplePosition(10 * GIB, 5) + 4096), 'right behind a sample');
+});
+
+t.test('what blocks are kept by sees it all the same: the stamp of the file is in it', async t => {
+  const root = sparseRoot(t, 10 * GIB);
+  const keyNow = async (): Promise<string> => {
+    const { key, lasting } = await contentKey(root, await identify(root));
+    t.ok(lasting);
+    return key;
+  };
+  const before = await keyNow();
+  t.equal(await keyNow(), before);
+  writeSync(root.fd, Buffer.from([1]), 0, 1, 128 * KIB);
+  utimesSync(root.path, 1, 1); // as those do who restore an older file: the change counts, too
+  const after = await keyNow();
+  t.not(after, before);
+  const twin = sparseRoot(t, 10 * GIB);
+  t.not((await contentKey(twin, await identify(twin))).key, before, 'nor is it another file’s');
 });
 
 t.test('the size counts, although all is zero', async t => {

@@ -134,6 +134,31 @@ async function endOther(sandbox: Sandbox): Promise<void> {
   await until(`daemon ${pid} ends`, () => !existsSync(`/proc/${pid}`));
 }
 
+t.test('a still under an image in another directory finds what it stands on', { skip }, async t => {
+  const sandbox = await start(t);
+  const { leaf, node } = await sandbox.attach({ root: sandbox.path('root.img'), name: 'web' });
+  const model = readFileSync(sandbox.path('root.img'));
+  const write = async (number: number): Promise<void> => {
+    const bytes = Buffer.from(noise(new Random(number), 65536));
+    await run('dd', [`of=${node}`, 'bs=64k', `seek=${number}`, 'conv=notrunc,fsync'], {
+      input: bytes,
+    });
+    bytes.copy(model, number * 65536);
+  };
+  await write(100);
+  await ubd(sandbox, 'snapshot', 'web', `${dirname(leaf!)}/beside.leaf`);
+  await write(200);
+  await ubd(sandbox, 'export', 'web', sandbox.path('moment.img'));
+  await write(300);
+  mkdirSync(sandbox.path('elsewhere'));
+  await ubd(sandbox, 'snapshot', 'web', sandbox.path('elsewhere/image.leaf'));
+  await write(400);
+  await ubd(sandbox, 'detach', 'web');
+  t.same(stillsBeside(leaf!), [], 'it is an image as any other now');
+  await ubd(sandbox, 'export', leaf!, sandbox.path('out.img'));
+  t.ok(readFileSync(sandbox.path('out.img')).equals(model), 'every byte');
+});
+
 t.test('a daemon that is killed meanwhile loses nothing', { skip }, async t => {
   const sandbox = await start(t);
   const device = await sandbox.attach({ root: sandbox.path('root.img'), name: 'web' });
@@ -165,4 +190,24 @@ t.test('a daemon that is killed meanwhile loses nothing', { skip }, async t => {
   for (let round = 0; round < 6; round++) root.set(bytes.subarray(round * 4096), round * 8 * 4096);
   t.ok(out.equals(root), 'every byte');
   t.same(stillsBeside(leaf), []);
+});
+
+t.test('a snapshot that is refused leaves the still as it is', { skip }, async t => {
+  const sandbox = await start(t);
+  const { leaf } = await sandbox.attach({ root: sandbox.path('root.img'), name: 'web' });
+  await ubd(sandbox, 'diff', 'web', '--blocks');
+  const stills = stillsBeside(leaf!);
+  t.equal(stills.length, 1);
+  const before = readdirSync(sandbox.dir);
+  const { client } = sandbox;
+  const file = sandbox.path('root.img');
+  await t.rejects(client.snapshot({ target: 'web', file }), { code: 'exists' });
+  await t.rejects(client.snapshot({ target: 'web', file: '/dev/shm/ubd-test.leaf' }), {
+    code: 'unsupported',
+    message: /is on another file system/,
+  });
+  t.same(stillsBeside(leaf!), stills);
+  t.same(readdirSync(sandbox.dir), before, 'nor is it an image now');
+  await ubd(sandbox, 'detach', 'web');
+  t.same(stillsBeside(leaf!), []);
 });

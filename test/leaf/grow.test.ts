@@ -62,7 +62,7 @@ t.test('a quota counts what is newly mapped, and refuses the rest whole', async 
   const sim = new SimLeaf(1000).open();
   const marks: string[] = [];
   sim.leaf.onQuota = mark => marks.push(mark);
-  sim.run(op => sim.leaf.limit({ bytes: 20 * 512, warnBytes: 10 * 512, silent: false }, op));
+  sim.run(op => sim.leaf.limit({ bytes: 20 * 512, warnBytes: 10 * 512, action: 'event' }, op));
   sim.write(0, 9);
   sim.write(0, 9); // the same again: nothing new
   t.strictSame(marks, []);
@@ -88,7 +88,7 @@ t.test('a quota counts what is newly mapped, and refuses the rest whole', async 
 
 t.test('writes under way share what is left of a quota', async t => {
   const sim = new SimLeaf(1000).open();
-  sim.run(op => sim.leaf.limit({ bytes: 8 * 512, warnBytes: 8 * 512, silent: true }, op));
+  sim.run(op => sim.leaf.limit({ bytes: 8 * 512, warnBytes: 8 * 512, action: 'nothing' }, op));
   const starts = [0, 8, 16].map(at =>
     sim.start(op => sim.leaf.write(at, 8, sim.memory, at * 512, op)),
   );

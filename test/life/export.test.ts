@@ -9,6 +9,7 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statfsSync,
   statSync,
   symlinkSync,
   truncateSync,
@@ -18,7 +19,11 @@ import { tmpdir } from 'node:os';
 import { Writable } from 'node:stream';
 import t, { type Test } from 'tap';
 import type { UbdError } from '../../src/base/errors.ts';
+import { FileMedia } from '../../src/leaf/file-media.ts';
+import { writeSuperblock } from '../../src/leaf/load.ts';
+import { freezeInPlace, peekSuperblock } from '../../src/leaf/successor.ts';
 import { type ExportSpec, exportLeaf } from '../../src/life/export.ts';
+import { reconcile } from '../../src/life/reconcile.ts';
 import { openStack } from '../../src/life/stack.ts';
 import { diskWorld } from '../../src/life/world.ts';
 import { ModelLeaf, noise, sha256 } from '../support/life-fixture.ts';
@@ -29,7 +34,6 @@ import { SimMachine } from '../support/sim-machine.ts';
 t.setTimeout(300_000);
 const skipLoop = await missing('root', '/dev/loop-control', 'losetup');
 const skipQemu = await missing('qemu-img');
-const skipReflink = await missing('root', '/dev/loop-control', 'mkfs.xfs');
 
 interface Place {
   dir: string;
@@ -119,6 +123,31 @@ t.test('a chain of images exports as one device, and so does each image', async 
   await refused(spec, 'not-found', t, /a\.leaf is missing: an intermediate image of .*b\.leaf/);
   noLeftovers(t, dir);
 });
+
+t.test(
+  'a fork that was killed before its last step is ended by whoever reads the leaf',
+  async t => {
+    const { dir, leaf } = await place(t);
+    const image = `${dir}/image`;
+    freezeInPlace(leaf.path, image);
+    const unfinish = (clean: boolean): void => {
+      const superblock = peekSuperblock(image);
+      superblock.freeze!.done = false;
+      superblock.clean = clean;
+      superblock.generation++;
+      const raw = FileMedia.open(image);
+      writeSuperblock(raw, superblock);
+      raw.close();
+    };
+    // Of a leaf that was in use: who attaches it knows what was written last.
+    unfinish(false);
+    await refused({ leaf: leaf.path, target: `${dir}/out` }, 'frozen', t, /was being frozen/);
+    unfinish(true);
+    await exportLeaf({ leaf: leaf.path, target: `${dir}/out` });
+    t.equal(readFileSync(`${dir}/out`).compare(leaf.model), 0);
+    t.match(peekSuperblock(image).freeze, { done: true });
+  },
+);
 
 t.test('a stream has every byte, zeroes too', async t => {
   const { leaf } = await place(t);
@@ -309,20 +338,48 @@ t.test('qcow2 has the same content', { skip: skipQemu }, async t => {
   noLeftovers(t, dir);
 });
 
-t.test('where blocks can be shared, they are', { skip: skipReflink }, async t => {
-  const dir = mkdtempSync(`${tmpdir()}/ubd-life-`);
-  t.teardown(() => rmSync(dir, { recursive: true, force: true }));
-  execFileSync('truncate', ['-s', '512M', `${dir}/xfs`]);
-  execFileSync('mkfs.xfs', ['-q', '-m', 'reflink=1', `${dir}/xfs`]);
-  execFileSync('mkdir', [`${dir}/mnt`]);
-  execFileSync('mount', ['-o', 'loop', `${dir}/xfs`, `${dir}/mnt`]);
-  t.teardown(() => execFileSync('umount', [`${dir}/mnt`]));
-  const { leaf, dir: inner } = await place(t, undefined, `${dir}/mnt`);
-  const report = await exportLeaf({ leaf: leaf.path, target: `${inner}/out.img` });
-  t.equal(readFileSync(`${inner}/out.img`).compare(leaf.model), 0);
-  t.ok(report.sharedBytes > 2 ** 20, `${report.sharedBytes} bytes shared`);
-  rmSync(inner, { recursive: true });
-});
+for (const [type, make] of [
+  ['xfs', ['mkfs.xfs', '-q', '-m', 'reflink=1']],
+  ['btrfs', ['mkfs.btrfs', '-q']],
+] as const) {
+  const lacks = await missing('root', '/dev/loop-control', make[0]);
+  t.test(`${type}: where blocks can be shared, they are`, { skip: lacks }, async t => {
+    const dir = mkdtempSync(`${tmpdir()}/ubd-life-`);
+    t.teardown(() => rmSync(dir, { recursive: true, force: true }));
+    execFileSync('truncate', ['-s', '512M', `${dir}/disk`]);
+    execFileSync(make[0], [...make.slice(1), `${dir}/disk`]);
+    execFileSync('mkdir', [`${dir}/mnt`]);
+    execFileSync('mount', ['-o', 'loop', `${dir}/disk`, `${dir}/mnt`]);
+    t.teardown(() => execFileSync('umount', [`${dir}/mnt`]));
+    const { leaf, root, dir: inner } = await place(t, undefined, `${dir}/mnt`);
+    const used = (): number => {
+      execFileSync('sync', ['-f', inner]);
+      const { blocks, bfree, bsize } = statfsSync(inner);
+      return (blocks - bfree) * bsize;
+    };
+    const rootBytes = statSync(root).blocks * 512;
+    t.ok(rootBytes > 2 ** 20, `the root takes ${rootBytes}`);
+    let before = used();
+    const took = (what: string, most: number): void => {
+      const now = used();
+      t.ok(now - before < most, `${what} takes ${now - before} bytes`);
+      before = now;
+    };
+    const report = await exportLeaf({ leaf: leaf.path, target: `${inner}/out.img` });
+    t.equal(readFileSync(`${inner}/out.img`).compare(leaf.model), 0);
+    t.ok(report.sharedBytes > 2 ** 20, `${report.sharedBytes} bytes shared`);
+    took('an export', rootBytes / 4);
+    freezeInPlace(leaf.path, `${inner}/image`);
+    took('freezing', rootBytes / 4);
+    const output = `${inner}/new.img`;
+    await reconcile({ leaves: [leaf.path], output });
+    // xfs sets 128 KiB aside around each block that is written anew.
+    took('a new root', rootBytes * (type === 'xfs' ? 0.75 : 0.25));
+    await exportLeaf({ leaf: leaf.path, target: `${inner}/again.img` });
+    t.equal(readFileSync(`${inner}/again.img`).compare(leaf.model), 0);
+    rmSync(inner, { recursive: true });
+  });
+}
 
 t.test('a crash at any step leaves no target, or the whole one', async t => {
   for (let step = 0, ended = false; !ended; step++) {

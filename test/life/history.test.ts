@@ -6,7 +6,7 @@
  * see support/mixed-history.ts.
  *
  *     UBD_SEEDS=20000 node dist/test/life/history.test.js     many more lives
- *     UBD_SEED=17 node dist/test/life/history.test.js         one life again
+ *     UBD_SEED=17 node dist/test/life/history.test.js         one life again, or more from it on
  */
 import '../support/sim-fs.ts';
 
@@ -17,7 +17,7 @@ import { QUICK } from '../support/requires.ts';
 t.setTimeout(0);
 const { UBD_SEED, UBD_SEEDS } = process.env;
 const first = UBD_SEED === undefined ? 1 : Number(UBD_SEED);
-const lives = UBD_SEED === undefined ? Number(UBD_SEEDS ?? (QUICK ? 40 : 120)) : 1;
+const lives = Number(UBD_SEEDS ?? (UBD_SEED !== undefined ? 1 : QUICK ? 40 : 120));
 
 t.test('disks hold what was promised, through everything that is done with them', async t => {
   const failures: string[] = [];

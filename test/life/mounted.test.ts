@@ -8,6 +8,7 @@ import {
   chmodSync,
   closeSync,
   copyFileSync,
+  existsSync,
   linkSync,
   lstatSync,
   mkdirSync,
@@ -30,6 +31,7 @@ import { contentDiff } from '../../src/life/content-diff.ts';
 import { diffFiles, findInLeaf, findInRoot, indexRoot } from '../../src/life/files.ts';
 import { scanFiles } from '../../src/life/scan.ts';
 import { why } from '../../src/life/why.ts';
+import { native } from '../../src/native/binding.ts';
 import { step } from '../support/file-history.ts';
 import { makeImageLeaf } from '../support/image-leaf.ts';
 import { Random } from '../support/random.ts';
@@ -39,6 +41,8 @@ import { run } from '../support/run.ts';
 
 const skip = await missing(...DEVICES, 'mount');
 t.setTimeout(600_000);
+/** <sys/file.h> */
+const LOCK_EX = 2;
 
 interface Place {
   dir: string;
@@ -270,7 +274,22 @@ t.test(
     });
     await makeImageLeaf(root, leaf, `${copy}.live`);
     const before = readFileSync(leaf);
+    // What killed commands left, and what one has in hands: an hour later.
+    const [dead, alive] = ['0123456789ab', 'ba9876543210'].map(id =>
+      join(dir, `.leaf.ubd-overlay-${id}`),
+    ) as [string, string];
+    for (const file of [dead, alive]) writeFileSync(file, '');
+    const held = openSync(alive, 'r');
+    t.equal(native.flock(held, LOCK_EX), 0);
+    const { now } = Date;
+    Date.now = () => now() + 3_600_000;
+    t.teardown(() => {
+      Date.now = now;
+    });
     const changes = await diffFiles(leaf, { directory: dir });
+    t.same([dead, alive].map(existsSync), [false, true], 'only what nobody has goes');
+    closeSync(held);
+    rmSync(alive);
     t.same(changes.map(({ change, path }) => [change, path]).sort(), CHANGES);
     t.ok(before.equals(readFileSync(leaf)), 'the leaf was not written');
     await nothingIsLeft(t, at);

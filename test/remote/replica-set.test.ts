@@ -139,6 +139,31 @@ t.test('a replica that stops answering delays nobody for long, and is left', asy
   await until('it is back', () => set.reports()[0]!.state === 'live');
 });
 
+t.test('several that hang at once cost the bound of each, not the time of a try', async t => {
+  const HANG = 4;
+  const { set, places } = await setUp(
+    HANG + 1,
+    { attemptMs: 60_000, waitMs: 60_000 },
+    (place, i) => {
+      if (i === HANG) place.delayMs = 20; // the one that is well is the last to be asked
+    },
+  );
+  const { hedgeMsMax, attemptMs } = set.options;
+  for (const place of places.slice(0, HANG)) place.stopped = true;
+  const startedMs = performance.now();
+  await readAt(set, 0);
+  const tookMs = performance.now() - startedMs;
+  t.strictSame(
+    places.map(({ reads }) => reads),
+    Array.from(places, () => 1),
+    'each was asked once',
+  );
+  // What the options promise, and half a minute for a machine that is busy.
+  t.ok(tookMs < HANG * hedgeMsMax + 30_000, `${tookMs} ms`);
+  t.ok(tookMs < attemptMs, 'nobody waited for a try to end');
+  for (const place of places) place.stopped = false;
+});
+
 t.test('all gone: reads wait, and go on when one is back', async t => {
   const { set, places } = await setUp(2);
   for (const place of places) place.failure = () => new PlaceError('unreachable', 'is gone');
@@ -276,4 +301,18 @@ t.test('replicas that fail at random: every read is right', async t => {
   }
   await load(set, 1500, 16, 9);
   for (const { underWay } of places) t.equal(underWay, 0);
+});
+
+t.test('a replica that is let go of while it opens is closed when it has opened', async t => {
+  const { set, places } = await setUp(1, {}, place => {
+    place.delayMs = 5;
+  });
+  const late = new FakePlace('fake://late', image);
+  late.delayMs = 20;
+  const adding = set.add(late);
+  set.remove(late.uri);
+  await adding;
+  t.ok(late.opens > 0);
+  t.notOk(late.isOpen);
+  t.ok(places[0]!.isOpen, 'the other one stays');
 });

@@ -48,13 +48,15 @@ class ImageSource implements PortSource {
   fail: (position: number) => boolean = () => false;
   waiting: (() => void)[] = [];
   hold = false;
+  readonly readers: (object | null)[] = [];
 
   async extents(position: number, countMax: number): Promise<Float64Array> {
     if (this.fail(position)) throw new Error('told to fail');
     return Float64Array.of(position, this.sizeBytes, countMax);
   }
 
-  async read(position: number, length: number): Promise<Uint8Array[]> {
+  async read(position: number, length: number, reader: object | null): Promise<Uint8Array[]> {
+    this.readers.push(reader);
     if (this.hold) await new Promise<void>(resolve => this.waiting.push(resolve));
     if (this.#random.below(3) === 0) await sleep(this.#random.below(3));
     if (this.fail(position)) throw new Error('told to fail');
@@ -69,7 +71,8 @@ class ImageSource implements PortSource {
 function setUp(source: PortSource) {
   const ring = new Ring({ entries: 64 });
   const [ours, theirs] = pair();
-  const layer = new UpstreamLayer(ring, 'root', ours, SECTORS);
+  const parted: number[] = [];
+  const layer = new UpstreamLayer(ring, 'root', ours, SECTORS, () => parted.push(1));
   let ended = false;
   const port = new Port(theirs, source, () => {
     ended = true;
@@ -84,7 +87,7 @@ function setUp(source: PortSource) {
     t.ok(ended, 'the other side notices the end');
     ring.close();
   };
-  return { ring, layer, port, close };
+  return { ring, layer, port, parted, close };
 }
 
 t.test('many reads at once come back whole, each into its own memory', async t => {
@@ -117,6 +120,26 @@ t.test('many reads at once come back whole, each into its own memory', async t =
   for (let place = 0; place < 8; place++) startOne(place);
   await turnUntil(ring, () => done === READS);
   t.equal(wrong, 0);
+  await close();
+});
+
+t.test('a reader is fetched ahead of, unless he says that he does so himself', async t => {
+  const source = new ImageSource();
+  const { ring, layer, port, close } = setUp(source);
+  const memory = allocateMemory(4096);
+  t.teardown(() => memory.free());
+  for (const by of [layer, layer.exact, layer]) {
+    const op = new Recorder();
+    by.read(8, 8, memory, 0, op);
+    await turnUntil(ring, () => op.results.length > 0);
+    t.strictSame(op.results, [4096]);
+    t.ok(image.subarray(4096, 8192).equals(memory.bytes.subarray(0, 4096)));
+  }
+  t.strictSame(
+    source.readers.map(reader => reader === port),
+    [true, false, true],
+  );
+  t.equal(source.readers[1], null);
   await close();
 });
 
@@ -187,17 +210,19 @@ t.test('where data are is told over the same socket, between reads; a failure is
   t.equal(told[3], null, 'of one that is closed nothing can be known');
 });
 
-t.test('the upstream side goes away: whoever waits and whoever comes later gets EIO', async t => {
+t.test('the upstream side goes away for good: who waits and who comes later gets EIO', async t => {
   const source = new ImageSource();
   source.hold = true;
-  const { ring, layer, port } = setUp(source);
+  const { ring, layer, port, parted } = setUp(source);
   const memory = allocateMemory(4096);
   t.teardown(() => memory.free());
   const first = new Recorder();
   layer.read(0, 1, memory, 0, first);
   await turnUntil(ring, () => source.waiting.length === 1);
   port.close();
-  await turnUntil(ring, () => first.results.length > 0);
+  await turnUntil(ring, () => parted.length > 0);
+  t.strictSame(first.results, [], 'it may come back');
+  layer.rejoin(-1);
   t.strictSame(first.results, [-EIO]);
   const later = new Recorder();
   layer.read(0, 1, memory, 0, later);
@@ -208,10 +233,64 @@ t.test('the upstream side goes away: whoever waits and whoever comes later gets 
   ring.close();
 });
 
+t.test('another upstream side: all that waited is read there, whole', async t => {
+  const random = new Random(23);
+  const memory = allocateMemory(64 * 1024 * 64);
+  const ring = new Ring({ entries: 64 });
+  t.teardown(() => memory.free());
+  let [ours, theirs] = pair();
+  let parted = 0;
+  const layer = new UpstreamLayer(ring, 'root', ours, SECTORS, () => parted++);
+  let port = new Port(theirs, new ImageSource(), () => {});
+  let wrong = 0;
+  let done = 0;
+  let started = 0;
+  const start = (place: number): void => {
+    started++;
+    const count = 1 + random.below(128);
+    const sector = random.below(SECTORS - count + 1);
+    const op = new Recorder();
+    op.next = result => {
+      done++;
+      const got = memory.bytes.subarray(place * 65_536, place * 65_536 + count * 512);
+      const want = image.subarray(sector * 512, (sector + count) * 512);
+      if (result !== count * 512 || !want.equals(got)) wrong++;
+      if (started < 1000) start(place);
+    };
+    layer.read(sector, count, memory, place * 65_536, op);
+  };
+  for (let place = 0; place < 64; place++) start(place);
+  for (let life = 1; life <= 6; life++) {
+    const goal = done + random.below(150);
+    await turnUntil(ring, () => done >= goal);
+    port.close();
+    await turnUntil(ring, () => parted === life);
+    t.ok(layer.isParted);
+    native.close(ours);
+    [ours, theirs] = pair();
+    port = new Port(theirs, new ImageSource(), () => {});
+    layer.rejoin(ours);
+  }
+  await turnUntil(ring, () => done === started && started === 1000);
+  t.equal(wrong, 0);
+  // It goes away once more, and nobody comes: it can be closed all the same.
+  port.close();
+  await turnUntil(ring, () => parted === 7);
+  const last = new Recorder();
+  layer.read(0, 1, memory, 0, last);
+  const closed = new Recorder();
+  layer.close(closed);
+  t.notOk(layer.isParted);
+  await turnUntil(ring, () => closed.results.length > 0);
+  t.strictSame(last.results, [-EIO]);
+  native.close(ours);
+  ring.close();
+});
+
 t.test('closing ends what is under way, also in the middle of its data', async t => {
   const ring = new Ring({ entries: 64 });
   const [ours, theirs] = pair();
-  const layer = new UpstreamLayer(ring, 'root', ours, SECTORS);
+  const layer = new UpstreamLayer(ring, 'root', ours, SECTORS, () => {});
   const peer = new Socket({ fd: theirs });
   const memory = allocateMemory(4096);
   t.teardown(() => memory.free());
@@ -268,7 +347,7 @@ t.test('a reply to nothing, or without its magic, breaks the connection', async 
   for (const spoil of [0, 8, 12]) {
     const ring = new Ring({ entries: 64 });
     const [ours, theirs] = pair();
-    const layer = new UpstreamLayer(ring, 'root', ours, SECTORS);
+    const layer = new UpstreamLayer(ring, 'root', ours, SECTORS, () => {});
     const peer = new Socket({ fd: theirs });
     const memory = allocateMemory(4096);
     const op = new Recorder();

@@ -13,14 +13,21 @@
  * disk, and reads it; what it finds is what goes on.
  */
 import { createHash } from 'node:crypto';
+import { dirname, join } from 'node:path';
 import type { Workshop } from '../../src/daemon/attach.ts';
 import { Chains } from '../../src/daemon/chains.ts';
 import { handOver } from '../../src/daemon/hand-over.ts';
 import { FileImages } from '../../src/daemon/images.ts';
 import { forkDevice, forkFile } from '../../src/daemon/life/fork.ts';
 import { PlaneLiveLeaves } from '../../src/daemon/life/live-leaves.ts';
+import {
+  LiveReconciler,
+  type ReconcilerRegistry,
+  removeLeaving,
+  settleReconcile,
+} from '../../src/daemon/life/reconcile.ts';
 import { takeSnapshot, type Writable } from '../../src/daemon/life/snapshot.ts';
-import type { SnapshotFiles, TransportDevice } from '../../src/daemon/machine.ts';
+import type { ReconcileFiles, SnapshotFiles, TransportDevice } from '../../src/daemon/machine.ts';
 import type { DataPlane } from '../../src/daemon/plane-client.ts';
 import type { TransportSpec } from '../../src/daemon/plane-protocol.ts';
 import { ShadowFiles } from '../../src/daemon/shadows.ts';
@@ -30,7 +37,7 @@ import { checkLeaf } from '../../src/leaf/check.ts';
 import { createLeaf } from '../../src/leaf/create.ts';
 import { growLeaf } from '../../src/leaf/grow.ts';
 import { lineageOf } from '../../src/leaf/info.ts';
-import { isStill, stillPath } from '../../src/leaf/still.ts';
+import { isStill, isStillOf, stillPath } from '../../src/leaf/still.ts';
 import { abandonSuccessor } from '../../src/leaf/successor.ts';
 import { exportLeaf } from '../../src/life/export.ts';
 import { rebaseLeaf } from '../../src/life/rebase.ts';
@@ -73,6 +80,9 @@ interface Disk {
   served: Served | null;
   /** The daemon's durable record of a snapshot under way. */
   snapshot: SnapshotFiles | null;
+  /** The same of a new root that is made of it, and of stills that go. */
+  reconcile: ReconcileFiles | null;
+  leaving: string[] | null;
   /** What it may hold as of the moment of the last snapshot. */
   moment: Map<number, number[]> | null;
 }
@@ -81,7 +91,7 @@ interface Disk {
 type Content = Map<number, number>;
 
 const OFFLINE = ['fork', 'reconcile', 'rebase', 'export', 'send', 'grow', 'check'] as const;
-const LIVE = ['snapshot', 'still', 'fork device', 'grow device'] as const;
+const LIVE = ['snapshot', 'still', 'fork device', 'grow device', 'reconcile device'] as const;
 type Operation = (typeof OFFLINE)[number] | (typeof LIVE)[number];
 
 export type Counts = Record<
@@ -211,6 +221,8 @@ export class MixedHistory {
         return () => this.#forkDevice(disk);
       case 'grow device':
         return () => this.#growDevice(disk);
+      case 'reconcile device':
+        return () => this.#reconcileDevice(disk);
     }
   }
 
@@ -304,6 +316,8 @@ export class MixedHistory {
       sectorsLeast: sectors,
       served: null,
       snapshot: null,
+      reconcile: null,
+      leaving: null,
       moment: null,
     };
     this.#disks.push(disk);
@@ -504,12 +518,27 @@ export class MixedHistory {
       set snapshot(files: SnapshotFiles | null) {
         if (!fs.dead) disk.snapshot = files; // the record is durable when that is answered
       },
+      get reconcile(): ReconcileFiles | null {
+        return disk.reconcile;
+      },
+      set reconcile(files: ReconcileFiles | null) {
+        if (!fs.dead) disk.reconcile = files;
+      },
+      get leaving(): string[] | null {
+        return disk.leaving;
+      },
+      set leaving(files: string[] | null) {
+        if (!fs.dead) disk.leaving = files;
+      },
+      state: 'attached',
     } as unknown as Writable;
   }
 
   get #shop(): Workshop {
     const log = { info: () => {}, warning: () => {} };
-    return { records: { write: async () => {} }, log } as unknown as Workshop;
+    const checkGoingOn = (): void => {};
+    const records = { write: async () => {} };
+    return { records, log, checkGoingOn, images: this.#images } as unknown as Workshop;
   }
 
   #noteMoment(id: number): void {
@@ -544,7 +573,9 @@ export class MixedHistory {
     for (const [sector, legal] of moment)
       versionAt(bytes, sector, sector, () => legal, `${disk.path}: exported in use`);
     const { id, name, leaf } = entry;
-    const left = await this.#live.fold({ id, name, leaf, outlives: false });
+    const left = await this.#live.fold({ id, name, leaf, outlives: false }, async files => {
+      entry.leaving = files;
+    });
     if (left > 1) throw new Broken(`${disk.path} stands on ${left} stills`);
   }
 
@@ -598,6 +629,22 @@ export class MixedHistory {
     return async () => {};
   }
 
+  /** All that it holds becomes a new root, while it is used. */
+  async #reconcileDevice(disk: Disk): Promise<() => Promise<void>> {
+    const entry = this.#entry(disk);
+    const registry: ReconcilerRegistry = {
+      work: (_target, _what, action) => action(entry, this.#shop),
+      track: action => action(),
+      entries: [entry],
+    };
+    const output = this.#path(this.random.pick(['a', 'r'] as const), 'root');
+    await new LiveReconciler(registry, this.#live).run(disk.path, { output, freeze: false });
+    const { images, base } = lineageOf(disk.path);
+    if (images.length > 0 || base!.path !== output)
+      throw new Broken(`${disk.path} stands on ${images.length} images and ${base!.path}`);
+    return async () => this.#fix(output);
+  }
+
   // ── offline operations ───────────────────────────────────────────────────
 
   async #fork(disk: Disk): Promise<() => Promise<void>> {
@@ -619,6 +666,7 @@ export class MixedHistory {
     const members = idle.filter(
       one => one === disk || (random.chance(0.7) && rootOf(one) === root),
     );
+    for (const { path } of members) this.#letStay(path);
     const output = this.#path('r', 'root');
     const minShare = random.chance(0.5) ? { minShare: 1 + random.below(members.length) } : {};
     await reconcile({ leaves: members.map(({ path }) => path), output, ...minShare });
@@ -630,6 +678,10 @@ export class MixedHistory {
     };
   }
 
+  #letStay(path: string): void {
+    for (const image of lineageOf(path).images) this.#mayStay.add(image.path);
+  }
+
   /** To a root of the same content that is another one: longer. */
   async #rebase(disk: Disk): Promise<() => Promise<void>> {
     const old = this.fs.content(lineageOf(disk.path).base!.path);
@@ -637,6 +689,7 @@ export class MixedHistory {
     const bytes = new Uint8Array(old.length + SECTOR * this.random.between(1, 9));
     bytes.set(old);
     this.fs.put(root, bytes);
+    this.#letStay(disk.path);
     const { way } = await rebaseLeaf({ leaf: disk.path, root });
     if (way !== 'fast-forward' && way !== 'disjoint') throw new Broken(`${disk.path}: ${way}`);
     disk.sectors = Math.max(disk.sectors, bytes.length / SECTOR);
@@ -750,6 +803,7 @@ export class MixedHistory {
       if (snapshot !== null)
         abandonSuccessor({ leafPath: path, file: snapshot.file, path: snapshot.successor });
       disk.snapshot = null;
+      this.#tidy(disk);
     }
     for (const disk of this.#disks) {
       const { model } = disk;
@@ -771,6 +825,31 @@ export class MixedHistory {
         this.fs.remove(path);
       }
     this.#expected.clear();
+  }
+
+  /** Stills under leaves that others were to take the place of: a crash may leave them. */
+  readonly #mayStay = new Set<string>();
+
+  /** What a new daemon does for a device on record; then nothing is left that nobody needs. */
+  #tidy(disk: Disk): void {
+    const { path, reconcile: files, leaving } = disk;
+    if (files !== null) {
+      const moved = settleReconcile(path, files);
+      if ((moved === null) === (lineageOf(path).base!.path === files.output))
+        throw new Broken(`${path} does not stand on ${moved}`);
+    }
+    removeLeaving(path, leaving ?? []);
+    disk.reconcile = null;
+    disk.leaving = null;
+    const needed = new Set(lineageOf(path).images.map(image => image.path));
+    for (const name of this.fs.readdir(dirname(path))) {
+      const file = join(dirname(path), name);
+      if (isStillOf(path, file) && !needed.has(file) && !this.#mayStay.has(file))
+        throw new Broken(`${file} is of no use`);
+    }
+    for (const directory of ['a', 'r'])
+      for (const name of this.fs.readdir(`/sim/${directory}`))
+        if (files !== null && name.includes('.ubd-root-')) throw new Broken(`${name} is left`);
   }
 
   async #end(): Promise<void> {

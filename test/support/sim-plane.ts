@@ -8,6 +8,7 @@ import type { DataPlane } from '../../src/daemon/plane-client.ts';
 import { PlaneLeaves } from '../../src/daemon/plane-leaves.ts';
 import type {
   FrozenLayerSpec,
+  RootLayerSpec,
   Succeeded,
   SuccessionSpec,
 } from '../../src/daemon/plane-protocol.ts';
@@ -38,7 +39,10 @@ interface Served {
 }
 
 /** What is asked of the data plane by those parts of the daemon that are tested with this. */
-type Asked = Pick<DataPlane, 'flush' | 'prepare' | 'succeed' | 'seal' | 'stand' | 'grow' | 'close'>;
+type Asked = Pick<
+  DataPlane,
+  'flush' | 'prepare' | 'succeed' | 'seal' | 'stand' | 'move' | 'grow' | 'close'
+>;
 
 export class SimPlane implements Asked {
   readonly #options: PlaneOptions;
@@ -122,6 +126,17 @@ export class SimPlane implements Asked {
     await this.#run(op => served.leaves.stand(frozen, () => op.done(0, 0)));
     for (const thing of served.lent) thing.release();
     served.lent = lent;
+  }
+
+  async move(id: number, { name, fd, sizeBytes, cache }: RootLayerSpec): Promise<void> {
+    const served = this.#of(id);
+    if (cache.directFd !== null) native.close(cache.directFd);
+    const root = new RootLayer(this.#options.io, name, fd, sizeBytes / 512);
+    await this.#run(op => served.leaves.moveTo(root, () => op.done(0, 0)));
+    native.close(served.rootFd);
+    served.rootFd = fd;
+    for (const thing of served.lent) thing.release();
+    served.lent = [];
   }
 
   async grow(id: number, sizeBytes: number, directoryOffset: number): Promise<void> {

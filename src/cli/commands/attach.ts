@@ -9,6 +9,7 @@ import {
   TRANSPORTS,
   type TransportChoice,
 } from '../../client/api.ts';
+import { NAME } from '../../client/paths.ts';
 import { parseCacheSize } from '../cache-options.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
 import { print, printError, printJson } from '../output.ts';
@@ -162,6 +163,13 @@ function countOf(args: Arguments): number | undefined {
 function namesOf(args: Arguments): readonly string[] {
   const names = args.lists.get('name') ?? [];
   const count = countOf(args);
+  const wrong = names.find(name => !NAME.test(name));
+  if (wrong !== undefined)
+    throw new UbdError(
+      'usage',
+      `--name: up to 63 letters, digits, dots, dashes and underscores, not '${wrong}'`,
+      { next: helpHint(attach) },
+    );
   if (new Set(names).size < names.length)
     throw new UbdError('usage', '--name: the same name twice', { next: helpHint(attach) });
   if (count === undefined || names.length === 0) return names;

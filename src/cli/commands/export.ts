@@ -3,6 +3,7 @@ import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Command, EXIT } from '../command.ts';
+import { rootPlace } from '../files.ts';
 import { printJson, printLine, printNote } from '../output.ts';
 import { withStill } from '../still.ts';
 import { running, standardOutput } from '../work.ts';
@@ -53,7 +54,7 @@ export const exportCommand: Command = {
             force: args.flags.has('force'),
             digest: args.flags.has('sha256'),
             ...(format && { format }),
-            ...(root !== undefined && { root: resolve(root) }),
+            ...(root !== undefined && { root: rootPlace(root) }),
           },
           options,
         ),

@@ -2,11 +2,10 @@
  * `ubd rebase`: leaves move to a refreshed root. Block by block where that is right for certain;
  * else file by file; else not at all, and what is in the way is listed.
  */
-import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
-import { indexDirectory } from '../files.ts';
+import { indexDirectory, rootPlace } from '../files.ts';
 import { printable } from '../names.ts';
 import { print, printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
@@ -59,9 +58,9 @@ export const rebase: Command = {
     const leaves = args.positionals.map(text => detachedLeaf(args, text));
     const from = args.texts.get('from');
     const common = {
-      root: resolve(root),
+      root: rootPlace(root),
       dryRun: args.flags.has('dry-run'),
-      ...(from !== undefined && { from: resolve(from) }),
+      ...(from !== undefined && { from: rootPlace(from) }),
     };
     const { rebaseFiles, rebaseLeaf } = await import('../offline.ts');
     const results: Result[] = [];

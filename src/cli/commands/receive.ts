@@ -2,6 +2,7 @@
 import { resolve } from 'node:path';
 import { formatSize } from '../../base/units.ts';
 import { type Command, EXIT } from '../command.ts';
+import { rootPlace } from '../files.ts';
 import { printJson, printLine } from '../output.ts';
 import { running } from '../work.ts';
 
@@ -31,7 +32,7 @@ export const receive: Command = {
         {
           leaf: resolve(args.positionals[0]!),
           source: input === undefined ? process.stdin : resolve(input),
-          ...(base !== undefined && { base: resolve(base) }),
+          ...(base !== undefined && { base: rootPlace(base) }),
         },
         options,
       ),

@@ -3,9 +3,12 @@ import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
+import { rootPlace } from '../files.ts';
 import { print, printJson, printLine, table } from '../output.ts';
 import { helpHint } from '../parse.ts';
-import { detachedLeaf, running } from '../work.ts';
+import { withDaemon } from '../session.ts';
+import { detachedLeaf, running, subjectOf } from '../work.ts';
+import { sayMounts } from './snapshot.ts';
 
 export const reconcile: Command = {
   name: 'reconcile',
@@ -27,7 +30,10 @@ export const reconcile: Command = {
     root: { type: 'text', value: 'ROOT', about: 'where the old root is now, if it was moved' },
   },
   examples: [
-    { line: 'ubd reconcile web --output web.img', about: 'a root of what web has become' },
+    {
+      line: 'ubd reconcile web --output web.img',
+      about: 'a root of what web has become, also while it is used',
+    },
     {
       line: 'ubd reconcile *.leaf --output new.img --dry-run',
       about: 'what leaves have in common',
@@ -40,6 +46,8 @@ export const reconcile: Command = {
       throw new UbdError('usage', '--output is missing: where the new root is to be', {
         next: helpHint(reconcile),
       });
+    const live = await reconcileLive(args, output);
+    if (live !== null) return live;
     const leaves = args.positionals.map(text => detachedLeaf(args, text));
     const minShare = numberOf(args);
     const root = args.texts.get('root');
@@ -51,7 +59,7 @@ export const reconcile: Command = {
           output: resolve(output),
           dryRun: args.flags.has('dry-run'),
           ...(minShare !== undefined && { minShare }),
-          ...(root !== undefined && { root: resolve(root) }),
+          ...(root !== undefined && { root: rootPlace(root) }),
         },
         options,
       ),
@@ -61,6 +69,29 @@ export const reconcile: Command = {
     return EXIT.OK;
   },
 };
+
+/**
+ * One device in use: its daemon does it, and the device goes on. Null: that is not what is asked.
+ */
+async function reconcileLive(args: Arguments, output: string): Promise<number | null> {
+  const [text, ...others] = args.positionals;
+  const asks = ['min-share', 'root'].some(option => args.texts.has(option));
+  if (others.length > 0 || asks || args.flags.has('dry-run')) return null;
+  const { device } = subjectOf(args, text!);
+  if (device === null) return null;
+  const done = await withDaemon(args, 'for devices', client =>
+    client.reconcile({ target: device, output: resolve(output) }),
+  );
+  if (args.flags.has('json')) printJson(done);
+  else {
+    const { root, from, copied, shared, mounts } = done;
+    const both = shared > 0 ? `, ${formatSize(shared)} shared` : '';
+    printLine(`${root}: ${formatSize(copied)} copied${both}`);
+    print(`${device} stands on it now, with an empty leaf; before it was ${from}`);
+    sayMounts(mounts);
+  }
+  return EXIT.OK;
+}
 
 function numberOf(args: Arguments): number | undefined {
   const text = args.texts.get('min-share');

@@ -1,7 +1,7 @@
 /** `ubd shrink`: gives back what the file system in a leaf has freed. */
-import { resolve } from 'node:path';
 import { formatSize } from '../../base/units.ts';
 import { type Command, EXIT } from '../command.ts';
+import { rootPlace } from '../files.ts';
 import { print, printJson } from '../output.ts';
 import { detachedLeaf, running } from '../work.ts';
 
@@ -29,7 +29,7 @@ export const shrink: Command = {
     const reports = [];
     for (const leaf of leaves) {
       const report = await running(options =>
-        shrinkLeaf({ leaf, dryRun, ...(root !== undefined && { root: resolve(root) }) }, options),
+        shrinkLeaf({ leaf, dryRun, ...(root !== undefined && { root: rootPlace(root) }) }, options),
       );
       reports.push(report);
       if (args.flags.has('json')) continue;

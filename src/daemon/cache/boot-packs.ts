@@ -8,10 +8,16 @@
  *
  * A pack that is damaged, or of another root, is not used, and said to be so.
  */
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { asUbdError, UbdError } from '../../base/errors.ts';
-import { BOOT_PACK_SUFFIX, decodeBootPack, encodeBootPack } from '../../cache/boot-pack.ts';
+import {
+  BOOT_PACK_BYTES_MAX,
+  BOOT_PACK_SUFFIX,
+  decodeBootPack,
+  encodeBootPack,
+} from '../../cache/boot-pack.ts';
+import { readFileBeside } from '../../remote/beside.ts';
 import type { FoundBootPack, RootHandle } from '../machine.ts';
 import { keyOf } from '../remote/root-book.ts';
 import { replaceFile } from '../replace-file.ts';
@@ -66,7 +72,7 @@ export class BootPacks {
 }
 
 async function readIfThere(file: string): Promise<Buffer | null> {
-  return readFile(file).catch(() => null);
+  return readFileBeside(file, BOOT_PACK_BYTES_MAX).catch(() => null);
 }
 
 function rangesFor({ path, identity }: KnownRoot, from: string, raw: Buffer): Float64Array {

@@ -3,6 +3,7 @@
  * time for each device (`Registry.work`).
  */
 import { realpath } from 'node:fs/promises';
+import { asUbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
 import type {
   ChangeSpec,
@@ -10,27 +11,31 @@ import type {
   Fork,
   ForkSpec,
   LeafChange,
+  LiveReconcile,
+  LiveReconcileSpec,
   Snapshot,
   SnapshotSpec,
 } from '../../client/api.ts';
 import { growLeaf } from '../../leaf/grow.ts';
 import { setQuota } from '../../leaf/open.ts';
 import { toRecord } from '../device.ts';
-import { fromQuota } from '../images.ts';
 import type { LiveLeaves } from '../machine.ts';
 import { checkQuota } from '../plan.ts';
 import type { Registry } from '../registry.ts';
 import { forkDevice, forkFile } from './fork.ts';
 import { growDevice } from './grow.ts';
+import { LiveReconciler } from './reconcile.ts';
 import { liveDevice, requireWritable, takeSnapshot } from './snapshot.ts';
 
 export class Life {
   readonly #registry: Registry;
   readonly #live: LiveLeaves;
+  readonly #reconciler: LiveReconciler;
 
   constructor(registry: Registry, live: LiveLeaves) {
     this.#registry = registry;
     this.#live = live;
+    this.#reconciler = new LiveReconciler(registry, live);
   }
 
   snapshot({ target, ...spec }: SnapshotSpec): Promise<Snapshot> {
@@ -40,12 +45,26 @@ export class Life {
     });
   }
 
+  /** All that a device holds becomes a new root. */
+  reconcile({ target, ...options }: LiveReconcileSpec): Promise<LiveReconcile> {
+    return this.#reconciler.run(target, { freeze: true, ...options });
+  }
+
   /** Makes the stills under a device one, so that there are never many. */
   fold(target: string): Promise<{ stills: number }> {
-    return this.#registry.work(target, 'its stills are being folded', async entry => {
-      requireWritable(entry);
-      return { stills: await this.#live.fold(liveDevice(entry)) };
-    });
+    return this.#registry.work(
+      target,
+      'its stills are being folded',
+      async (entry, { records }) => {
+        requireWritable(entry);
+        const { transport, node, link } = entry;
+        const leaving = async (files: string[] | null): Promise<void> => {
+          entry.leaving = files;
+          await records.write(toRecord(entry, transport, node, link));
+        };
+        return { stills: await this.#live.fold(liveDevice(entry), leaving) };
+      },
+    );
   }
 
   async fork(spec: ForkSpec): Promise<Fork> {
@@ -81,7 +100,7 @@ export class Life {
   changeLeaf({ leaf, quota, sizeBytes }: LeafChange): Promise<void> {
     return this.#registry.track(async () => {
       if (sizeBytes !== undefined) growLeaf(leaf, sizeBytes);
-      if (quota !== undefined) setQuota(leaf, fromQuota(checkQuota(quota)));
+      if (quota !== undefined) setQuota(leaf, checkQuota(quota));
     });
   }
 
@@ -97,5 +116,17 @@ export class Life {
         ? `its quota is full (${of}): a write was refused with ENOSPC`
         : `its leaf comes near its quota: ${of}`;
     this.#registry.warn(`${entry.name}: ${text}`);
+    if (stats.quota.action === 'reconcile') await this.#relieve(entry.name);
+  }
+
+  /** The device goes on in an empty leaf at once; where that cannot be, its quota is what it is. */
+  async #relieve(name: string): Promise<void> {
+    try {
+      // Nobody asked for a disk of one moment: what is mounted need not stand still.
+      await this.#reconciler.run(name, { freeze: false });
+    } catch (thrown) {
+      const { message, next } = asUbdError(thrown);
+      this.#registry.warn(`${name}: not reconciled: ${message}${next ? `; ${next}` : ''}`);
+    }
   }
 }

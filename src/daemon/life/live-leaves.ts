@@ -9,7 +9,7 @@
  * opened.
  */
 import { linkSync, openSync, rmSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { errnoName } from '../../base/errno.ts';
 import { UbdError } from '../../base/errors.ts';
 import { SECTOR_BYTES } from '../../base/units.ts';
@@ -33,8 +33,15 @@ import { foldImage, stillUnder } from '../../life/fold.ts';
 import { diskWorld } from '../../life/world.ts';
 import type { Chains } from '../chains.ts';
 import { frozenLayer } from '../hand-over.ts';
-import { fromQuota } from '../images.ts';
-import type { LiveDevice, LiveLeaves, SnapshotHooks, SnapshotMade } from '../machine.ts';
+import { parentOn } from '../images.ts';
+import type {
+  LiveDevice,
+  LiveLeaves,
+  RootHandle,
+  SnapshotHooks,
+  SnapshotMade,
+} from '../machine.ts';
+import type { FileRoot } from '../opened-files.ts';
 import type { DataPlane } from '../plane-client.ts';
 import type { ShadowFiles } from '../shadows.ts';
 import { Undo } from '../undo.ts';
@@ -60,8 +67,9 @@ export class PlaneLiveLeaves implements LiveLeaves {
   async snapshot(device: LiveDevice, file: string, hooks: SnapshotHooks): Promise<SnapshotMade> {
     const left = this.#unfinished.get(device.id);
     if (left !== undefined) await this.#finish(device, left);
-    if (!isStillOf(device.leaf.path, file)) await this.#keepStill(device, file);
-    const successor = planSuccessor(device.leaf.path, file);
+    let successor = planSuccessor(device.leaf.path, file); // may refuse: nothing is changed yet
+    if (!isStillOf(device.leaf.path, file) && (await this.#keepStill(device, file, hooks)))
+      successor = planSuccessor(device.leaf.path, file);
     const { uuid } = peekSuperblock(device.leaf.path);
     const undo = new Undo();
     try {
@@ -129,21 +137,46 @@ export class PlaneLiveLeaves implements LiveLeaves {
     };
   }
 
-  /** The still that somebody's image is about to stand on becomes an image as any other. */
-  async #keepStill({ id, leaf }: LiveDevice, image: string): Promise<void> {
+  /** The still that somebody's image is about to stand on becomes an image as any other: true. */
+  async #keepStill(
+    { id, leaf }: LiveDevice,
+    image: string,
+    { leaving }: SnapshotHooks,
+  ): Promise<boolean> {
     const still = stillUnder(diskWorld, leaf.path);
-    if (still === null) return;
+    if (still === null) return false;
     const { parent } = peekSuperblock(leaf.path);
-    const path = chooseImagePath(image);
+    // In its own directory: by relative paths it finds what it stands on itself.
+    const path = chooseImagePath(join(dirname(leaf.path), basename(image)));
     linkSync(still, path);
     syncDirectory(dirname(path));
     const kept = { ...parent, path: storedPath(leaf.path, path) };
+    await leaving([still]);
     await this.#plane.prepare(id, { parent: kept });
-    // After a crash here it has two names, which harms nobody.
     rmSync(still);
+    syncDirectory(dirname(still));
+    await leaving(null);
+    return true;
   }
 
-  async fold({ id, name, leaf }: LiveDevice): Promise<number> {
+  async moveTo({ id, leaf }: LiveDevice, root: RootHandle): Promise<void> {
+    try {
+      if (this.#unfinished.has(id))
+        throw new UbdError('busy', `${leaf.path}: its last snapshot is not complete`, {
+          next: 'make space on the disk, and take another one',
+        });
+      await this.#plane.prepare(id, { parent: parentOn(root) });
+    } catch (error) {
+      root.close();
+      throw error;
+    }
+    await this.#plane.move(id, (root as FileRoot).takeLayer());
+  }
+
+  async fold(
+    { id, name, leaf }: LiveDevice,
+    leaving: (files: string[] | null) => Promise<void>,
+  ): Promise<number> {
     for (let left = 0; ; ) {
       const superblock = peekSuperblock(leaf.path);
       const upper = stillUnder(diskWorld, leaf.path);
@@ -153,11 +186,14 @@ export class PlaneLiveLeaves implements LiveLeaves {
       if (lower === null) return left;
       const parent = await this.#foldOne(leaf.path, superblock, upper, lower);
       if (parent === null) return left;
+      await leaving([upper]);
       await this.#plane.prepare(id, { parent });
       this.#chains.forget(upper, under);
       const hold = this.#chains.open(leaf.path, { ...superblock, parent })!;
       await this.#plane.stand(id, frozenLayer(hold.chain), [hold]);
       rmSync(upper, { force: true });
+      syncDirectory(dirname(upper));
+      await leaving(null);
       this.#shadows.remove(name, under.uuid);
       left = 1;
     }
@@ -185,7 +221,7 @@ export class PlaneLiveLeaves implements LiveLeaves {
   }
 
   limit(id: number, quota: Quota | null): Promise<void> {
-    return this.#plane.limit(id, fromQuota(quota));
+    return this.#plane.limit(id, quota);
   }
 
   grow({ id, leaf }: LiveDevice, sizeBytes: number): Promise<void> {

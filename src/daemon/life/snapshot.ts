@@ -47,6 +47,10 @@ export async function takeSnapshot(
       entry.snapshot = files;
       await records.write(toRecord(entry, transport, node, link));
     },
+    leaving: async files => {
+      entry.leaving = files;
+      await records.write(toRecord(entry, transport, node, link));
+    },
     freeze: async () => {
       frozen = await FrozenMounts.freeze(node, freeze);
     },

@@ -10,10 +10,13 @@ import { native } from '../../native/binding.ts';
 import type { RemoteStats } from '../../remote/remote-root.ts';
 import { parseRootUri } from '../../remote/uri.ts';
 import type { FoundBootPack, Replicas, RootHandle } from '../machine.ts';
-import { type UpstreamLayerSpec, upstreamKey } from '../plane-protocol.ts';
+import { type RemoteRootFacts, type UpstreamLayerSpec, upstreamKey } from '../plane-protocol.ts';
 import { REPLICAS_MAX, type RootBook, type RootRecord } from './root-book.ts';
 import type { Upstream } from './upstream.ts';
 import type { UpstreamFacts } from './upstream-protocol.ts';
+
+/** A thread that dies as often while it is asked for one root dies of it. */
+const REJOIN_TRIES = 3;
 
 /** A remote root that is open in the upstream thread. */
 export class UpstreamRoot implements RootHandle {
@@ -50,18 +53,37 @@ export class UpstreamRoot implements RootHandle {
     return this.#facts.root;
   }
 
-  /** One end of a socket for the data plane; the other one is connected to the root. */
-  takeLayer(): UpstreamLayerSpec {
+  /** One end of a socket; the other one is connected to the root, and holds it open. */
+  connect(): number {
     const ends = new Uint8Array(8);
     const result = native.socketpair(ends);
     if (result < 0) throw new UbdError('io', `no socket pair: ${errnoName(result)}`);
     const [fd, theirs] = new Int32Array(ends.buffer) as unknown as [number, number];
-    const { root, generation } = this.#facts;
-    // Calls are carried out in their order: the root is held by the socket before we let go of it.
+    const { root } = this.#facts;
     this.#upstream.call({ call: 'connect', root, fd: theirs }).catch(() => native.close(theirs));
+    return fd;
+  }
+
+  /** The same, if it is what it was; null: that cannot be told by the generation. */
+  connectAs(generation: string | null): number {
+    if (generation === null || generation === this.#facts.generation) return this.connect();
+    throw new UbdError('root-mismatch', `${this.path} has another version now`, {
+      place: { file: this.path },
+      next: 'bring the old one back, and attach the device again',
+    });
+  }
+
+  /** For the data plane. */
+  takeLayer(): UpstreamLayerSpec {
+    const { generation, lasts, identity } = this.#facts;
+    const fd = this.connect();
+    // Calls are carried out in their order: the root is held by the socket before we let go of it.
     this.close();
     const { path: name, sizeBytes, boot } = this;
-    const spec: UpstreamLayerSpec = { kind: 'upstream', name, fd, sizeBytes, generation };
+    const spec: UpstreamLayerSpec = {
+      kind: 'upstream',
+      ...{ name, fd, sizeBytes, generation, lasts, identity },
+    };
     if (boot.ranges !== null) spec.boot = boot.ranges;
     return spec;
   }
@@ -101,6 +123,31 @@ export class RemoteRoots implements Replicas {
     });
     if (facts.manifest !== null) await this.#book.writeManifest(text, facts.manifest);
     return new UpstreamRoot(this.#upstream, facts);
+  }
+
+  /**
+   * A socket to a root that devices have open, whose thread has died: in the next one. Opens it
+   * although nobody answers now; throws where it is another content by now.
+   */
+  async rejoin({ name, generation, lasts, identity }: RemoteRootFacts): Promise<number> {
+    for (let tries = 1; ; tries++) {
+      if (this.#upstream.isHopeless)
+        throw new UbdError('internal', 'the thread that reads it dies again and again', {
+          next: 'the log has the reason; detach, and attach again',
+        });
+      try {
+        const root = await this.open(name, identity);
+        try {
+          return root.connectAs(lasts ? generation : null);
+        } finally {
+          root.close();
+        }
+      } catch (error) {
+        // The end of the thread may not have been told yet.
+        const isOfThread = (error as UbdError).code === 'internal';
+        if (!isOfThread || tries === REJOIN_TRIES) throw error;
+      }
+    }
   }
 
   async add(uri: string, replica: string): Promise<Replica> {

@@ -15,6 +15,8 @@ import type { Level } from '../../remote/replica-set.ts';
 
 /** What the worker is started with. */
 export interface UpstreamStart {
+  /** Numbers of roots begin here: those of a thread before this one mean nothing to it. */
+  firstRoot?: number;
   /** Null: no disk cache. */
   disk: { directory: string; bytesMax: number | undefined } | null;
   options: RemoteOptions;
@@ -36,6 +38,8 @@ export interface UpstreamFacts {
   identity: RootIdentity;
   /** Of the content: what caches may go by. */
   generation: string;
+  /** A later opening of the same content has the same generation. */
+  lasts: boolean;
   /** Of the manifest that is in use. */
   treeDigest: string | null;
   /** A manifest that was found beside a replica; and a boot pack. */

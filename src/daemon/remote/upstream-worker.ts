@@ -46,10 +46,11 @@ class Upstream {
   readonly #byUri = new Map<string, Promise<Held>>();
   readonly #byNumber = new Map<number, Held>();
   readonly #ports = new Set<Port>();
-  #nextNumber = 1;
+  #nextNumber: number;
 
   constructor(start: UpstreamStart) {
     this.#start = start;
+    this.#nextNumber = start.firstRoot ?? 1;
     this.#memory = new LRUCache<string, Buffer>({
       maxSize: start.options.memoryBytes,
       sizeCalculation: chunk => Math.max(chunk.length, 1),
@@ -105,6 +106,7 @@ class Upstream {
       uri: root.name,
       identity: root.identity,
       generation: root.generation,
+      lasts: root.lasts,
       treeDigest: root.manifest?.treeDigest ?? null,
       manifest,
       bootPack,
@@ -163,7 +165,8 @@ function main(): void {
     upstream.take(call).then(
       result => {
         post({ number, result });
-        if (call.call === 'stop') port.close();
+        // Nothing that a place may still wait for keeps the thread.
+        if (call.call === 'stop') process.exit();
       },
       (thrown: unknown) => post({ number, error: asUbdError(thrown).toJSON() }),
     );

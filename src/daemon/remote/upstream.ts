@@ -2,7 +2,8 @@
  * The main thread's end of the upstream thread: calls as promises. The thread is started with the
  * first call, since most hosts have no remote root.
  *
- * If it dies, the devices on remote roots get I/O errors, and the next call starts a new one.
+ * If it dies, the next call starts a new one: devices on remote roots wait until theirs are open
+ * in it.
  */
 import { Worker } from 'node:worker_threads';
 import { asUbdError, UbdError } from '../../base/errors.ts';
@@ -20,6 +21,13 @@ interface Waiting {
   reject: (error: UbdError) => void;
 }
 
+/** So many deaths within this time are one too many: what is asked of it kills it. */
+const DEATHS_MAX = 5;
+const DEATHS_MS = 60_000;
+
+/** That one thread may open: numbers of one are never those of another. */
+const ROOTS_MAX = 2 ** 32;
+
 export class Upstream {
   readonly #start: UpstreamStart;
   readonly #report: (level: Level, text: string) => void;
@@ -27,10 +35,19 @@ export class Upstream {
   #worker: Worker | null = null;
   #nextNumber = 1;
   #stopped = false;
+  #lives = 0;
+  /** When it died, the latest times. */
+  #deaths: number[] = [];
 
   constructor(start: UpstreamStart, report: (level: Level, text: string) => void) {
     this.#start = start;
     this.#report = report;
+  }
+
+  /** It dies faster than anybody can use it. */
+  get isHopeless(): boolean {
+    const since = performance.now() - DEATHS_MS;
+    return this.#deaths.filter(at => at > since).length >= DEATHS_MAX;
   }
 
   get isRunning(): boolean {
@@ -64,7 +81,7 @@ export class Upstream {
     if (this.#worker !== null) return this.#worker;
     const worker = new Worker(new URL('./upstream-worker.js', import.meta.url), {
       name: 'ubd upstream',
-      workerData: this.#start,
+      workerData: { ...this.#start, firstRoot: 1 + this.#lives++ * ROOTS_MAX },
     });
     worker.on('message', (message: UpstreamMessage) => this.#take(message));
     worker.on('error', thrown => {
@@ -91,8 +108,9 @@ export class Upstream {
 
   #exited(): void {
     this.#worker = null;
+    this.#deaths = [...this.#deaths.slice(1 - DEATHS_MAX), performance.now()];
     const error = new UbdError('internal', 'the upstream thread has ended', {
-      next: 'attach the device again; the log has the reason',
+      next: 'try again; the log has the reason',
     });
     for (const { reject } of this.#waiting.values()) reject(error);
     this.#waiting.clear();

@@ -88,6 +88,8 @@ try {
     for (const caller of callers) caller.end();
     await new Promise(resolve => setTimeout(resolve, 6500));
   });
+  const cache = await sandbox.client.cache();
+  console.log(`\nOf that the cache of root blocks has ${(cache.memory / MIB).toFixed(0)} MiB.`);
 } finally {
   await cleanup.run();
 }

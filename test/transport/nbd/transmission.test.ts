@@ -3,7 +3,8 @@
  * error each wrong request gets. The numbers are those of the protocol document.
  */
 import t, { type Test } from 'tap';
-import { HalfLayer, StripesLayer } from '../../support/memory-layer.ts';
+import { AskedExtents, KnownExtents } from '../../../src/store/extents.ts';
+import { HalfLayer, MemoryLayer, StripesLayer } from '../../support/memory-layer.ts';
 import {
   extendedRequest,
   type Message,
@@ -382,6 +383,51 @@ t.test('block status tells extents, one if one is asked for', async t => {
     EINVAL,
   );
   t.equal(client.ask({ type: BLOCK_STATUS, length: 0 }).payload?.readUInt32BE(0), EINVAL);
+});
+
+/** A layer all of whose second half is a hole, once somebody has found that out. */
+class SparseLayer extends MemoryLayer {
+  readonly questions: ((ends: Float64Array | null) => void)[] = [];
+  readonly extents = new AskedExtents(new KnownExtents(), (_, answer) =>
+    this.questions.push(answer),
+  );
+}
+
+t.test('block status waits for who finds out where data are, and nothing else waits', async t => {
+  const layer = new SparseLayer(8192);
+  const server = serve(t, { leaf: new HalfLayer(2048), layers: [layer] });
+  const client = server.connect({ replies: 'structured', contexts: { allocation: 1 } });
+  client.send(request({ type: BLOCK_STATUS, length: 4 * MIB, cookie: 1n }));
+  client.send(request({ type: READ, length: 512, cookie: 2n }));
+  t.same(extents(client.message()!).list, [[MIB, 0]], 'what is known is an answer');
+  t.match(client.message(), { cookie: 2n, type: 1 });
+  client.send(request({ type: BLOCK_STATUS, offset: MIB, length: 3 * MIB, cookie: 3n }));
+  client.send(request({ type: READ, length: 512, cookie: 4n }));
+  t.match(client.message(), { cookie: 4n, type: 1 }, 'a read goes by');
+  t.equal(layer.questions.length, 1);
+  layer.questions[0]!(Float64Array.of(2 * MIB, 4 * MIB));
+  client.receive();
+  const { list } = extents(client.message()!);
+  t.same(list, [
+    [MIB, 0],
+    [2 * MIB, 3],
+  ]);
+});
+
+t.test('a connection ends only after what was asked for it: its files stay open', async t => {
+  for (const how of ['the client breaks off', 'the device is closed'] as const) {
+    const layer = new SparseLayer(8192);
+    const server = serve(t, { leaf: null, layers: [layer] });
+    const client = server.connect({ replies: 'structured', contexts: { allocation: 1 } });
+    client.send(request({ type: BLOCK_STATUS, length: 4 * MIB }));
+    if (how === 'the client breaks off') client.close();
+    else server.session.stop();
+    server.turn(20);
+    t.equal(server.ended.size, 0, `${how}: it waits`);
+    layer.questions[0]!(null);
+    server.turn(20);
+    t.equal(server.ended.size, 1, `${how}: it is over`);
+  }
 });
 
 t.test('block status of a fragmented leaf ends early, and can be continued', async t => {
