@@ -1,7 +1,7 @@
 /**
  * Goal: where the driver lets no more devices be made, `auto` passes it over and says so, and who
- * asks for ublk is told which knob it is; with a higher one it goes on. Method: Debian's 6.12, whose
- * driver has a limit for everybody, with a limit of two.
+ * asks for ublk is told which knob it is; with a higher one it goes on. Method: Debian's 6.12,
+ * whose driver has a limit for everybody, with a limit of two.
  */
 import { fileURLToPath } from 'node:url';
 import t from 'tap';

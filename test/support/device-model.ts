@@ -43,7 +43,7 @@ const sectors = model.length / SECTOR;
 const loose = new Uint8Array(sectors);
 const random = new Random(seed * 1000 + index);
 const fd = openSync(device!, constants.O_RDWR | constants.O_DIRECT);
-/** A driver that knows no WRITE_ZEROES (nbd, before Linux 6.12) writes zeroes, and punches nothing. */
+/** A driver that has no WRITE_ZEROES (nbd of Linux 6.1) writes zeroes, and punches nothing. */
 const limit = `/sys/block/${basename(device!)}/queue/write_zeroes_max_bytes`;
 const punches = Number(readFileSync(limit, 'utf8')) > 0;
 const RUN_MAX = processes === 1 ? 256 : 1;
