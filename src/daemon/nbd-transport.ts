@@ -106,9 +106,24 @@ export class NbdTransport implements Transport {
       ? await NbdDevice.adopt(driver, left)
       : await this.#create(driver, device, readOnly);
     await this.#serve(device, made, { goingOn, readOnly });
-    if (!goingOn) await made.device.settle();
-    if (hasGrown) await made.device.resize(sizeBytes);
+    try {
+      if (!goingOn) await made.device.settle();
+      if (hasGrown) await made.device.resize(sizeBytes);
+    } catch (error) {
+      await this.#takeBack(device.id, goingOn);
+      throw error;
+    }
     return { node: made.device.node };
+  }
+
+  /** What is served already: one of before waits for the next try, a new one goes. */
+  async #takeBack(id: number, goingOn: boolean): Promise<void> {
+    if (goingOn) return this.leave(id);
+    const attached = this.#attached.get(id);
+    if (!attached) return;
+    attached.ending = true;
+    await attached.device.disconnect();
+    await this.#end(id, attached);
   }
 
   async #create(
