@@ -5,6 +5,7 @@
 #include <linux/mount.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -32,6 +33,24 @@ Napi::Value Eventfd(const Napi::CallbackInfo& info) {
   if (!args.ok()) return env.Undefined();
   // Not EFD_NONBLOCK: a read through a ring would be answered EAGAIN at once on some kernels.
   return ToNumber(env, ResultOrErrno(eventfd(initial, EFD_CLOEXEC)));
+}
+
+// A blocking inotify of one directory: names that come and go, and nothing else. Whoever listens for
+// more is told of each write to what lies there, and the writer pays for it.
+Napi::Value WatchNames(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "watchNames");
+  const std::string path = args.Text(0, "path");
+  if (!args.ok()) return env.Undefined();
+  const int fd = inotify_init1(IN_CLOEXEC);
+  if (fd < 0) return ToNumber(env, -errno);
+  constexpr uint32_t kNames = IN_CREATE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO;
+  if (inotify_add_watch(fd, path.c_str(), kNames | IN_ONLYDIR) < 0) {
+    const int failure = errno;
+    close(fd);
+    return ToNumber(env, -failure);
+  }
+  return ToNumber(env, fd);
 }
 
 // Two ends of a stream, close-on-exec and blocking: whoever wants another mode sets it.
@@ -341,6 +360,7 @@ Napi::Value NetlinkSocket(const Napi::CallbackInfo& info) {
 
 void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("eventfd", Napi::Function::New<Eventfd>(env, "eventfd", environment));
+  exports.Set("watchNames", Napi::Function::New<WatchNames>(env, "watchNames", environment));
   exports.Set("socketpair", Napi::Function::New<Socketpair>(env, "socketpair", environment));
   exports.Set("setSendBuffer",
               Napi::Function::New<SetSendBuffer>(env, "setSendBuffer", environment));

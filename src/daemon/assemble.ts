@@ -2,8 +2,10 @@
  * The real machine: files, the data plane, and the transports, in the order in which `auto` prefers
  * them.
  */
+import { errnoName } from '../base/errno.ts';
 import type { UbdError } from '../base/errors.ts';
 import type { Paths } from '../client/paths.ts';
+import { native } from '../native/binding.ts';
 import { BootPacks } from './cache/boot-packs.ts';
 import { Chains } from './chains.ts';
 import { PlaneExporter } from './exports/plane-exporter.ts';
@@ -29,7 +31,13 @@ export async function assemble(
   cache: CacheSettings,
   events: MachineEvents,
 ): Promise<Machine> {
-  const plane = await DataPlane.start(cache);
+  const namesFd = native.watchNames('/dev');
+  if (namesFd < 0)
+    events.onReport(
+      'warning',
+      `/dev cannot be watched (${errnoName(namesFd)}): links of partitions that come later are missing`,
+    );
+  const plane = await DataPlane.start(cache, namesFd);
   const upstream = new Upstream(remoteSettings(paths.diskCache), events.onReport);
   const remote = new RemoteRoots(upstream, new RootBook(paths.roots));
   const { onGone } = events;
@@ -44,6 +52,7 @@ export async function assemble(
   const nbd = new NbdTransport({ plane, owner, shadows, connections, onGone });
   const loop = new LoopTransport(plane, owner, onGone);
   plane.on('fault', events.onFault);
+  plane.on('node', ({ name }) => events.onNode(name));
   plane.on('quota', ({ id, mark }) => events.onQuota(id, mark));
   plane.on('lost', ({ id, reason }) => {
     ublk.lost(id, reason);

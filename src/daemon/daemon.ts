@@ -71,6 +71,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
           (suppressed > 0 ? `; ${suppressed} more were not logged` : ''),
       ),
     onReport: (level, text) => log[level](text),
+    onNode: name => registry.nodeChanged(name),
     onQuota: (id, mark) => {
       if (exports.quotaReached(id, mark)) return;
       life.quotaReached(id, mark).catch((error: Error) => log.error(error.message));
@@ -88,7 +89,6 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   for (const transport of machine.transports) transport.inherit?.(inheritance?.channels ?? []);
   const registry = new Registry({ paths, machine, log, owner });
   const life = new Life(registry, machine.live);
-  registry.watchPartitions('/dev');
   const exports = new Exports({ paths, machine, registry, log });
 
   const cacheControl = new CacheControl({

@@ -24,6 +24,7 @@ import { UblkSlots } from '../transport/ublk/slots.ts';
 import { Ring } from '../uring/ring.ts';
 import { RingIo } from '../uring/ring-io.ts';
 import { WakeListener } from '../uring/wake.ts';
+import { NameWatch } from './name-watch.ts';
 import { closeRoot, PlaneCache } from './plane-cache.ts';
 import { type Answer, closeDescriptors, PlaneDevice, type Plant } from './plane-device.ts';
 import { closeLeaf } from './plane-leaves.ts';
@@ -68,6 +69,7 @@ class DataPlane {
   readonly #nbdSlots: NbdSlots;
   readonly #io: RingIo;
   readonly #wake: WakeListener;
+  readonly #names: NameWatch | null;
   readonly #plant: Plant;
   readonly #seeks = new Seeks(event => this.post(event));
   readonly #devices = new Map<number, PlaneDevice>();
@@ -75,7 +77,7 @@ class DataPlane {
   #stopping = false;
   #stopped = false;
 
-  constructor({ port, wakeFd, flags, cache }: DataPlaneStart) {
+  constructor({ port, wakeFd, namesFd, flags, cache }: DataPlaneStart) {
     this.#port = port;
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
@@ -87,6 +89,8 @@ class DataPlane {
     this.#wake = new WakeListener(this.#ring, wakeFd, () => {
       this.#woken = true;
     });
+    const onName = (name: string | null): void => this.post({ event: 'node', name });
+    this.#names = namesFd < 0 ? null : new NameWatch(this.#ring, namesFd, onName);
     this.#plant = {
       ring: this.#ring,
       io: this.#io,
@@ -111,6 +115,7 @@ class DataPlane {
       this.#ring.close();
       for (const device of this.#devices.values()) device.closeDescriptors();
       this.#wake.close();
+      this.#names?.close();
       this.#io.close();
       this.#fuseSlots.close();
       this.#ublkSlots.close();

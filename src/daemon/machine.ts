@@ -312,6 +312,8 @@ export interface MachineEvents {
   onFault(event: FaultEvent): void;
   /** A device went away: as asked ('later'), or because the kernel ended it. */
   onGone(id: number, reason: string): void;
+  /** A node has come to /dev, or left it; null: some have. */
+  onNode(name: string | null): void;
   /** A leaf has come to the mark of its quota, or refused a write because of it. */
   onQuota(id: number, mark: 'warning' | 'full'): void;
   /** A client of an export has left: why, or null where it took its leave. */

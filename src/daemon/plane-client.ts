@@ -32,6 +32,7 @@ import {
   FLAG,
   type FrozenLayerSpec,
   type LostEvent,
+  type NodeEvent,
   type PartedEvent,
   type PlaneCall,
   type PlaneMessage,
@@ -52,6 +53,7 @@ interface Events {
   lost: [LostEvent];
   quota: [QuotaEvent];
   disconnected: [DisconnectedEvent];
+  node: [NodeEvent];
   parted: [PartedEvent];
   /** The worker ended: null after `stop`, else what broke it. No device works any more. */
   exit: [UbdError | null];
@@ -68,6 +70,7 @@ export class DataPlane extends EventEmitter<Events> {
   readonly #worker: Worker;
   readonly #port: MessagePort;
   readonly #wakeFd: number;
+  readonly #namesFd: number;
   readonly #flags: Int32Array;
   readonly #waiting = new Map<number, Waiting>();
   /** What devices use and the data plane does not own. */
@@ -77,9 +80,12 @@ export class DataPlane extends EventEmitter<Events> {
   #ended: UbdError | null = null;
   #stopping = false;
 
-  /** Starts the worker. Throws UbdError where it cannot run, as without io_uring. */
-  static async start(cache: CacheSettings = NO_CACHE): Promise<DataPlane> {
-    const plane = new DataPlane(cache);
+  /**
+   * Starts the worker. Throws UbdError where it cannot run, as without io_uring.
+   * @param namesFd of native.watchNames, for events `node`; it is closed with the worker
+   */
+  static async start(cache: CacheSettings = NO_CACHE, namesFd = -1): Promise<DataPlane> {
+    const plane = new DataPlane(cache, namesFd);
     await plane.#ready;
     return plane;
   }
@@ -91,17 +97,19 @@ export class DataPlane extends EventEmitter<Events> {
     wake(this.#wakeFd);
   };
 
-  private constructor(cache: CacheSettings) {
+  private constructor(cache: CacheSettings, namesFd: number) {
     super();
     const { port1, port2 } = new MessageChannel();
     const flags = new SharedArrayBuffer(4 * Object.keys(FLAG).length);
     this.#port = port1;
     this.#flags = new Int32Array(flags);
     this.#wakeFd = makeWakeFd();
+    this.#namesFd = namesFd;
     this.#ready = new Promise((resolve, reject) => {
       this.#onReady = { resolve, reject };
     });
-    const workerData: DataPlaneStart = { port: port2, wakeFd: this.#wakeFd, flags, cache };
+    const fds = { wakeFd: this.#wakeFd, namesFd };
+    const workerData: DataPlaneStart = { port: port2, ...fds, flags, cache };
     this.#worker = new Worker(new URL('./data-plane.js', import.meta.url), {
       name: 'ubd data plane',
       workerData,
@@ -288,6 +296,9 @@ export class DataPlane extends EventEmitter<Events> {
       case 'parted':
         this.emit('parted', message);
         return;
+      case 'node':
+        this.emit('node', message);
+        return;
       case 'seek':
         this.#seek(message).catch(() => {}); // nobody is left who asks
     }
@@ -310,6 +321,7 @@ export class DataPlane extends EventEmitter<Events> {
     process.off('exit', this.#abandon);
     this.#port.close();
     closeWakeFd(this.#wakeFd);
+    if (this.#namesFd >= 0) native.close(this.#namesFd);
     this.emit('exit', stopped ? null : this.#ended);
   }
 

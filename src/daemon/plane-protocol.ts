@@ -27,6 +27,8 @@ export interface DataPlaneStart {
   port: MessagePort;
   /** Wakes the worker: a message is there, or a flag is set. */
   wakeFd: number;
+  /** Of the directory of device nodes (native.watchNames); -1: nobody watches. */
+  namesFd: number;
   /** Int32 words in shared memory: `FLAG`. */
   flags: SharedArrayBuffer;
   cache: CacheSettings;
@@ -324,6 +326,12 @@ export interface DisconnectedEvent {
   reason: string | null;
 }
 
+/** A node has come to the directory of device nodes, or left it. Null: some have. */
+export interface NodeEvent {
+  event: 'node';
+  name: string | null;
+}
+
 /**
  * Where a root has data and holes is to be found out, which may wait for a disk: answered with
  * `sought`. The descriptor stays open until then.
@@ -360,5 +368,6 @@ export type PlaneMessage =
   | LostEvent
   | QuotaEvent
   | DisconnectedEvent
+  | NodeEvent
   | SeekEvent
   | PartedEvent;

@@ -4,8 +4,8 @@
  * All of it runs on the main thread. The steps are attach.ts, takedown.ts and restore.ts; who has
  * which name, leaf and number is entries.ts.
  */
-import { type FSWatcher, watch } from 'node:fs';
 import { rm } from 'node:fs/promises';
+import { basename } from 'node:path';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import type {
   AttachResult,
@@ -55,7 +55,6 @@ export class Registry {
   /** Transports of which somebody was told that `auto` passes them over. */
   readonly #told = new Set<string>();
   #stopping = false;
-  #watcher: FSWatcher | null = null;
 
   constructor({ paths, machine, log, owner, linkDirectory }: RegistryOptions) {
     const links = new Links(owner, linkDirectory);
@@ -302,19 +301,17 @@ export class Registry {
   }
 
   /**
-   * Follows partitions that come and go while a device is attached: the kernel makes and removes
-   * their nodes beside the device's. Runs until `stop`.
+   * A node came to /dev, or left it: the kernel makes those of partitions beside the device's. Null:
+   * some did.
    */
-  watchPartitions(directory: string): void {
-    this.#watcher = watch(directory, { persistent: false }, (_, name) => {
-      const disk = /^(.*\d)p\d+$/.exec(name ?? '')?.[1];
-      const entry = disk === undefined ? undefined : this.tryFind(`${directory}/${disk}`);
-      if (entry?.state !== 'attached' || entry.node === null || entry.link === null) return;
-      entry.partitions = this.#shop.links.updatePartitions(entry.link, entry.node);
-    });
-    this.#watcher.on('error', error =>
-      this.#shop.log.warning(`watching ${directory} for partitions: ${error.message}`),
-    );
+  nodeChanged(name: string | null): void {
+    if (this.#stopping) return;
+    for (const entry of this.#entries.all) {
+      const { state, node, link } = entry;
+      if (state !== 'attached' || node === null || link === null) continue;
+      if (name === null || isPartitionOf(name, node))
+        entry.partitions = this.#shop.links.updatePartitions(link, node);
+    }
   }
 
   #linkPath(entry: Entry): string {
@@ -388,7 +385,6 @@ export class Registry {
 
   async #comeToRest(): Promise<void> {
     this.#stopping = true;
-    this.#watcher?.close();
     await Promise.allSettled(this.#underWay);
   }
 
@@ -488,4 +484,10 @@ async function removeLeafFiles(leaf: string): Promise<void> {
   }
   await rm(leaf, { force: true });
   for (const path of stills) await rm(path, { force: true });
+}
+
+/** `loop0p1` of `/dev/loop0`. */
+function isPartitionOf(name: string, node: string): boolean {
+  const prefix = `${basename(node)}p`;
+  return name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length));
 }

@@ -108,6 +108,11 @@ export interface Native {
   /** A blocking, close-on-exec eventfd, or -errno. */
   eventfd(initial: number): number;
   /**
+   * A blocking, close-on-exec inotify descriptor that tells which names come to a directory and
+   * leave it (inotify(7)), and nothing of what is done to what they name; or -errno.
+   */
+  watchNames(path: string): number;
+  /**
    * A pair of connected unix stream sockets, blocking and close-on-exec: 0 or -errno. `ends`, 8
    * bytes, gets both descriptors as i32.
    */
