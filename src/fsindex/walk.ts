@@ -54,12 +54,14 @@ export interface MountedKind {
   positions: boolean;
 }
 
+/**
+ * Of others nothing is known: also of those that are only ever made as a whole (squashfs, erofs),
+ * where the numbers are another's in each image.
+ */
 const KINDS: ReadonlyMap<string, MountedKind> = new Map([
   ['xfs', { numbers: true, positions: true }],
   ['f2fs', { numbers: true, positions: true }],
   ['btrfs', { numbers: true, positions: false }],
-  ['squashfs', { numbers: true, positions: false }],
-  ['erofs', { numbers: true, positions: false }],
   ['ntfs3', { numbers: true, positions: false }],
 ]);
 

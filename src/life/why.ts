@@ -89,7 +89,14 @@ export function why(spec: WhySpec, options: IndexOptions): Promise<WhyReport> {
     };
     const data = new RangeSet(ownData(stack, layers, report));
     report.kinds.outside = data.bytes;
-    for (const view of views.views) await explain(view, views, data, depth, report);
+    const told: View[] = [];
+    for (const view of views.views)
+      if (told.some(other => overlap(view, other)))
+        report.notes.push(`partition ${view.partition} overlaps another one, and is not counted`);
+      else {
+        await explain(view, views, data, depth, report);
+        told.push(view);
+      }
     for (const { partition, what } of views.skipped)
       report.notes.push(`partition ${partition} (${what}) counts as outside`);
     const below = stack.leaves.length - layers;
@@ -104,6 +111,14 @@ export function why(spec: WhySpec, options: IndexOptions): Promise<WhyReport> {
     report.packages?.sort((a, b) => b.bytes - a.bytes);
     return report;
   });
+}
+
+/** A table may say so, and each byte is one thing only. */
+function overlap({ volume: a }: View, { volume: b }: View): boolean {
+  return (
+    a.positionBytes < b.positionBytes + b.source.sizeBytes &&
+    b.positionBytes < a.positionBytes + a.source.sizeBytes
+  );
 }
 
 /** The leaf and its stills: what a command froze for a moment is the leaf's all the same. */

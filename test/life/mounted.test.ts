@@ -82,6 +82,8 @@ async function mounted(
   }
 }
 
+const ODD = 'odd \xff\n\x1b[31m';
+
 function fill(mnt: string): void {
   mkdirSync(join(mnt, 'etc'));
   mkdirSync(join(mnt, 'srv/many/deep'), { recursive: true });
@@ -91,7 +93,7 @@ function fill(mnt: string): void {
   for (let i = 0; i < 300; i++) writeFileSync(join(mnt, `srv/many/f${i}`), `${i}`.repeat(i));
   writeFileSync(join(mnt, 'srv/big'), Buffer.alloc(3 << 20, 7));
   writeFileSync(join(mnt, 'srv/hidden'), Buffer.alloc(40_000, 1));
-  writeFileSync(Buffer.from(join(mnt, 'odd \xff\n\x1b[31m'), 'latin1'), 'odd');
+  writeFileSync(Buffer.from(join(mnt, ODD), 'latin1'), 'odd');
 }
 
 function change(mnt: string): void {
@@ -253,6 +255,52 @@ for (const [name, [mkfs, ...options], bytes] of KINDS) {
     },
   );
 }
+
+t.test(
+  'squashfs, which is only ever made anew: diff is what rsync says',
+  {
+    skip:
+      skip ||
+      (await missing('mksquashfs', 'rsync')) ||
+      (!kernel.includes('\tsquashfs\n') && 'no squashfs here'),
+  },
+  async t => {
+    const at = place(t);
+    const { dir, root, copy, leaf } = at;
+    const [a, b] = [join(dir, 'a'), join(dir, 'b')];
+    mkdirSync(a);
+    fill(a);
+    rmSync(Buffer.from(join(a, ODD), 'latin1')); // for rsync's words, which are read as text
+    await run('cp', ['-a', a, b]);
+    change(b);
+    for (const [tree, image] of [
+      [a, root],
+      [b, copy],
+    ] as const) {
+      await run('mksquashfs', [tree, image, '-quiet', '-no-progress', '-noappend', '-xattrs']);
+      truncateSync(image, 8 << 20);
+    }
+    await makeImageLeaf(root, leaf, copy);
+    const use = { directory: dir };
+    const changes = await diffFiles(leaf, use);
+    // Numbers of inodes are another's there, and times are whole seconds: so no file is renamed,
+    // and what was changed behind everyone's back is only seen by its bytes.
+    const before = paths(a);
+    const [old, now] = [join(dir, 'old'), join(dir, 'now')];
+    for (const [image, to] of [
+      [root, old],
+      [copy, now],
+    ] as const)
+      await mounted(image, at, mnt => run('cp', ['-a', mnt, to]).then(), 'loop,ro');
+    const is = await rsync(old, now, before);
+    t.equal(is.get('/srv/hidden'), 'content');
+    is.delete('/srv/hidden');
+    t.same(quarrels(spread(changes, before), is), []);
+    const found = await findInLeaf(leaf, '*', use);
+    t.same(found.map(({ path }) => path).sort(), names(b));
+    await nothingIsLeft(t, at);
+  },
+);
 
 t.test(
   'xfs that was not unmounted: its log is replayed, and not into the leaf',
