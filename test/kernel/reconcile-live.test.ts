@@ -173,6 +173,9 @@ t.test('a daemon that is killed at any moment of it loses nothing', { skip }, as
   const root = sandbox.path('root.img');
   const first = await sandbox.attach({ root, name: 'web' });
   const model = readFileSync(root);
+  const begin = performance.now();
+  await sandbox.client.reconcile({ target: 'web', output: sandbox.path('whole.img') });
+  const wholeMs = performance.now() - begin;
   const moved: boolean[] = [];
   for (let round = 0; round < 12; round++) {
     const [web] = (await sandbox.client.list()) as Attached[];
@@ -180,7 +183,8 @@ t.test('a daemon that is killed at any moment of it loses nothing', { skip }, as
     await write(web!.node, model, round * 3, round);
     const output = sandbox.path(`${round}.img`);
     const done = sandbox.client.reconcile({ target: 'web', output }).catch(() => {});
-    await new Promise(resolve => setTimeout(resolve, round * 8));
+    // From its first moment to beyond its last one, however fast this machine is.
+    await new Promise(resolve => setTimeout(resolve, (round * wholeMs) / 9));
     await sandbox.kill();
     await done;
     await sandbox.startDaemon();
