@@ -7,6 +7,8 @@ import type * as Content from '../life/content-diff.ts';
 import type * as Scan from '../life/scan.ts';
 import type * as Why from '../life/why.ts';
 
+import '../daemon/remote/offline.ts';
+
 export {
   changedInLeaf,
   diffFiles,

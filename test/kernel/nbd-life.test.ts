@@ -2,5 +2,5 @@
 import { here } from '../support/guest.ts';
 import { testLife } from '../support/life.ts';
 
-const NBD = { device: '/sys/module/nbd', modules: ['nbd', 'loop'], limitSeconds: 500 };
+const NBD = { device: '/sys/module/nbd', limitSeconds: 500 };
 if (await here(import.meta.url, NBD)) await testLife('nbd');

@@ -3,12 +3,12 @@
  * Method: the daemon itself, with real file systems, fio and random operations by O_DIRECT, on this
  * kernel if it has nbd, else in a guest.
  */
+import { spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import type { Status } from '../../src/client/api.ts';
 import { Cleanup } from '../support/cleanup.ts';
 import { testGrowing } from '../support/growing.ts';
 import { here } from '../support/guest.ts';
@@ -283,12 +283,14 @@ if (await here(import.meta.url, NBD)) {
     const { sandbox } = await start(t, 1);
     const ask = async (...prefix: string[]): Promise<string | null> => {
       await sandbox.stop();
-      const [program, ...args] = [...prefix, process.execPath, CLI, 'attach', 'none'];
-      await tryRun(program!, args, { env: sandbox.env, cwd: sandbox.dir });
-      const { stdout } = await sandbox.ubd(['status', '--json']);
-      const { pid, transports } = JSON.parse(stdout) as Status;
-      process.kill(pid, 'SIGTERM');
-      await until('it ends', () => !existsSync(`/proc/${pid}`));
+      const [program, ...args] = [...prefix, process.execPath, CLI, 'serve'];
+      const daemon = spawn(program!, args, { env: sandbox.env, cwd: sandbox.dir, stdio: 'ignore' });
+      const ended = new Promise(resolve => daemon.once('exit', resolve));
+      // An emulated machine needs its time for that.
+      await until('it listens', () => existsSync(sandbox.path('run/ubd.sock')), 300_000);
+      const { transports } = await sandbox.client.status();
+      daemon.kill('SIGTERM');
+      await ended;
       return transports.find(({ name }) => name === 'nbd')!.reason;
     };
     t.equal(await ask(), null);

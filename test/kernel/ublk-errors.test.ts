@@ -59,13 +59,15 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
       ...['--bounding-set=-sys_admin', '--inh-caps=-sys_admin', '--'],
       ...[process.execPath, CLI, ...words],
     ];
-    const refused = await tryRun('setpriv', poor('attach', root, '--transport', 'ublk'), {
-      env: sandbox.env,
-    });
+    const { env } = sandbox;
+    const socket = sandbox.path('run/ubd.sock');
+    // On an emulated machine it needs longer to start than a command waits for it.
+    const daemon = spawn('setpriv', poor('serve'), { env, stdio: 'ignore' });
+    await until('it listens', () => existsSync(socket), 300_000);
+    const refused = await tryRun('setpriv', poor('attach', root, '--transport', 'ublk'), { env });
     t.match(refused, { status: 1, stderr: /EPERM[\s\S]*SYS_ADMIN/ });
-    const { stdout } = await tryRun('setpriv', poor('status', '--json'), { env: sandbox.env });
-    process.kill((JSON.parse(stdout) as { pid: number }).pid, 'SIGTERM');
-    await until('it has ended', () => !existsSync(sandbox.path('run/ubd.sock')));
+    daemon.kill('SIGTERM');
+    await until('it has ended', () => !existsSync(socket));
 
     rmSync('/dev/ublk-control');
     await sandbox.startDaemon();
@@ -93,7 +95,8 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
     const sandbox = await start(t);
     const { node } = await attach(sandbox, 'web');
     const work = fio(sandbox, node, 12);
-    await sleep(1500);
+    const writes = async (): Promise<boolean> => (await sandbox.client.list())[0]!.changed! > 0;
+    await until('fio writes', writes, 300_000);
     await t.rejects(sandbox.client.detach('web'), {
       code: 'busy',
       message: /is in use: open in fio \(pid \d+\)/,

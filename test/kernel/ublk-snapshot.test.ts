@@ -2,5 +2,5 @@
 import { here } from '../support/guest.ts';
 import { testSnapshots } from '../support/snapshots.ts';
 
-const UBLK = { device: '/dev/ublk-control', modules: ['ublk_drv', 'loop'], limitSeconds: 500 };
+const UBLK = { device: '/dev/ublk-control', limitSeconds: 500 };
 if (await here(import.meta.url, UBLK)) await testSnapshots('ublk');

@@ -18,14 +18,14 @@ const INSIDE = 'UBD_INSIDE_GUEST';
 export const IN_GUEST: boolean = process.env[INSIDE] !== undefined;
 
 const MODULES: Readonly<Record<string, readonly string[]>> = {
-  '/dev/ublk-control': ['ublk_drv', 'ext4'],
-  '/sys/module/nbd': ['nbd', 'ext4'],
+  '/dev/ublk-control': ['ublk_drv', 'ext4', 'loop', 'fuse'],
+  '/sys/module/nbd': ['nbd', 'ext4', 'loop', 'fuse'],
 };
 
 export interface GuestNeeds {
   /** `/dev/ublk-control`: what the kernel must have. */
   device: string;
-  /** Loaded first, where the kernel has modules; default: those of the device, and ext4. */
+  /** Loaded first, where the kernel has modules; default: those of the device, and usual ones. */
   modules?: readonly string[];
   memory?: string;
   cpus?: number;

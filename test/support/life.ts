@@ -131,7 +131,7 @@ export async function testLife(transport: TransportName): Promise<void> {
   const skip = await missing(...DEVICES);
   const skipPartitions = await missing(...DEVICES, 'sfdisk', 'partx');
   /** For all: starting programs is slow where others keep the machine busy. */
-  t.setTimeout(600_000);
+  if (!IN_GUEST) t.setTimeout(600_000); // a guest may be emulated, and has its own limit
   const host = (t: Test): Host => makeHost(t, transport);
   const outlives = transport !== 'loop';
 

@@ -95,7 +95,10 @@ export function deviceLimit(): number | undefined {
   }
 }
 
-/** ADD_DEV refused because there are as many devices as may be. */
+/**
+ * ADD_DEV refused because there are as many devices as may be: by drivers that count all; that of
+ * Linux 6.12 counts those of unprivileged users alone.
+ */
 export function limitReached(): UbdError {
   const limit = deviceLimit();
   const many = limit === undefined ? 'no more ublk devices' : `no more than ${limit} ublk devices`;
