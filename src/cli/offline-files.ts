@@ -2,7 +2,6 @@
  * Of the work without a daemon (offline.ts), what is done with files in images: by itself, since it
  * is asked often, and each module costs a start of the command.
  */
-import '../daemon/remote/offline.ts';
 import type * as Content from '../life/content-diff.ts';
 import type * as Scan from '../life/scan.ts';
 import type * as Why from '../life/why.ts';
