@@ -35,8 +35,8 @@ Napi::Value Eventfd(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(eventfd(initial, EFD_CLOEXEC)));
 }
 
-// A blocking inotify of one directory: names that come and go, and nothing else. Whoever listens for
-// more is told of each write to what lies there, and the writer pays for it.
+// A blocking inotify of one directory: names that come and go, and nothing else. Whoever listens
+// for more is told of each write to what lies there, and the writer pays for it.
 Napi::Value WatchNames(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "watchNames");

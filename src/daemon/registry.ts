@@ -301,8 +301,8 @@ export class Registry {
   }
 
   /**
-   * A node came to /dev, or left it: the kernel makes those of partitions beside the device's. Null:
-   * some did.
+   * A node came to /dev, or left it: the kernel makes those of partitions beside the device's.
+   * Null: some did.
    */
   nodeChanged(name: string | null): void {
     if (this.#stopping) return;
