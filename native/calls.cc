@@ -99,7 +99,7 @@ int32_t Run(const MemoryRegistry& memory, const Call& call) {
   } else {
     if (!IsWhole(call.length, 0, kTransferMax)) return -EINVAL;
     if (!memory.Contains(call.address, call.length)) return -EFAULT;
-    // SAFETY: the whole range lies in one mapping of this thread, which nobody else can unmap
+    // SAFETY: the whole range lies in mappings of this thread, which nobody else can unmap
     // meanwhile.
     address = reinterpret_cast<void*>(static_cast<uintptr_t>(call.address));
     length = static_cast<size_t>(call.length);

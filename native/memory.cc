@@ -196,7 +196,17 @@ const MemoryRegistry::Region* MemoryRegistry::Find(double address, double length
 }
 
 bool MemoryRegistry::Contains(double address, double length) const {
-  return Find(address, length) != nullptr;
+  double left = length;
+  for (double at = address;;) {
+    const Region* region = Find(at, 0);
+    if (region == nullptr || !IsWhole(left, 0, kSafeIntegerMax)) return false;
+    const uintptr_t offset = static_cast<uintptr_t>(at) - region->mapping.address();
+    const auto room = static_cast<double>(region->mapping.length() - offset);
+    if (left <= room) return true;
+    if (room == 0) return false;  // its end, and nothing of ours follows
+    at += room;
+    left -= room;
+  }
 }
 
 bool MemoryRegistry::ContainsAnonymous(double address, double length) const {

@@ -43,6 +43,36 @@ function run(...calls: Call[]): number[] {
   return calls.map((_, i) => ints[i * 10 + 8]!);
 }
 
+t.test('what is sent may lie in mappings side by side, and in nothing beyond them', t => {
+  const page = 4096;
+  const mapped: number[] = [];
+  const map = (): number => {
+    mapped.push(native.mapMemory(page).address);
+    return mapped.at(-1)!;
+  };
+  t.teardown(() => mapped.forEach(one => native.unmapMemory(one)));
+  // The kernel places them so sooner or later.
+  let first: number | undefined;
+  for (let tries = 0; first === undefined && tries < 1000; tries++) {
+    map();
+    first = mapped.find(one => mapped.includes(one + page) && !mapped.includes(one + 2 * page));
+  }
+  if (first === undefined) return t.end();
+  const ends = new Int32Array(2);
+  native.socketpair(new Uint8Array(ends.buffer));
+  const vector = new DataView(buffer);
+  const send = (start: number, length: number): number => {
+    vector.setBigUint64(0, BigInt(start), true);
+    vector.setBigUint64(8, BigInt(length), true);
+    return run([SEND, ends[0]!, address, 16, 0])[0]!;
+  };
+  t.equal(send(first + 100, page + 100), page + 100);
+  t.equal(send(first, 2 * page), 2 * page);
+  if (first + 2 * page !== address) t.equal(send(first, 2 * page + 1), EFAULT);
+  for (const fd of ends) native.close(fd);
+  t.end();
+});
+
 t.test('calls run in order, and each has its own result', t => {
   const path = join(t.testdir(), 'file');
   const fd = openSync(path, 'w+');
