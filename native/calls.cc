@@ -79,7 +79,8 @@ int64_t Send(const MemoryRegistry& memory, int fd, iovec* vectors, size_t count)
     // SAFETY: nobody else changes the list between this check and the call: a message is sent from
     // the thread that owns the memory.
     const auto address = static_cast<double>(reinterpret_cast<uintptr_t>(vectors[i].iov_base));
-    if (!memory.Contains(address, static_cast<double>(vectors[i].iov_len))) return -EFAULT;
+    // Pieces of data that happen to lie side by side are one vector, whosever memory they are in.
+    if (!memory.Covers(address, static_cast<double>(vectors[i].iov_len))) return -EFAULT;
   }
   msghdr message = {};
   message.msg_iov = vectors;
@@ -99,7 +100,7 @@ int32_t Run(const MemoryRegistry& memory, const Call& call) {
   } else {
     if (!IsWhole(call.length, 0, kTransferMax)) return -EINVAL;
     if (!memory.Contains(call.address, call.length)) return -EFAULT;
-    // SAFETY: the whole range lies in mappings of this thread, which nobody else can unmap
+    // SAFETY: the whole range lies in one mapping of this thread, which nobody else can unmap
     // meanwhile.
     address = reinterpret_cast<void*>(static_cast<uintptr_t>(call.address));
     length = static_cast<size_t>(call.length);

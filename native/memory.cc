@@ -196,6 +196,10 @@ const MemoryRegistry::Region* MemoryRegistry::Find(double address, double length
 }
 
 bool MemoryRegistry::Contains(double address, double length) const {
+  return Find(address, length) != nullptr;
+}
+
+bool MemoryRegistry::Covers(double address, double length) const {
   double left = length;
   for (double at = address;;) {
     const Region* region = Find(at, 0);

@@ -29,9 +29,10 @@ class MemoryRegistry {
 
   void Add(Region region);
 
-  // Whether the whole range lies in our mappings: in one, or in some that lie side by side, as the
-  // kernel likes to place them. Any double may be asked about.
+  // Whether the whole range lies in one mapping. Any double may be asked about.
   bool Contains(double address, double length) const;
+  // Whether it lies in one or several, side by side, as the kernel likes to place them.
+  bool Covers(double address, double length) const;
   // Whether it lies in one, and that is anonymous memory: we may touch it ourselves.
   bool ContainsAnonymous(double address, double length) const;
 

@@ -92,7 +92,8 @@ export interface Native {
    *     0       i32   which: 0 pread, 1 pwrite, 2 read, 3 write, 4 fallocate,
    *                   5 pwrite with RWF_DSYNC, 6 read if the record before this one moved bytes
    *                   (else its result), 7 pread with RWF_NOWAIT, 8 sendmsg that does not wait
-   *                   nor signal; what is sent is a list of struct iovec, all in mapped memory
+   *                   nor signal; what is sent is a list of struct iovec, each in mapped
+   *                   memory: one mapping, or several side by side
    *     4       i32   fd
    *     8       f64   address in mapped memory (fallocate: mode)
    *     16      f64   length in bytes

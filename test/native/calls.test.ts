@@ -50,7 +50,9 @@ t.test('what is sent may lie in mappings side by side, and in nothing beyond the
     mapped.push(native.mapMemory(page).address);
     return mapped.at(-1)!;
   };
-  t.teardown(() => mapped.forEach(one => native.unmapMemory(one)));
+  t.teardown(() => {
+    for (const one of mapped) native.unmapMemory(one);
+  });
   // The kernel places them so sooner or later.
   let first: number | undefined;
   for (let tries = 0; first === undefined && tries < 1000; tries++) {
