@@ -48,6 +48,7 @@ const FILE_SYSTEMS: readonly FileSystem[] = [
 /** The same package, as its next version: one file of it is another one. */
 const UPGRADE = `
   set -e
+  export TMPDIR=/tmp  # ours is not in there
   cd /tmp
   for name in less nano file; do
     dpkg-deb -R /opt/packages/"$name"_*.deb new
