@@ -3,6 +3,7 @@
  * in powers of ten; a line for each root's whole index above. SVG, by hand; it takes its colours
  * from the reader's, light or dark.
  */
+import { PICTURE_STYLE } from './svg-style.ts';
 
 export interface IndexPoint {
   root: string;
@@ -22,13 +23,7 @@ const LEFT = 64;
 const RIGHT = 16;
 const TOP = 64;
 const BOTTOM = 48;
-const STYLE = `
-:root { --ground: #ffffff; --ink: #1f2328; --grid: #d8dee4; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #0d1117; --ink: #e6edf3; --grid: #30363d; }
-}
-.ground { fill: var(--ground); } text { fill: var(--ink); } .grid { stroke: var(--grid); }
-.debian { stroke: #3b82c4; fill: #3b82c4; } .small { stroke: #d9822b; fill: #d9822b; }
+const STYLE = `${PICTURE_STYLE}.debian { stroke: #3b82c4; fill: #3b82c4; } .small { stroke: #d9822b; fill: #d9822b; }
 polyline { fill: none !important; stroke-width: 2; } .whole { stroke-width: 2; }
 `;
 const NAMES: Readonly<Record<string, string>> = {

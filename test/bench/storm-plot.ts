@@ -3,19 +3,14 @@
  * first node with a boot pack. SVG, by hand; it takes its colours from the reader's, light or dark.
  */
 import type { Storm } from './storm.ts';
+import { PICTURE_STYLE } from './svg-style.ts';
 
 const WIDTH = 760;
 const HEIGHT = 320;
 const LEFT = 56;
 const TOP = 44;
 const BOTTOM = 48;
-const STYLE = `
-:root { --ground: #ffffff; --ink: #1f2328; --grid: #d8dee4; }
-@media (prefers-color-scheme: dark) {
-  :root { --ground: #0d1117; --ink: #e6edf3; --grid: #30363d; }
-}
-.ground { fill: var(--ground); } text { fill: var(--ink); } .grid { stroke: var(--grid); }
-.one { fill: #3b82c4; } .all { fill: #d9822b; } .pack { stroke: #2f9e62; stroke-width: 2; }
+const STYLE = `${PICTURE_STYLE}.one { fill: #3b82c4; } .all { fill: #d9822b; } .pack { stroke: #2f9e62; stroke-width: 2; }
 `;
 
 export function plotStorm({ oneByOne, together, withPack }: Storm): string {
