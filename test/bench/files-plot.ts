@@ -23,7 +23,8 @@ const LEFT = 64;
 const RIGHT = 16;
 const TOP = 64;
 const BOTTOM = 48;
-const STYLE = `${PICTURE_STYLE}.debian { stroke: #3b82c4; fill: #3b82c4; } .small { stroke: #d9822b; fill: #d9822b; }
+const STYLE = `${PICTURE_STYLE}\
+.debian { stroke: #3b82c4; fill: #3b82c4; } .small { stroke: #d9822b; fill: #d9822b; }
 polyline { fill: none !important; stroke-width: 2; } .whole { stroke-width: 2; }
 `;
 const NAMES: Readonly<Record<string, string>> = {

@@ -10,7 +10,8 @@ const HEIGHT = 320;
 const LEFT = 56;
 const TOP = 44;
 const BOTTOM = 48;
-const STYLE = `${PICTURE_STYLE}.one { fill: #3b82c4; } .all { fill: #d9822b; } .pack { stroke: #2f9e62; stroke-width: 2; }
+const STYLE = `${PICTURE_STYLE}\
+.one { fill: #3b82c4; } .all { fill: #d9822b; } .pack { stroke: #2f9e62; stroke-width: 2; }
 `;
 
 export function plotStorm({ oneByOne, together, withPack }: Storm): string {
