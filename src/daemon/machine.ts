@@ -85,6 +85,8 @@ export interface OpenLeafOptions {
   readOnly?: boolean;
   /** From now on it may hold so much. Default: as it says itself. */
   quota?: Quota | null;
+  /** It was made right now: its name is durable, or need not be. */
+  isNew?: boolean;
 }
 
 export interface CheckOptions {
