@@ -340,6 +340,16 @@ export function writeSuperblock(media: Media, superblock: Superblock): void {
   media.sync();
 }
 
+/** Of a leaf that has no name yet: from here on it is as it was made (GENERATION_MADE). */
+export function sealAsMade(media: Media): void {
+  const { superblock } = loadLeaf(media, { isOurs: true });
+  superblock.generation = GENERATION_MADE - 2;
+  for (let copy = 0; copy < 2; copy++) {
+    superblock.generation++;
+    writeSuperblock(media, superblock);
+  }
+}
+
 function isZero(source: Uint8Array, offset: number, length: number): boolean {
   for (let i = offset; i < offset + length; i++) if (source[i] !== 0) return false;
   return true;
