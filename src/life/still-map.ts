@@ -21,10 +21,13 @@ import { SectorMap } from '../leaf/sector-map.ts';
 export function makeRoom(still: OpenFile, below: OpenedLeaf, sizeSectors: number): void {
   const { superblock } = below;
   if (sizeSectors <= superblock.sizeSectors) return;
-  const { geometry } = superblock;
+  const { geometry, freeze } = superblock;
   const dataEnd = geometry.dataOffset + sizeSectors * SECTOR_BYTES;
-  if (isMapBehind(geometry) && geometry.directoryOffset < dataEnd)
-    moveMap(still, below, SectorMap.fromState(below.map), { dataEnd, last: null });
+  if (isMapBehind(geometry) && geometry.directoryOffset < dataEnd) {
+    const map = SectorMap.fromState(below.map);
+    moveMap(still, below, map, { dataEnd, last: null });
+    close(still, below, map, { freeze }); // the image that it was, whatever comes now
+  }
   if (still.sizeBytes < dataEnd) still.resize(dataEnd);
 }
 
@@ -50,10 +53,14 @@ export function mergeMaps(
     const dataEnd = below.superblock.geometry.dataOffset + sizeSectors * SECTOR_BYTES;
     moveMap(still, below, map, { dataEnd, last });
   }
+  close(still, below, map, grows ? null : last);
+}
+
+/** Checkpoints what there is; it syncs the data before all that tells of them. */
+function close(still: OpenFile, below: OpenedLeaf, map: SectorMap, last: Amendment | null): void {
   const io = new MediaIo(still);
   const commit = commitOf(still, below, map, io);
-  // It syncs the data before all that tells of them.
-  io.run(op => commit.close(op, grows ? null : last));
+  io.run(op => commit.close(op, last));
 }
 
 /** Directory and map of `map` go behind `dataEnd`, and behind all that the file has. */

@@ -131,7 +131,7 @@ t.test('nothing else may be made to stand on a still', async t => {
 t.test('a disk that is full in between costs nothing but the folding', async t => {
   let refused = 0;
   for (let room = 0; ; room++) {
-    const { world, leaf } = await make(1, { grown: [8, 300] });
+    const { world, leaf } = await make(1, { below: 'image', grown: [8, 300] });
     world.blocksMax = world.blocksUsed + room;
     const count = await foldStills(LEAF, { world }).catch((error: { code?: string }) => {
       if (error.code !== 'no-space') throw error;
@@ -152,8 +152,8 @@ const KINDS: readonly [seed: number, wishes: Wishes][] = [
   [70, { below: 'root' }],
   [71, { below: 'image' }],
   [72, { below: 'image', grown: [0, 4100] }],
-  [73, { below: 'root', grown: [8, 40] }], // data go where the still has its map
-  [74, { below: 'root', grown: [4, 1] }], // its map is where that of the larger one would be
+  [73, { below: 'image', grown: [8, 40] }], // data go where the still has its map
+  [74, { below: 'image', grown: [4, 1] }], // its map is where that of the larger one would be
 ];
 
 for (const power of [false, true])

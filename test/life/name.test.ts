@@ -1,8 +1,8 @@
 /**
  * Goal: what was flushed to a leaf stays, also where another one made it and was killed before its
  * name was durable. Method: a simulated machine on which a leaf is made, or made anew, by a process
- * that is killed at every step; then the next one writes to what it finds and flushes, and the power
- * fails with every name lost that was not made durable.
+ * that is killed at every step; then the next one writes to what it finds and flushes, and the
+ * power fails with every name lost that was not made durable.
  */
 import t from 'tap';
 import type { LeafParent } from '../../src/leaf/superblock.ts';
