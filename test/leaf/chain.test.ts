@@ -135,7 +135,9 @@ t.test('a chain that grows at its top keeps what it has', async t => {
   t.equal(grown.owned, whole.owned);
   for (let sector = 0; sector < SECTORS; sector++) {
     const counts = [whole.find(sector, SECTORS), grown.find(sector, SECTORS)];
-    if (counts[0] !== counts[1] || whole.owner !== grown.owner) t.fail(`sector ${sector}`);
+    const top = maps.findLastIndex(map => map.run(sector, sector + 1) > 0) + 1;
+    if (counts[0] !== counts[1] || whole.owner !== grown.owner || whole.owner !== top)
+      t.fail(`sector ${sector}`);
   }
 });
 
