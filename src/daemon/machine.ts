@@ -59,6 +59,7 @@ export interface LeafHandle {
   readonly root: { path: string; identity: RootIdentity };
   /** Bytes that it holds. */
   readonly changedBytes: number;
+  readonly quota: Quota | null;
   readonly notes: readonly string[];
   /** Lets go of it unused: nothing is written. Idempotent, and as with roots. */
   close(): void;
