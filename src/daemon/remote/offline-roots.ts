@@ -6,6 +6,7 @@
  * The disk cache stays the daemon's: it has one owner, and a daemon that starts meanwhile must
  * find it free.
  */
+import { closeSync } from 'node:fs';
 import { findPaths } from '../../client/paths.ts';
 import type { OpenedRoot } from '../../life/world.ts';
 import { RemoteFile } from './remote-file.ts';
@@ -31,7 +32,12 @@ export async function openOfflineRoot(uri: string): Promise<OpenedRoot> {
   try {
     const root = await new RemoteRoots(mine.upstream, new RootBook(paths.roots)).open(uri);
     const { path, sizeBytes, identity } = root;
-    const file = new RemoteFile(path, sizeBytes, root.connect(), root.connect(), leave);
+    const fd = await root.connected();
+    const laterFd = await root.connected().catch(error => {
+      closeSync(fd);
+      throw error;
+    });
+    const file = new RemoteFile(path, sizeBytes, fd, laterFd, leave);
     root.close();
     return { file, identity };
   } catch (error) {
