@@ -6,10 +6,9 @@
  * The disk cache stays the daemon's: it has one owner, and a daemon that starts meanwhile must
  * find it free.
  */
-import { closeSync } from 'node:fs';
 import { findPaths } from '../../client/paths.ts';
 import type { OpenedRoot } from '../../life/world.ts';
-import { RemoteFile } from './remote-file.ts';
+import { openRemoteFile } from './open-file.ts';
 import { RemoteRoots } from './remote-roots.ts';
 import { RootBook } from './root-book.ts';
 import { remoteSettings } from './settings.ts';
@@ -30,16 +29,8 @@ export async function openOfflineRoot(uri: string): Promise<OpenedRoot> {
     mine.upstream.stop().catch(() => {}); // it ends all the same
   };
   try {
-    const root = await new RemoteRoots(mine.upstream, new RootBook(paths.roots)).open(uri);
-    const { path, sizeBytes, identity } = root;
-    const fd = await root.connected();
-    const laterFd = await root.connected().catch(error => {
-      closeSync(fd);
-      throw error;
-    });
-    const file = new RemoteFile(path, sizeBytes, fd, laterFd, leave);
-    root.close();
-    return { file, identity };
+    const roots = new RemoteRoots(mine.upstream, new RootBook(paths.roots));
+    return await openRemoteFile(roots, uri, leave);
   } catch (error) {
     leave();
     throw error;
