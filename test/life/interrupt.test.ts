@@ -50,9 +50,9 @@ const COMMANDS: Readonly<Record<string, Interrupted>> = {
   'index of a leaf': { args: ['index', 'a.leaf'] },
   find: { args: ['find', 'a.leaf', '*7*'] },
   diff: { args: ['diff', 'a.leaf'] },
-  'diff of a file': { args: ['diff', 'a.leaf', 'large'] },
+  'diff of a file': { args: ['diff', 'a.leaf', '--content', '/large'] },
   why: { args: ['why', 'a.leaf'] },
-  scan: { args: ['scan', 'a.leaf', '--exec', 'grep -l nowhere'] },
+  scan: { args: ['scan', 'a.leaf', '--exec', '! grep -l nowhere'] },
   manifest: { args: ['info', 'root.img', '--manifest'] },
 };
 const ENDS = ['SIGINT', 'SIGTERM', 'SIGKILL'] as const;

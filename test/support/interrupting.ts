@@ -22,6 +22,7 @@ import {
   utimesSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
+import { openDatabase } from '../../src/fsindex/database.ts';
 import { openStack } from '../../src/life/stack.ts';
 import { diskWorld } from '../../src/life/world.ts';
 import type { Random } from './random.ts';
@@ -55,6 +56,7 @@ const TEMPORARY =
   /^\..+\.ubd-(new|raw|replaced|commit|overlay.*)$|^\.ubd-[0-9a-f-]{36}\.|\.[0-9a-f]{12}\.new$/;
 /** And what lies in the place of a root that is not finished. */
 const PLACEHOLDER = 'a root that ubd has not finished';
+const SQLITE_MAGIC = 'SQLite format 3';
 const LEAF_MAGIC = 'UBDLEAF';
 const MINUTE_MS = 60_000;
 
@@ -166,8 +168,18 @@ function startsWith(path: string, text: string): boolean {
   return head.toString('latin1') === text;
 }
 
+function checkDatabase(path: string): string {
+  const database = openDatabase(path);
+  try {
+    return String(database.pragma('integrity_check', { simple: true }));
+  } finally {
+    database.close();
+  }
+}
+
 async function digestOf(path: string): Promise<string> {
   const hash = createHash('sha256');
+  if (startsWith(path, SQLITE_MAGIC)) return `is ${checkDatabase(path)}`; // it tells when it was made
   if (!startsWith(path, LEAF_MAGIC)) return hash.update(readFileSync(path)).digest('hex');
   const stack = await openStack(diskWorld, path);
   try {
