@@ -2,7 +2,8 @@
  * What the cache of root blocks gives and costs, next to reads without it: 4K at depth 32 on a loop
  * device.
  *
- *     node dist/test/bench/cache.js [--rounds 16] [--only hit|miss] [--place together] [--json FILE]
+ *     node dist/test/bench/cache.js [--rounds 16] [--only hit|miss] [--place together|apart|free]
+ *                                   [--json FILE]
  *
  *     hits     everything is in memory: ours, or the page cache's
  *     misses   everything comes from the disk, and is kept: by a cache that is empty, by one that
