@@ -89,7 +89,7 @@ function verify(node: string): Promise<string> {
   return run('fio', [
     ...['--name=verify', `--filename=${node}`, '--rw=randwrite', '--bs=4k', '--direct=1'],
     ...['--ioengine=psync', '--size=2M', '--verify=crc32c', '--verify_fatal=1', '--do_verify=1'],
-    ...['--randrepeat=0', '--output-format=terse'],
+    ...['--randrepeat=0', '--verify_state_save=0', '--output-format=terse'],
   ]);
 }
 

@@ -117,7 +117,8 @@ async function alike(t: Test, bench: Bench, uris: There, ...args: string[]): Pro
   const said = async (swap: (text: string) => string): Promise<string> => {
     const { status, stdout, stderr } = await bench.cli(...args.map(swap));
     if (stderr !== '') t.fail(`ubd ${args.join(' ')}: ${stderr}`);
-    return status + stdout.replace(/"allocated(Bytes|Before|After)": \d+/g, ''); // as the copy came out
+    // Space on disk is as the copy came out.
+    return status + stdout.replace(/"allocated(Bytes|Before|After)": \d+/g, '');
   };
   const swap = (text: string, { root, next }: There): string =>
     text.replace('ROOT', root).replace('NEXT', next);
