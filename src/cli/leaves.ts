@@ -14,7 +14,7 @@ import { leavesOfDevices } from './work.ts';
 
 /** Paths without links, in order. Throws where a directory that was named cannot be read. */
 export async function leavesOfRoot(args: Arguments, root: string): Promise<string[]> {
-  const { standsOnRoot } = await import('./offline.ts');
+  const { standsOnRoot } = await import('../life/leaves.ts');
   const rootPath = realpathOf(root);
   const paths = findPaths(givenDirs(args));
   const candidates = new Set<string>(leavesOfDevices(paths));
