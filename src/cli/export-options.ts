@@ -20,6 +20,13 @@ type Keys<T> = Readonly<
   Record<string, { flag?: true; read: (value: string, spec: T) => Partial<T> }>
 >;
 
+/** Keys that other commands have, and why these have them not. */
+const REFUSED: Readonly<Record<string, string>> = {
+  'quota-action':
+    'an export keeps the root that it is given, so at its quota it says so in the log, and no ' +
+    'more; a device goes on with a new one (ubd attach --quota-action)',
+};
+
 const COMMON: Keys<Common> = {
   ephemeral: { flag: true, read: () => ({ ephemeral: true }) },
   size: { read: value => ({ sizeBytes: sizeOf('size', value) }) },
@@ -67,6 +74,8 @@ function apply<T extends object>(
 ): void {
   for (const { key, value } of parts) {
     const known = Object.hasOwn(keys, key) ? keys[key] : undefined;
+    const refused = Object.hasOwn(REFUSED, key) ? REFUSED[key] : undefined;
+    if (refused !== undefined) throw wrong(option, text, refused);
     if (known === undefined)
       throw wrong(option, text, `'${key}' is none of ${Object.keys(keys).join(', ')}`);
     if (known.flag && value !== undefined) throw wrong(option, text, `${key} takes no value`);
