@@ -14,7 +14,7 @@ import { leavesOfDevices } from './work.ts';
 
 /** Paths without links, in order. Throws where a directory that was named cannot be read. */
 export async function leavesOfRoot(args: Arguments, root: string): Promise<string[]> {
-  const { standsOnRoot } = await import('../life/leaves.ts');
+  const { standsOnRoot } = await import('./offline.ts');
   const rootPath = realpathOf(root);
   const paths = findPaths(givenDirs(args));
   const candidates = new Set<string>(leavesOfDevices(paths));
@@ -22,7 +22,7 @@ export async function leavesOfRoot(args: Arguments, root: string): Promise<strin
     for (const file of listOf(directory, directory === paths.leaves)) candidates.add(file);
   const found: string[] = [];
   for (const path of candidates)
-    if (isRegular(path) && isLeaf(path) && standsOnRoot(path, rootPath)) found.push(path);
+    if (isRegular(path) && isLeaf(path) && (await standsOnRoot(path, rootPath))) found.push(path);
   return found.sort();
 }
 

@@ -54,6 +54,10 @@ export const rebaseFiles: typeof FileRebase.rebaseFiles = async (...given) =>
 export const foldStills: typeof Fold.foldStills = async (...given) =>
   (await import('../life/fold.ts')).foldStills(...given);
 
+export async function standsOnRoot(leaf: string, root: string): Promise<boolean> {
+  return (await import('../life/leaves.ts')).standsOnRoot(leaf, root);
+}
+
 export const rebaseLeaf: typeof Rebase.rebaseLeaf = async (...given) =>
   (await import('../life/rebase.ts')).rebaseLeaf(...given);
 
