@@ -13,7 +13,6 @@ import { recordDigest } from '../leaf/record-digest.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import type { CheckOptions } from './machine.ts';
 import { rootOf } from './opened-files.ts';
-import { openContent } from './remote/content.ts';
 
 export async function checkFile(path: string, options: CheckOptions): Promise<CheckReport> {
   const found = checkLeaf(path);
@@ -48,6 +47,7 @@ async function checkRoot(
   const { root } = report;
   const expected = rootOf(path, parent);
   try {
+    const { openContent } = await import('./remote/content.ts'); // brings the network along
     const opened = await openContent(expected.path);
     try {
       const { identity } = opened;
