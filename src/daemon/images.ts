@@ -47,9 +47,9 @@ export class FileImages implements Images {
     this.#packs = packs;
   }
 
-  async openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle> {
+  async openRoot(path: string, comeback?: RootIdentity, forItsDevice = false): Promise<RootHandle> {
     if (!isUri(path)) {
-      const root = await openIdentified(path);
+      const root = await openIdentified(path, forItsDevice);
       if (this.#packs !== null) root.boot = await this.#packs.find(root, null);
       return root;
     }

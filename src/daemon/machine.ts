@@ -104,7 +104,8 @@ export interface Images {
    * @param comeback what the root of a device that comes back is: a remote one opens although
    * nobody answers now
    */
-  openRoot(path: string, comeback?: RootIdentity): Promise<RootHandle>;
+  /** @param forItsDevice a root that is one device's alone stays so (image/sole.ts) */
+  openRoot(path: string, comeback?: RootIdentity, forItsDevice?: boolean): Promise<RootHandle>;
   /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
   createLeaf(leaf: NewLeaf): Promise<void>;
   /** Puts an empty leaf in a leaf's place; durable, and whole, when it returns. */

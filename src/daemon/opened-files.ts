@@ -129,8 +129,8 @@ export class FileLeaf implements LeafHandle {
 }
 
 /** Opens a root and finds out what it is known by. */
-export async function openIdentified(path: string): Promise<FileRoot> {
-  const opened = await openRoot(path);
+export async function openIdentified(path: string, forItsDevice = false): Promise<FileRoot> {
+  const opened = await openRoot(path, forItsDevice);
   try {
     const identity = await identify(opened);
     return new FileRoot(opened, identity, await contentKey(opened, identity));

@@ -140,10 +140,12 @@ export class LiveReconciler {
       const isDirect = lineageOf(leaf).images.length === stills.length;
       entry.leaving = stills;
       await remember(shop, entry);
+      // Before anybody else can find it: from its name on, whoever opens it takes the mark away.
+      if (atQuota) markSole(files.image);
       giveName(files.image, files.output);
       syncDirectory(dirname(files.output));
       try {
-        const root = await shop.images.openRoot(files.output);
+        const root = await shop.images.openRoot(files.output, undefined, true);
         await this.#live.moveTo(liveDevice(entry), root);
         entry.root = root.path;
         entry.identity = root.identity;
@@ -158,10 +160,7 @@ export class LiveReconciler {
       await remember(shop, entry);
       if (isDirect && this.#made.get(id) === from) this.#removeRoot(shop, name, from);
       this.#made.delete(id);
-      if (atQuota) {
-        markSole(files.output);
-        this.#made.set(id, files.output);
-      }
+      if (atQuota) this.#made.set(id, files.output);
       shop.log.info(
         `${name}: reconciled: its root is ${files.output} from now on (${from} before)`,
       );
