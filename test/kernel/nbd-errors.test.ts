@@ -19,6 +19,7 @@ import { NbdDriver, readDevice } from '../../src/transport/nbd/driver.ts';
 import { here } from '../support/guest.ts';
 import { run, tryRun, until } from '../support/run.ts';
 import { CLI, Sandbox } from '../support/sandbox.ts';
+import { endsBySigkill, testUnserved } from '../support/unserved.ts';
 
 const MIB = 1024 * 1024;
 const HALF_WAY = fileURLToPath(new URL('../support/nbd-half-way.js', import.meta.url));
@@ -28,11 +29,11 @@ const WITHOUT_APART = [
   ...['unshare', '--mount', 'sh', '-c', 'mount --bind /dev/null "$0" && exec "$@"', APART],
 ];
 
-async function start(t: Test): Promise<{ sandbox: Sandbox; root: string }> {
+async function start(t: Test, size = '16M'): Promise<{ sandbox: Sandbox; root: string }> {
   const sandbox = await Sandbox.start();
   t.teardown(() => sandbox.cleanup.run());
   const root = sandbox.path('root.img');
-  await run('truncate', ['-s', '16M', root]);
+  await run('truncate', ['-s', size, root]);
   return { sandbox, root };
 }
 
@@ -231,6 +232,13 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
     t.same(configured(), []);
   });
 
+  testUnserved(t, {
+    start: async t => (await start(t, '64M')).sandbox,
+    attach: (sandbox, name) =>
+      sandbox.attach({ root: sandbox.path('root.img'), name, transport: 'nbd' }),
+    isGone: node => !configured().includes(node.slice('/dev/'.length)),
+  });
+
   for (const stage of ['made', 'settling', 'served', 'live', 'stopping', 'leaving'])
     t.test(`a daemon killed with a device that is ${stage} leaves nothing for long`, async t => {
       const owner = `half-way-${stage}`;
@@ -238,9 +246,7 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
         stdio: ['ignore', 'pipe', 'inherit'],
       });
       for await (const _ of createInterface({ input: child.stdout! })) break;
-      const ended = new Promise(resolve => child.once('exit', resolve));
-      child.kill('SIGKILL');
-      await ended; // a process that cannot be killed ends the test by its time
+      t.ok(await endsBySigkill(child), 'it can be killed');
       await transportOf(owner).clearStale(new Set());
       await until('nobody waits for it', () => processesOf('ubd-apart').length === 0);
       t.same(listOwned(owner), []);
