@@ -56,7 +56,7 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
     const socket = sandbox.path('run/ubd.sock');
     // On an emulated machine it needs longer to start than a command waits for it.
     const daemon = spawn('setpriv', poor('serve'), { env, stdio: 'ignore' });
-    await until('it listens', () => existsSync(socket), 300_000);
+    await until('it listens', () => existsSync(socket));
     const refused = await tryRun('setpriv', poor('attach', root, '--transport', 'ublk'), { env });
     t.match(refused, { status: 1, stderr: /EPERM[\s\S]*SYS_ADMIN/ });
     daemon.kill('SIGTERM');
@@ -89,7 +89,7 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
     const { node } = await attach(sandbox, 'web');
     const work = fio(sandbox, node, 12);
     const writes = async (): Promise<boolean> => (await sandbox.client.list())[0]!.changed! > 0;
-    await until('fio writes', writes, 300_000);
+    await until('fio writes', writes);
     await t.rejects(sandbox.client.detach('web'), {
       code: 'busy',
       message: /is in use: open in fio \(pid \d+\)/,

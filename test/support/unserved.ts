@@ -6,7 +6,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, rmSync } from 'node:fs';
 import type { Test } from 'tap';
-import { run, sleep, until } from './run.ts';
+import { PATIENCE, run, sleep, until } from './run.ts';
 import type { Attached, Sandbox } from './sandbox.ts';
 
 export interface Unserved {
@@ -21,7 +21,7 @@ export async function endsBySigkill(child: ChildProcess): Promise<boolean> {
   if (child.exitCode !== null || child.signalCode !== null) return true;
   const ended = new Promise<true>(resolve => child.once('exit', () => resolve(true)));
   child.kill('SIGKILL');
-  return Promise.race([ended, sleep(10_000).then((): false => false)]);
+  return Promise.race([ended, sleep(10_000 * PATIENCE).then((): false => false)]);
 }
 
 export function testUnserved(t: Test, { start, attach, isGone }: Unserved): void {
