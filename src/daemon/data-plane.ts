@@ -106,9 +106,11 @@ class DataPlane {
   /** Returns when it is told to end; throws what broke it. */
   run(): void {
     try {
-      while (!this.#stopped && Atomics.load(this.#flags, FLAG.ABANDON) === 0) {
+      while (!this.#stopped) {
         this.#ring.turn(true);
-        if (this.#woken) this.#takeCalls();
+        if (!this.#woken) continue;
+        if (Atomics.load(this.#flags, FLAG.ABANDON) !== 0) break; // whoever sets it wakes us
+        this.#takeCalls();
       }
     } finally {
       // ends what is under way, so that the descriptors are the last to hold their files

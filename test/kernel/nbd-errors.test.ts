@@ -118,8 +118,11 @@ const NBD = { device: '/sys/module/nbd', modules: ['nbd', 'ext4', 'loop', 'fuse'
 if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
   t.test('an attach that fails once its device is served takes the device away', async t => {
     const { sandbox, root } = await start(t);
+    const disk = { root, name: 'late', transport: 'nbd' } as const;
+    await sandbox.attach(disk);
+    await sandbox.detach('late'); // its leaf stays
     const end = await startBy(t, sandbox, WITHOUT_APART);
-    const attach = ['attach', root, '--name', 'late', '--transport', 'nbd'];
+    const attach = ['attach', '--name', 'late', '--transport', 'nbd'];
     // The second try finds nothing of the first: its leaf is let go of, too.
     for (let tries = 0; tries < 2; tries++) {
       const refused = await sandbox.ubd(attach, { allowFailure: true });
@@ -131,7 +134,7 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
     }
     await end();
     await sandbox.startDaemon();
-    const again = await sandbox.attach({ root, name: 'late', transport: 'nbd' });
+    const again = await sandbox.attach(disk);
     t.ok(existsSync(again.node), 'it can be tried again');
     await sandbox.detach('late');
     t.same(configured(), []);
