@@ -111,6 +111,12 @@ export class FileImages implements Images {
     };
   }
 
+  /** Looks at superblocks alone. */
+  async leafRoot(path: string): Promise<{ root: LeafInfo['root']; problem: string | null }> {
+    const { base, images } = lineageOf(path);
+    return { root: base && rootOf(path, base), problem: images.at(-1)?.problem ?? null };
+  }
+
   foldLeaf(path: string): Promise<number> {
     return foldStills(path);
   }

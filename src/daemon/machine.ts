@@ -112,6 +112,8 @@ export interface Images {
   openLeaf(path: string, options?: OpenLeafOptions): Promise<LeafHandle>;
   /** Reads what the leaf says of itself; takes no lock. Code `not-a-leaf` if it is none. */
   leafInfo(path: string): Promise<Omit<LeafInfo, 'kind' | 'device'>>;
+  /** What it stands on in the end; null, and why, where an image in between cannot serve. */
+  leafRoot(path: string): Promise<{ root: LeafInfo['root']; problem: string | null }>;
   /** Makes a leaf one with the stills that it stands on (leaf/still.ts); says how many it had. */
   foldLeaf(path: string): Promise<number>;
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport>;

@@ -43,7 +43,7 @@ export interface LoadOptions {
 /** Sectors read in one piece, at most. */
 const PIECE_SECTORS = 256;
 /** And between two that are wanted. */
-const GAP_SECTORS_MAX = 16;
+const GAP_SECTORS_MAX = 64;
 
 /** What a frozen leaf has: its superblock and its map. Its log is empty, and is not read. */
 export interface LoadedImage {
@@ -254,6 +254,14 @@ function loadDirectory(
   }
 }
 
+let memory: Uint8Array | null = null;
+
+/** For map sectors, of one loading at a time: a chain loads many maps, one after the other. */
+function pieceMemory(): Uint8Array {
+  memory ??= new Uint8Array(PIECE_SECTORS * SECTOR_BYTES);
+  return memory;
+}
+
 /**
  * Reads map sectors in pieces: neighbours in one, and those with few others between them, since a
  * call costs more than some sectors that nobody wants. Pages come in rising order.
@@ -277,8 +285,7 @@ class PageReader {
     this.#mapOffset = mapOffset;
     this.#onDamage = onDamage;
     this.#sectorsMax = Math.min(PIECE_SECTORS, map.pages);
-    // Not zeroed: a chain opens many leaves, and little of this is ever used.
-    this.#piece = new Uint8Array(Buffer.allocUnsafeSlow(this.#sectorsMax * SECTOR_BYTES).buffer);
+    this.#piece = pieceMemory();
     this.#view = new DataView(this.#piece.buffer);
   }
 

@@ -100,6 +100,7 @@ export class FakeMachine implements Machine {
       removeLeaf: async path => rmSync(path),
       openLeaf: path => this.#openLeaf(path),
       leafInfo: async path => leafInfo(path),
+      leafRoot: async path => ({ root: leafInfo(path).root, problem: null }),
       foldLeaf: async () => 0,
       checkLeaf: async path => checkReport(path),
     };
