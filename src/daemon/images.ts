@@ -73,11 +73,11 @@ export class FileImages implements Images {
   }
 
   async openLeaf(path: string, options: OpenLeafOptions = {}): Promise<FileLeaf> {
-    const { quota } = options;
+    const { quota, isNew = false } = options;
     endFold(diskWorld, path);
     const opened = options.readOnly
       ? openToRead(path)
-      : openLeaf(path, quota === undefined ? {} : { quota });
+      : openLeaf(path, { isOurs: isNew, ...(quota !== undefined && { quota }) });
     let chain: ChainHold | null = null;
     try {
       chain = this.#chains.open(path, opened.superblock);

@@ -59,6 +59,7 @@ export interface LeafHandle {
   readonly root: { path: string; identity: RootIdentity };
   /** Bytes that it holds. */
   readonly changedBytes: number;
+  readonly quota: Quota | null;
   readonly notes: readonly string[];
   /** Lets go of it unused: nothing is written. Idempotent, and as with roots. */
   close(): void;
@@ -85,6 +86,8 @@ export interface OpenLeafOptions {
   readOnly?: boolean;
   /** From now on it may hold so much. Default: as it says itself. */
   quota?: Quota | null;
+  /** It was made right now: its name is durable, or need not be. */
+  isNew?: boolean;
 }
 
 export interface CheckOptions {

@@ -49,6 +49,11 @@ export const SUPERBLOCK_BYTES = 4096;
  * written.
  */
 export const SUPERBLOCK_OFFSETS: readonly [number, number] = [0, SUPERBLOCK_BYTES];
+/**
+ * No leaf has a higher one that nobody has written to since it was made: an empty one has both
+ * copies from the start, one with content gets both anew.
+ */
+export const GENERATION_MADE = 4;
 export const LOG_OFFSET: number = 2 * SUPERBLOCK_BYTES;
 export const LOG_BYTES_DEFAULT: number = 256 * 1024;
 export const LOG_BYTES_MIN = 4096;

@@ -11,6 +11,7 @@ import {
   DIRECTORY_MAGIC,
   DIRECTORY_PAGES,
   fileBytesFor,
+  GENERATION_MADE,
   KNOWN_READ_ONLY_COMPATIBLE,
   MAP_MAGIC,
   type Owner,
@@ -38,6 +39,8 @@ export interface LoadOptions {
   readOnly?: boolean;
   /** For who goes on freezing it: it stays as it is, about to be frozen. */
   keepFreeze?: boolean;
+  /** The caller has made it, and sees to its name himself. */
+  isOurs?: boolean;
 }
 
 /** Sectors read in one piece, at most. */
@@ -76,6 +79,10 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
       notes.push(`superblock at offset ${copy.offset}: ${copy.damage}; the other copy is used`);
   checkSuperblock(media, superblock, readOnly);
   if (!readOnly) refuseFrozen(media, superblock, options.keepFreeze ?? false);
+  // Who made it may have been killed before its name was durable. After a power failure another
+  // leaf would have that name, or none, and what is written to this one from now on would be lost.
+  const isAsMade = superblock.generation <= GENERATION_MADE;
+  if (!readOnly && isAsMade && options.isOurs !== true) media.syncName();
 
   const map = new SectorMap(superblock.sizeSectors);
   loadMap(media, superblock, map, (offset, check) => {
@@ -338,6 +345,16 @@ export function writeSuperblock(media: Media, superblock: Superblock): void {
   encodeSuperblock(superblock, raw, 0);
   media.write(raw, SUPERBLOCK_OFFSETS[superblock.generation % 2]!);
   media.sync();
+}
+
+/** Of a leaf that has no name yet: from here on it is as it was made (GENERATION_MADE). */
+export function sealAsMade(media: Media): void {
+  const { superblock } = loadLeaf(media, { isOurs: true });
+  superblock.generation = GENERATION_MADE - 2;
+  for (let copy = 0; copy < 2; copy++) {
+    superblock.generation++;
+    writeSuperblock(media, superblock);
+  }
 }
 
 function isZero(source: Uint8Array, offset: number, length: number): boolean {

@@ -50,9 +50,9 @@ const COMMANDS: Readonly<Record<string, Interrupted>> = {
   'index of a leaf': { args: ['index', 'a.leaf'] },
   find: { args: ['find', 'a.leaf', '*7*'] },
   diff: { args: ['diff', 'a.leaf'] },
-  'diff of a file': { args: ['diff', 'a.leaf', 'large'] },
+  'diff of a file': { args: ['diff', 'a.leaf', '--content', '/large'] },
   why: { args: ['why', 'a.leaf'] },
-  scan: { args: ['scan', 'a.leaf', '--exec', 'grep -l nowhere'] },
+  scan: { args: ['scan', 'a.leaf', '--exec', '! grep -l nowhere'] },
   manifest: { args: ['info', 'root.img', '--manifest'] },
 };
 const ENDS = ['SIGINT', 'SIGTERM', 'SIGKILL'] as const;
@@ -143,7 +143,9 @@ async function endIt(
   const hadEnded = [...after.keys()].every(name => found.content.has(name));
   t.ok(again.status === 0 || hadEnded, `${when}: it runs again: ${again.said}`);
   const last = await place.look();
-  t.same(last.temporary, [], `${when}: and leaves nothing`);
+  // What is left of an index stays until it is some minutes old, which cannot be pretended.
+  const left = last.temporary.filter(path => !/\.ubdindex\.[0-9a-f]+\.new$/.test(path));
+  t.same(left, [], `${when}: and leaves nothing`);
   t.same([...last.content.keys()], [...after.keys()], `${when}: all is there`);
   for (const [name, digest] of same) t.equal(last.content.get(name), digest, `${when}: ${name}`);
 }

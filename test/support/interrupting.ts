@@ -1,9 +1,9 @@
 /**
  * Commands that are ended in the middle, by a signal at some moment.
  *
- *     template/ ──copy──▶ place/ ──command, signal──▶ what is there? ──the same command──▶ as always
+ *     template ──copy──▶ place ──command, signal──▶ what is there? ──the same command──▶ all
  *
- * A command's whole run is done twice first, undisturbed: what is the same in both is what it makes.
+ * A command's whole run is done twice first, undisturbed: what is the same in both, it makes.
  * After a signal there is what was before or what it makes, and nothing else; of a kill there may
  * be files under a temporary name, which are gone after the next run.
  */
@@ -22,6 +22,7 @@ import {
   utimesSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
+import { openDatabase } from '../../src/fsindex/database.ts';
 import { openStack } from '../../src/life/stack.ts';
 import { diskWorld } from '../../src/life/world.ts';
 import type { Random } from './random.ts';
@@ -34,7 +35,7 @@ export interface Interrupted {
   /** Its standard input and output are these files. */
   input?: string;
   output?: string;
-  /** What it may change without asking: a leaf reads as before or after, or as something between. */
+  /** Leaves that it may have changed in part. */
   inPlace?: readonly string[];
   /** It says so at once when it is run on what it has done already. */
   again?: RegExp;
@@ -52,9 +53,10 @@ export type Content = Map<string, string>;
 
 /** What is on its way to its place, or tells of it: orphans.ts, replacement.ts, the index's. */
 const TEMPORARY =
-  /^\..+\.ubd-(new|raw|replaced|commit|overlay.*)$|^\.ubd-[0-9a-f-]{36}\.|\.[0-9a-f]{12}\.new$/;
+  /^\.(.+\.ubd-(new|raw|replaced|commit|overlay.*)$|ubd-[0-9a-f-]{36}\.)|\.[0-9a-f]{12}\.new$/;
 /** And what lies in the place of a root that is not finished. */
 const PLACEHOLDER = 'a root that ubd has not finished';
+const SQLITE_MAGIC = 'SQLite format 3';
 const LEAF_MAGIC = 'UBDLEAF';
 const MINUTE_MS = 60_000;
 
@@ -166,8 +168,19 @@ function startsWith(path: string, text: string): boolean {
   return head.toString('latin1') === text;
 }
 
+function checkDatabase(path: string): string {
+  const database = openDatabase(path);
+  try {
+    return String(database.pragma('integrity_check', { simple: true }));
+  } finally {
+    database.close();
+  }
+}
+
 async function digestOf(path: string): Promise<string> {
   const hash = createHash('sha256');
+  // It tells when it was made: never the same.
+  if (startsWith(path, SQLITE_MAGIC)) return `is ${checkDatabase(path)}`;
   if (!startsWith(path, LEAF_MAGIC)) return hash.update(readFileSync(path)).digest('hex');
   const stack = await openStack(diskWorld, path);
   try {

@@ -14,6 +14,8 @@
  *     ublk-first the same by copy, its thread realtime (UBD_REALTIME)
  *     ublk-disks the same by copy, with leaf and image on disks of memory, as dm has them
  *     ubd-loop   loop ─ FUSE ─ ubd: leaf, image
+ *     … cached, … uncached   what the daemon makes of both transports, by where unmodified blocks
+ *                come from: its cache of root blocks, or the page cache
  */
 import { spawn } from 'node:child_process';
 import { existsSync, statSync, writeFileSync } from 'node:fs';
@@ -92,6 +94,20 @@ function ublk(data: DataMode): Target {
 async function serve(data: DataMode, root: string, leaf: string): Promise<string> {
   const device = { name: 'count', sizeBytes: DEVICE_BYTES, leaf, root, data };
   return (await UblkProcess.start('count', [device])).node;
+}
+
+function daemon(transport: 'ublk' | 'loop', cached: boolean): Target {
+  return {
+    id: `${transport}-${cached ? 'cached' : 'uncached'}`,
+    title: `ubd on ${transport}, ${cached ? 'cached' : 'uncached'}`,
+    modules: transport === 'ublk' ? ['ublk_drv'] : ['loop', 'fuse'],
+    async up() {
+      const sandbox = await Sandbox.start(undefined, PLACE);
+      await sandbox.client.setCache({ sizeBytes: cached ? 2 * DEVICE_BYTES : 0 });
+      const { node } = await sandbox.attach({ root: IMAGE, transport });
+      return node;
+    },
+  };
 }
 
 export const TARGETS: readonly Target[] = [
@@ -187,4 +203,8 @@ export const TARGETS: readonly Target[] = [
       return device.node;
     },
   },
+  daemon('ublk', true),
+  daemon('ublk', false),
+  daemon('loop', true),
+  daemon('loop', false),
 ];
