@@ -71,6 +71,14 @@ const INDEXES = `
   CREATE INDEX entry_parent ON entry (parent, name);
   CREATE INDEX entry_inode ON entry (inode);
   CREATE INDEX extent_inode ON extent (inode);
+`;
+
+/**
+ * A leaf has this from so many names on. Fewer are read in a millisecond or two, and to put them in
+ * would be half of the work for a leaf that has a package more.
+ */
+const SEARCHED_NAMES_LEAST = 10_000;
+const NAME_SEARCH = `
   CREATE VIRTUAL TABLE name_search USING fts5 (
     name, content = 'entry', content_rowid = 'id', tokenize = 'trigram', detail = 'none'
   );
@@ -149,6 +157,8 @@ export class IndexWriter {
   readonly #shared: BetterSqlite3.Statement;
   readonly #touchedInode: BetterSqlite3.Statement | null;
   readonly #touchedDirectory: BetterSqlite3.Statement | null;
+  readonly #onRoot: boolean;
+  #names = 0;
   #done = false;
 
   /** @param onRoot the index of a leaf: it holds what differs from the root's */
@@ -156,6 +166,7 @@ export class IndexWriter {
     requireReplaceable(path);
     clearLeftovers(path);
     this.#path = path;
+    this.#onRoot = onRoot;
     this.#temporary = `${path}.${randomBytes(6).toString('hex')}.new`;
     try {
       // Names of files are as private as the files: whoever made it says who else may read it.
@@ -201,6 +212,7 @@ export class IndexWriter {
 
   addEntry({ parent, name, raw, inode }: EntryRecord): void {
     this.#entry.run(parent, name, raw, inode);
+    this.#names++;
   }
 
   /** Throws UbdError 'corrupt' where two files claim the same place. */
@@ -242,9 +254,10 @@ export class IndexWriter {
    * itself may be lost with the power; then the index is made once more.
    */
   finish(): void {
-    this.#database.exec('COMMIT');
     this.#database.exec(INDEXES);
+    if (!this.#onRoot || this.#names >= SEARCHED_NAMES_LEAST) this.#database.exec(NAME_SEARCH);
     this.#database.exec('ANALYZE');
+    this.#database.exec('COMMIT');
     this.#database.close();
     const fd = openSync(this.#temporary, 'r');
     try {

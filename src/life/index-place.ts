@@ -101,3 +101,13 @@ export function indexSays(path: string, facts: Readonly<Record<string, string | 
     return false;
   }
 }
+
+export function factOf(path: string, key: string): string | number | null {
+  const index = openIndex(path);
+  try {
+    const sql = 'SELECT value FROM meta WHERE key = ?';
+    return index.prepare<[string], string | number>(sql).pluck().get(key) ?? null;
+  } finally {
+    index.close();
+  }
+}

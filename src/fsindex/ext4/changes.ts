@@ -30,9 +30,8 @@ export interface ChangeSink {
   touchDirectory(number: number): void;
 }
 
-interface Bytes {
-  from: number;
-  to: number;
+interface RootExtent extends ByteRange {
+  inode: number;
 }
 
 interface RootInode {
@@ -131,20 +130,39 @@ export function ext4Changes(
   }
 
   // Files and directories whose own blocks changed, and whose inode did not.
-  const owners = root.prepare<[Bytes], { inode: number; mode: number | null }>(
-    `SELECT DISTINCT extent.inode, inode.mode FROM extent LEFT JOIN inode ON number = extent.inode
-     WHERE position >= coalesce((SELECT max(position) FROM extent WHERE position <= @from), @from)
-       AND position < @to AND position + length > @from`,
-  );
-  for (const { position, length } of ranges)
-    for (const { inode, mode } of owners.all({ from: position, to: position + length })) {
-      if (mode === null || written.has(inode)) continue;
-      take(fs.inode(inode), true);
-    }
+  const isKnown = root.prepare<[number], number>('SELECT 1 FROM inode WHERE number = ?').pluck();
+  for (const inode of owners(root, ranges))
+    if (!written.has(inode) && isKnown.get(inode) !== undefined) take(fs.inode(inode), true);
 
   for (const number of directories) {
     sink.touchDirectory(number);
     const inode = fs.inode(number);
     directoryRecords(fs, inode, fs.blocks(inode), entry => sink.addEntry(entry));
+  }
+}
+
+/**
+ * Whose blocks these were in the root, some more than once. Most of what a leaf writes lies where
+ * nothing was: between two of the root's extents no further question is asked.
+ */
+function* owners(root: Database, ranges: RangeSet): Generator<number> {
+  const from = 'SELECT position, length, inode FROM extent WHERE position';
+  const last = root.prepare<[number], RootExtent>(`${from} <= ? ORDER BY position DESC LIMIT 1`);
+  const next = root.prepare<[number], RootExtent>(`${from} > ? ORDER BY position LIMIT 1`);
+  const within = root.prepare<[number, number], RootExtent>(
+    `${from} >= ? AND position < ? ORDER BY position`,
+  );
+  let before: RootExtent | undefined;
+  let after = next.get(-1);
+  for (const { position, length } of ranges) {
+    const end = position + length;
+    if (after !== undefined && after.position <= position) {
+      before = last.get(position);
+      after = next.get(position);
+    }
+    if (before !== undefined && before.position + before.length > position) yield before.inode;
+    if (after === undefined || after.position >= end) continue;
+    for (before of within.all(after.position, end)) yield before.inode;
+    after = next.get(end - 1);
   }
 }

@@ -103,13 +103,17 @@ const CHECKSUM_HIGH_AND_ATIME_EXTRA = [
   [0x8c, 0x90],
 ] as const;
 
+/** One buffer for all inodes of a size: there are millions of them. */
+let scratch = Buffer.alloc(256);
+
 export function fingerprintOf({ bytes }: Inode): number {
-  const copy = Buffer.from(bytes);
-  copy.fill(0, ...ATIME);
-  copy.fill(0, ...CHECKSUM);
-  if (copy.length > INODE.EXTRA_BYTES)
-    for (const range of CHECKSUM_HIGH_AND_ATIME_EXTRA) copy.fill(0, ...range);
-  return crc32(copy);
+  if (scratch.length !== bytes.length) scratch = Buffer.alloc(bytes.length);
+  bytes.copy(scratch);
+  scratch.fill(0, ...ATIME);
+  scratch.fill(0, ...CHECKSUM);
+  if (bytes.length > INODE.EXTRA_BYTES)
+    for (const range of CHECKSUM_HIGH_AND_ATIME_EXTRA) scratch.fill(0, ...range);
+  return crc32(scratch);
 }
 
 /** Everything on the device that belongs to an inode. */
