@@ -9,7 +9,7 @@ import { type FoundFile, findFiles, nameMatcher } from '../fsindex/find.ts';
 import { makeLeafIndex, makeRootIndex } from '../fsindex/make.ts';
 import { makeMountedLeafIndex, makeMountedRootIndex } from '../fsindex/make-mounted.ts';
 import { MergedIndex } from '../fsindex/merged.ts';
-import type { Image, ImageMounts } from './image-mounts.ts';
+import { type Image, ImageMounts } from './image-mounts.ts';
 import {
   factOf,
   fileStamp,
@@ -154,8 +154,6 @@ async function withVolumes<T>(
   }
   const rootPath = stack?.root?.path ?? image.path;
   const opened = stack === null ? await world.openRoot(image.path) : rootOf(stack)!;
-  // Loaded only now: a device of one's own brings along a client of a daemon.
-  const { ImageMounts } = await import('./image-mounts.ts');
   const mounts = {
     image: new ImageMounts(image),
     root: new ImageMounts({ kind: 'root', path: rootPath }),
