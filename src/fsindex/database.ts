@@ -319,25 +319,49 @@ function requireReplaceable(path: string): void {
 /** Between its making and its lock, and between its last lock and its name, a file is nobody's. */
 const UNLOCKED_MS_MAX = 600_000;
 
-/** Removes what makers of this index left that were killed: old, and locked by nobody. */
+const BEING_MADE = /^\.[0-9a-f]{12}\.new$/;
+const INDEX_BEING_MADE = /\.ubdindex\.[0-9a-f]{12}\.new$/;
+
+/** Removes what makers left that were killed, of this index and of those beside it. */
 function clearLeftovers(path: string): void {
-  for (const leftover of leftovers(path, /^\.[0-9a-f]{12}\.new$/))
-    if (isNobodys(leftover)) rmSync(leftover, { force: true });
+  leftovers(path, BEING_MADE).forEach(removeIfNobodys);
+  clearIndexLeftovers(dirname(path));
+}
+
+/**
+ * Removes indexes that somebody was killed over: old, and locked by nobody.
+ * @returns their paths
+ */
+export function clearIndexLeftovers(directory: string): string[] {
+  return oldFiles(directory, name => INDEX_BEING_MADE.test(name)).filter(removeIfNobodys);
+}
+
+function removeIfNobodys(path: string): boolean {
+  if (!isNobodys(path)) return false;
+  rmSync(path, { force: true });
+  return true;
 }
 
 /** Files beside `path` whose names go on like this, and that nobody has written to for long. */
 export function leftovers(path: string, suffix: RegExp): string[] {
   const name = basename(path);
+  return oldFiles(
+    dirname(path),
+    one => one.startsWith(name) && suffix.test(one.slice(name.length)),
+  );
+}
+
+function oldFiles(directory: string, isMeant: (name: string) => boolean): string[] {
   const old = Date.now() - UNLOCKED_MS_MAX;
   let names: string[];
   try {
-    names = readdirSync(dirname(path));
+    names = readdirSync(directory);
   } catch {
     return []; // who cannot list it cannot know
   }
   return names
-    .filter(one => one.startsWith(name) && suffix.test(one.slice(name.length)))
-    .map(one => join(dirname(path), one))
+    .filter(isMeant)
+    .map(one => join(directory, one))
     .filter(one => {
       const stat = lstatSync(one, { throwIfNoEntry: false });
       return stat?.isFile() === true && stat.mtimeMs < old && stat.ctimeMs < old;
