@@ -19,6 +19,7 @@ import {
   reached,
   readMap,
   topLevel,
+  wholeLock,
 } from './support/tidy.ts';
 
 const top = fileURLToPath(new URL('../..', import.meta.url));
@@ -69,6 +70,11 @@ interface Case {
 
 const note = 'TO' + 'DO';
 const machine = '/wo' + 'rk/x';
+
+function lock(packages: Record<string, object>): string {
+  const named = Object.entries(packages).map(([name, facts]) => [`node_modules/${name}`, facts]);
+  return JSON.stringify({ packages: Object.fromEntries(named) });
+}
 
 const CASES: Case[] = [
   {
@@ -162,6 +168,18 @@ const CASES: Case[] = [
       'src/native/a.ts': '',
     },
     bad: [{ 'README.md': '[gone](docs/gone.md)' }, { 'README.md': 'run `scripts/gone` first' }],
+  },
+  {
+    check: wholeLock,
+    claim: 'the lock names the packages of every platform, so that `npm ci` takes it',
+    good: {
+      'package-lock.json': lock({ b: { optionalDependencies: { 'c-os': '1' } }, 'c-os': {} }),
+    },
+    bad: [
+      { 'package-lock.json': lock({ b: { optionalDependencies: { 'c-os': '1' } } }) },
+      { 'package-lock.json': lock({ b: { dependencies: { d: '1' } }, 'b/node_modules/e': {} }) },
+      { 'package-lock.json': lock({ 'b/node_modules/d': {}, e: { dependencies: { d: '1' } } }) },
+    ],
   },
 ];
 

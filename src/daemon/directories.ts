@@ -10,6 +10,7 @@ import {
   chmodSync,
   closeSync,
   constants,
+  fsyncSync,
   ftruncateSync,
   lstatSync,
   mkdirSync,
@@ -18,6 +19,7 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs';
+import { dirname } from 'node:path';
 import { EAGAIN, errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import type { Paths } from '../client/paths.ts';
@@ -38,11 +40,32 @@ export function makeDirectories(paths: Paths): void {
     paths.rootNames,
   ])
     makePrivate(directory);
+  syncRecords(paths);
+}
+
+/**
+ * A daemon that was killed may have renamed a record and not made the new name durable. Who goes by
+ * it from now on must not find the old one again after a power failure.
+ */
+export function syncRecords({ stateDir, devices, roots, rootNames }: Paths): void {
+  for (const directory of [stateDir, devices, roots, rootNames]) syncNames(directory);
+}
+
+function syncNames(directory: string): void {
+  const fd = openSync(directory, constants.O_RDONLY);
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
 }
 
 function makePrivate(directory: string): void {
   try {
-    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    const first = mkdirSync(directory, { recursive: true, mode: 0o700 });
+    if (first !== undefined)
+      for (let made = directory; made.length >= first.length; made = dirname(made))
+        syncNames(dirname(made));
     const stats = lstatSync(directory);
     if (!stats.isDirectory())
       throw new UbdError('permission', `${directory} is no directory`, {

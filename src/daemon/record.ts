@@ -2,8 +2,7 @@
  * The records of attached devices: `devices/NAME.json` in the state directory.
  *
  * A record says what a new daemon needs to bring the device back, and which node and link a dead
- * one left. It appears whole or not at all: written beside, synced, renamed, and the directory
- * synced.
+ * one left. It appears whole or not at all (replace-file.ts).
  *
  *     attach   … node ─▶ record ─▶ link ─▶ answer
  *     detach   link ─▶ node, leaf durable ─▶ record ─▶ ephemeral leaf ─▶ answer
@@ -14,10 +13,11 @@
  * node of its record, it is that daemon's), and a file in `ephemeral/` without a record is
  * nobody's.
  */
-import { open, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { readdir, readFile, rm } from 'node:fs/promises';
 import { asUbdError, corrupt, UbdError } from '../base/errors.ts';
 import type { RootIdentity, TransportName } from '../client/api.ts';
 import type { ReconcileFiles, SnapshotFiles } from './machine.ts';
+import { removeFile, replaceFile, UNFINISHED_SUFFIX } from './replace-file.ts';
 import {
   type Check,
   isArrayOf,
@@ -81,8 +81,6 @@ const isRecord: Check<DeviceRecord> = isObject<DeviceRecord>(
 );
 
 const SUFFIX = '.json';
-/** Being written: a leftover of a crash, never read. */
-const UNFINISHED_SUFFIX = '.json.new';
 
 export interface BadRecord {
   /** From the file's name. */
@@ -104,31 +102,13 @@ export class RecordStore {
 
   /** Durable when it returns. */
   async write(record: DeviceRecord): Promise<void> {
-    const beside = `${this.#directory}/${record.name}${UNFINISHED_SUFFIX}`;
-    try {
-      const file = await open(beside, 'w', 0o600);
-      try {
-        await file.writeFile(`${JSON.stringify(record, null, 2)}\n`);
-        await file.datasync();
-      } finally {
-        await file.close();
-      }
-      await rename(beside, this.file(record.name));
-      await this.#syncDirectory();
-    } catch (cause) {
-      await rm(beside, { force: true });
-      throw stateError(`cannot write the record of ${record.name}`, this.file(record.name), cause);
-    }
+    const content = `${JSON.stringify(record, null, 2)}\n`;
+    await replaceFile(this.file(record.name), content, { mode: 0o600 });
   }
 
   /** Durable when it returns; no harm if there is none. */
   async remove(name: string): Promise<void> {
-    try {
-      await rm(this.file(name), { force: true });
-      await this.#syncDirectory();
-    } catch (cause) {
-      throw stateError(`cannot remove the record of ${name}`, this.file(name), cause);
-    }
+    await removeFile(this.file(name));
   }
 
   /** All records, in the order in which their devices were attached, and what could not be read. */
@@ -137,7 +117,7 @@ export class RecordStore {
     const bad: BadRecord[] = [];
     for (const entry of (await readdir(this.#directory)).sort()) {
       const file = `${this.#directory}/${entry}`;
-      if (entry.endsWith(UNFINISHED_SUFFIX)) await rm(file, { force: true });
+      if (entry.endsWith(`${SUFFIX}${UNFINISHED_SUFFIX}`)) await rm(file, { force: true });
       if (!entry.endsWith(SUFFIX)) continue;
       const name = entry.slice(0, -SUFFIX.length);
       try {
@@ -150,15 +130,6 @@ export class RecordStore {
     }
     records.sort((a, b) => a.attachedAt.localeCompare(b.attachedAt));
     return { records, bad };
-  }
-
-  async #syncDirectory(): Promise<void> {
-    const directory = await open(this.#directory, 'r');
-    try {
-      await directory.sync();
-    } finally {
-      await directory.close();
-    }
   }
 }
 
@@ -179,15 +150,3 @@ function parseRecord(file: string, text: string): DeviceRecord {
 }
 
 const NEXT = 'move the record away, and attach the leaf again';
-
-function stateError(what: string, file: string, cause: unknown): UbdError {
-  const code = (cause as NodeJS.ErrnoException).code;
-  return new UbdError(
-    code === 'ENOSPC' ? 'no-space' : 'io',
-    `${what}: ${(cause as Error).message}`,
-    {
-      place: { file },
-      cause,
-    },
-  );
-}

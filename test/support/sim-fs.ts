@@ -146,7 +146,8 @@ export class SimFs extends SimDisk {
   open(path: string, flags: string | number = 'r'): number {
     this.#alive();
     const { O_CREAT, O_EXCL } = fs.constants;
-    const creates = flags === 'wx' || (typeof flags === 'number' && (flags & O_CREAT) !== 0);
+    const creates =
+      flags === 'w' || flags === 'wx' || (typeof flags === 'number' && (flags & O_CREAT) !== 0);
     const exclusive = flags === 'wx' || (typeof flags === 'number' && (flags & O_EXCL) !== 0);
     let file: SimFile | null = null;
     if (!this.directories.has(path)) {
@@ -158,6 +159,7 @@ export class SimFs extends SimDisk {
         file = this.#newFile();
         this.#change(dirname(path), [[path, file]]);
       } else file = found;
+      if (flags === 'w' && file.sizeBytes > 0) this.truncate(file, 0);
     }
     this.#open.set(this.#nextFd, { path, file, lock: null });
     return this.#nextFd++;
@@ -236,6 +238,23 @@ export class SimFs extends SimDisk {
   readdir(directory: string): string[] {
     this.#alive();
     return this.paths.filter(path => dirname(path) === directory).map(path => basename(path));
+  }
+
+  /** Directories are there from the start. */
+  requireDirectory(path: string): undefined {
+    this.#alive();
+    if (!this.directories.has(path)) throw failure('ENOENT', 'mkdir', path);
+    return undefined;
+  }
+
+  exists(path: string): boolean {
+    this.#alive();
+    return this.directories.has(path) || this.has(path);
+  }
+
+  readText(path: string): string {
+    this.#alive();
+    return Buffer.from(this.content(path)).toString();
   }
 
   realpath(path: string): string {
@@ -328,7 +347,7 @@ export class SimFs extends SimDisk {
   }
 
   #change(directory: string, sets: NameChange['sets']): void {
-    if (dirname(directory) !== SIM) throw new Error(`${directory}: no directory of ours`);
+    if (!this.directories.has(directory)) throw new Error(`${directory}: no directory of ours`);
     for (const [path, file] of sets) assign(this.#names, path, file);
     this.#unsynced.push({ directory, sets });
     this.#count();
@@ -476,7 +495,7 @@ put(
   sim => (path: string, options?: { force?: boolean }) => sim.unlink(path, options?.force ?? false),
 );
 put(fs, 'readdirSync', sim => sim.readdir.bind(sim));
-put(fs, 'readFileSync', sim => (path: string) => Buffer.from(sim.content(path)).toString());
+put(fs, 'readFileSync', sim => sim.readText.bind(sim));
 put(fs, 'statfsSync', () => () => ({ bavail: 2 ** 20, bsize: 4096 }));
 for (const name of ['fchmodSync', 'fchownSync']) put(fs, name, () => () => undefined);
 putAsync('open', sim => sim.open.bind(sim));
@@ -486,6 +505,50 @@ putAsync('write', sim => sim.write.bind(sim), 'bytesWritten', 'buffer');
 putAsync('stat', sim => sim.stat.bind(sim));
 putAsync('fstat', sim => sim.fstat.bind(sim));
 putAsync('fdatasync', sim => sim.sync.bind(sim));
+/** The descriptor that `fs.promises.open` gives, as far as it is used. */
+class SimHandle {
+  readonly #sim: SimFs;
+  readonly #fd: number;
+
+  constructor(sim: SimFs, fd: number) {
+    this.#sim = sim;
+    this.#fd = fd;
+  }
+
+  async writeFile(content: Uint8Array | string): Promise<void> {
+    const bytes = Buffer.from(content);
+    this.#sim.write(this.#fd, bytes, 0, bytes.length, 0);
+  }
+
+  async datasync(): Promise<void> {
+    this.#sim.sync(this.#fd);
+  }
+
+  async sync(): Promise<void> {
+    this.#sim.sync(this.#fd);
+  }
+
+  async close(): Promise<void> {
+    this.#sim.close(this.#fd);
+  }
+}
+
+put(fs, 'existsSync', sim => sim.exists.bind(sim));
+put(
+  fs.promises,
+  'open',
+  sim => async (path: string, flags: string) => new SimHandle(sim, sim.open(path, flags)),
+);
+put(fs.promises, 'readFile', sim => async (path: string) => sim.readText(path));
+put(fs.promises, 'readdir', sim => async (path: string) => sim.readdir(path));
+put(fs.promises, 'rename', sim => async (from: string, to: string) => sim.rename(from, to));
+put(
+  fs.promises,
+  'rm',
+  sim => async (path: string, options?: { force?: boolean }) =>
+    sim.unlink(path, options?.force ?? false),
+);
+put(fs.promises, 'mkdir', sim => async (path: string) => sim.requireDirectory(path));
 put(fs.promises, 'realpath', sim => async (path: string) => sim.realpath(path));
 put(fs.promises, 'stat', sim => async (path: string) => sim.stat(path));
 

@@ -197,3 +197,25 @@ function lines(
   }
   return complaints;
 }
+
+interface Lock {
+  packages: Record<string, Partial<Record<'dependencies' | 'optionalDependencies', object>>>;
+}
+
+/** What a package asks for lies beside it, or further up: so `npm ci` can install from the lock. */
+export const wholeLock: Check = files => {
+  const text = files.get('package-lock.json');
+  if (text === undefined) return [];
+  const { packages } = JSON.parse(text) as Lock;
+  const isNamed = (from: string, name: string): boolean => {
+    for (let at = from; ; at = at.slice(0, Math.max(0, at.lastIndexOf('node_modules') - 1))) {
+      if (`${at === '' ? '' : `${at}/`}node_modules/${name}` in packages) return true;
+      if (at === '') return false;
+    }
+  };
+  return Object.entries(packages).flatMap(([from, { dependencies, optionalDependencies }]) =>
+    Object.keys({ ...dependencies, ...optionalDependencies })
+      .filter(name => !isNamed(from, name))
+      .map(name => `package-lock.json: ${from} needs ${name}, which is not in it`),
+  );
+};

@@ -8,7 +8,6 @@
  *
  * A pack that is damaged, or of another root, is not used, and said to be so.
  */
-import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { asUbdError, UbdError } from '../../base/errors.ts';
 import {
@@ -20,7 +19,7 @@ import {
 import { readFileBeside } from '../../remote/beside.ts';
 import type { FoundBootPack, RootHandle } from '../machine.ts';
 import { keyOf } from '../remote/root-book.ts';
-import { replaceFile } from '../replace-file.ts';
+import { makeDirectory, replaceFile } from '../replace-file.ts';
 
 type KnownRoot = Pick<RootHandle, 'path' | 'type' | 'identity'>;
 
@@ -57,8 +56,7 @@ export class BootPacks {
    */
   async write(root: KnownRoot, ranges: Float64Array, output?: string): Promise<string> {
     const file = output ?? this.#fileOf(root);
-    if (dirname(file) === this.#directory)
-      await mkdir(this.#directory, { recursive: true, mode: 0o700 });
+    if (dirname(file) === this.#directory) await makeDirectory(this.#directory, 0o700);
     const pack = encodeBootPack({ ...root.identity, ranges });
     // Readable for web servers, as the root is.
     await replaceFile(file, pack, { mode: 0o644, next: 'name another file with --output' });

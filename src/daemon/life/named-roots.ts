@@ -9,6 +9,7 @@ import type { Log } from '../log.ts';
 import type { Images } from '../machine.ts';
 import { canonical } from '../plan.ts';
 import type { Registry } from '../registry.ts';
+import { makeDurable } from '../replace-file.ts';
 import { changed, firstGeneration, isSame, type RootNameRecord, RootNames } from './root-names.ts';
 
 export interface NamedRootsOptions {
@@ -78,6 +79,8 @@ export class NamedRoots {
   async #open(root: string): Promise<{ root: string; identity: RootIdentity }> {
     const opened = await this.#options.images.openRoot(isUri(root) ? root : await canonical(root));
     opened.close();
+    // Whoever copied it here may not have waited for the disk.
+    if (!isUri(opened.path)) await makeDurable(opened.path);
     return { root: opened.path, identity: opened.identity };
   }
 

@@ -8,7 +8,7 @@
  *
  * Versions are only ever added, so a leaf is found to stand on one of them whatever came later.
  */
-import { readdir, readFile, rm } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { asUbdError, corrupt, UbdError } from '../../base/errors.ts';
 import type { RootIdentity } from '../../client/api.ts';
 import { type Paths, rootNameFile } from '../../client/paths.ts';
@@ -18,7 +18,7 @@ import {
   type RootGeneration,
   type RootPolicy,
 } from '../../client/roots.ts';
-import { replaceFile, syncDirectory } from '../replace-file.ts';
+import { removeFile, replaceFile } from '../replace-file.ts';
 import {
   type Check,
   isArrayOf,
@@ -204,7 +204,6 @@ export class RootNames {
   }
 
   async remove(name: string): Promise<void> {
-    await rm(rootNameFile(this.#paths, name), { force: true });
-    await syncDirectory(this.#paths.rootNames);
+    await removeFile(rootNameFile(this.#paths, name));
   }
 }

@@ -9,11 +9,11 @@
  * A file appears whole or not at all. A root without replicas has no record.
  */
 import { createHash } from 'node:crypto';
-import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { corrupt, UbdError } from '../../base/errors.ts';
 import type { RootIdentity } from '../../client/api.ts';
 import { MANIFEST_SUFFIX } from '../../remote/manifest.ts';
-import { replaceFile } from '../replace-file.ts';
+import { makeDirectory, removeFile, replaceFile } from '../replace-file.ts';
 import {
   type Check,
   isArrayOf,
@@ -67,7 +67,8 @@ export class RootBook {
   async write(record: RootRecord): Promise<void> {
     const file = `${this.#directory}/${keyOf(record.uri)}.json`;
     if (record.replicas.length === 0) {
-      await rm(file, { force: true });
+      await makeDirectory(this.#directory, 0o700);
+      await removeFile(file);
       return;
     }
     await this.#replace(file, Buffer.from(`${JSON.stringify(record, null, 2)}\n`));
@@ -105,7 +106,7 @@ export class RootBook {
   }
 
   async #replace(file: string, content: Uint8Array): Promise<void> {
-    await mkdir(this.#directory, { recursive: true, mode: 0o700 });
+    await makeDirectory(this.#directory, 0o700);
     await replaceFile(file, content, { mode: 0o600 });
   }
 }
