@@ -12,6 +12,8 @@
 import { randomBytes } from 'node:crypto';
 import {
   closeSync,
+  constants,
+  copyFileSync,
   existsSync,
   fsyncSync,
   lstatSync,
@@ -63,7 +65,7 @@ export const TABLES = `
  */
 export const TOUCHED_TABLES = `
   CREATE TABLE touched_inode (number INTEGER PRIMARY KEY, content INTEGER NOT NULL);
-  CREATE TABLE touched_directory (number INTEGER PRIMARY KEY);
+  CREATE TABLE touched_directory (number INTEGER PRIMARY KEY, digest BLOB);
 `;
 
 /** After the rows are in: an index built at once is smaller, and several times faster to make. */
@@ -157,20 +159,28 @@ export class IndexWriter {
   readonly #shared: BetterSqlite3.Statement;
   readonly #touchedInode: BetterSqlite3.Statement | null;
   readonly #touchedDirectory: BetterSqlite3.Statement | null;
+  readonly #forgetInode: readonly (BetterSqlite3.Statement | null)[];
+  readonly #forgetDirectory: readonly (BetterSqlite3.Statement | null)[];
   readonly #onRoot: boolean;
-  #names = 0;
   #done = false;
 
-  /** @param onRoot the index of a leaf: it holds what differs from the root's */
-  constructor(path: string, { onRoot = false }: { onRoot?: boolean } = {}) {
+  readonly #goesOn: boolean;
+
+  /**
+   * @param onRoot the index of a leaf: it holds what differs from the root's
+   * @param from an index that it begins as a copy of
+   */
+  constructor(path: string, { onRoot = false, from }: { onRoot?: boolean; from?: string } = {}) {
     requireReplaceable(path);
     clearLeftovers(path);
     this.#path = path;
     this.#onRoot = onRoot;
+    this.#goesOn = from !== undefined;
     this.#temporary = `${path}.${randomBytes(6).toString('hex')}.new`;
     try {
       // Names of files are as private as the files: whoever made it says who else may read it.
       closeSync(openSync(this.#temporary, 'wx', 0o600));
+      if (from !== undefined) copyFileSync(from, this.#temporary, constants.COPYFILE_FICLONE);
       this.#database = new (sqlite())(this.#temporary);
     } catch (cause) {
       if (cause instanceof UbdError) throw cause;
@@ -183,7 +193,8 @@ export class IndexWriter {
     }
     const database = this.#database;
     try {
-      makeTables(database, onRoot);
+      begin(database);
+      if (from === undefined) makeTables(database, onRoot);
     } catch (error) {
       this.abandon();
       throw indexError(error, path);
@@ -197,7 +208,16 @@ export class IndexWriter {
       `INSERT INTO touched_inode VALUES (?, ?)
        ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
     );
-    this.#touchedDirectory = ifOnRoot('INSERT OR IGNORE INTO touched_directory VALUES (?)');
+    this.#touchedDirectory = ifOnRoot(
+      `INSERT INTO touched_directory VALUES (?, ?)
+       ON CONFLICT DO UPDATE SET digest = excluded.digest`,
+    );
+    this.#forgetInode = ['inode WHERE number', 'extent WHERE inode', 'touched_inode WHERE number']
+      .map(from => `DELETE FROM ${from} = ?`)
+      .map(sql => (this.#goesOn ? database.prepare(sql) : null));
+    this.#forgetDirectory = ['entry WHERE parent', 'touched_directory WHERE number']
+      .map(from => `DELETE FROM ${from} = ?`)
+      .map(sql => (this.#goesOn ? database.prepare(sql) : null));
   }
 
   addInode(r: InodeRecord): void {
@@ -212,7 +232,6 @@ export class IndexWriter {
 
   addEntry({ parent, name, raw, inode }: EntryRecord): void {
     this.#entry.run(parent, name, raw, inode);
-    this.#names++;
   }
 
   /** Throws UbdError 'corrupt' where two files claim the same place. */
@@ -239,8 +258,23 @@ export class IndexWriter {
     this.#touchedInode!.run(number, content ? 1 : 0);
   }
 
-  touchDirectory(number: number): void {
-    this.#touchedDirectory!.run(number);
+  /** @param digest of what holds its entries, where there is one */
+  touchDirectory(number: number, digest: Buffer | null = null): void {
+    this.#touchedDirectory!.run(number, digest);
+  }
+
+  /** What is in it so far. */
+  get database(): Database {
+    return this.#database;
+  }
+
+  /** Only of an index that goes on from another: takes back all that is told of an inode. */
+  forgetInode(number: number): void {
+    for (const statement of this.#forgetInode) statement!.run(number);
+  }
+
+  forgetDirectory(number: number): void {
+    for (const statement of this.#forgetDirectory) statement!.run(number);
   }
 
   /** Facts about the whole: text or numbers. */
@@ -254,11 +288,13 @@ export class IndexWriter {
    * itself may be lost with the power; then the index is made once more.
    */
   finish(): void {
-    this.#database.exec(INDEXES);
-    if (!this.#onRoot || this.#names >= SEARCHED_NAMES_LEAST) this.#database.exec(NAME_SEARCH);
-    this.#database.exec('ANALYZE');
-    this.#database.exec('COMMIT');
-    this.#database.close();
+    const database = this.#database;
+    if (this.#goesOn) database.exec('DROP TABLE IF EXISTS name_search');
+    else database.exec(INDEXES);
+    if (!this.#onRoot || this.#hasManyNames()) database.exec(NAME_SEARCH);
+    database.exec('ANALYZE');
+    database.exec('COMMIT');
+    database.close();
     const fd = openSync(this.#temporary, 'r');
     try {
       fsyncSync(fd);
@@ -267,6 +303,11 @@ export class IndexWriter {
     }
     renameSync(this.#temporary, this.#path);
     this.#done = true;
+  }
+
+  #hasManyNames(): boolean {
+    const sql = 'SELECT 1 FROM entry LIMIT 1 OFFSET ?';
+    return this.#database.prepare(sql).get(SEARCHED_NAMES_LEAST - 1) !== undefined;
   }
 
   /** Leaves nothing behind. */
@@ -278,15 +319,18 @@ export class IndexWriter {
   }
 }
 
-function makeTables(database: Database, onRoot: boolean): void {
+function begin(database: Database): void {
   // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed.
   database.pragma('locking_mode = EXCLUSIVE');
   database.pragma('journal_mode = OFF');
   database.pragma('synchronous = OFF');
   database.pragma('page_size = 8192');
+  database.exec('BEGIN EXCLUSIVE');
+}
+
+function makeTables(database: Database, onRoot: boolean): void {
   database.pragma(`application_id = ${APPLICATION_ID}`);
   database.pragma(`user_version = ${VERSION}`);
-  database.exec('BEGIN EXCLUSIVE');
   database.exec(TABLES);
   if (onRoot) database.exec(TOUCHED_TABLES);
 }

@@ -328,7 +328,10 @@ async function leafIndex(
   const changed = changedRanges(stack, volume);
   const { inodes } =
     volume.content.how === 'blocks'
-      ? makeLeafIndex(volume.source, changed, base.path, make)
+      ? makeLeafIndex(volume.source, changed, base.path, {
+          ...make,
+          ...(!options.force && { previous: plan.path }),
+        })
       : await makeMountedLeafIndex(
           await mounted(leaf, volume, mounts, options),
           changed,
@@ -447,6 +450,7 @@ export function ensureLeafIndex(
     output: plan.path,
     digests: options.digests ?? false,
     about: plan.about,
+    ...(!options.force && { previous: plan.path }),
   });
   giveAccessOf(leaf, plan.path);
   return { report: { path: plan.path, made: true, inodes }, rootIndex: root.path };

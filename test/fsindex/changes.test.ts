@@ -2,7 +2,8 @@
  * Goal: the index of a leaf, made from the blocks that it changed alone, tells the same as an index
  * of the whole, and `diff` tells what `rsync -n -a -c -A -X --delete` tells of both mounts. Method:
  * random histories of real work on mounted copies of a root (seeded); the blocks that differ stand
- * for the leaf.
+ * for the leaf. Work goes on then, and an index that goes on from the first one is compared, row by
+ * row, with one that was made from nothing.
  */
 import {
   existsSync,
@@ -19,6 +20,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
+import { openIndex } from '../../src/fsindex/database.ts';
 import { diffLeaf } from '../../src/fsindex/diff.ts';
 import { makeLeafIndex, makeRootIndex } from '../../src/fsindex/make.ts';
 import { MergedIndex } from '../../src/fsindex/merged.ts';
@@ -67,6 +69,20 @@ function content(index: MergedIndex): unknown[] {
     ),
     rows('SELECT parent, name, inode FROM entries ORDER BY 1, 2'),
   ];
+}
+
+/** All rows of a leaf's index, but for the numbers of the entries. */
+function rows(path: string): unknown[] {
+  const index = openIndex(path);
+  const all = [
+    'SELECT * FROM inode ORDER BY 1',
+    'SELECT * FROM extent ORDER BY 1',
+    'SELECT parent, name, raw, inode FROM entry ORDER BY 1, 2, 4',
+    'SELECT * FROM touched_inode ORDER BY 1',
+    'SELECT number, hex(digest) FROM touched_directory ORDER BY 1',
+  ].map(sql => index.prepare(sql).all());
+  index.close();
+  return all;
 }
 
 /** The first two get all rounds, the others some. */
@@ -145,6 +161,22 @@ for (const [name, features, rounds] of FEATURES)
         changesSeen += is.size;
         t.same(quarrels(said, is), [], `seed ${seed}: as rsync says (${is.size} changes)`);
         for (const index of [full, merged, below]) index.close();
+
+        const bare = { digests: false, about: { digests: 0 } };
+        const first = { ...bare, output: part };
+        makeLeafIndex(source(leaf), changed, rootIndex, first);
+        await run('mount', ['-o', 'loop', leaf, mnt]);
+        for (let i = random.between(1, 6); i > 0; i--)
+          step(mnt, random, 1000 * (seed + 1) + 50 + i);
+        await run('sync', ['-f', mnt]);
+        if (inUse) await copyImage(leaf, `${leaf}.live`);
+        await run('umount', [mnt]);
+        if (inUse) renameSync(`${leaf}.live`, leaf);
+        const now = [...changed, ...changedBlocks(root, leaf)];
+        const [again, anew] = [join(dir, 'again.index'), join(dir, 'anew.index')];
+        makeLeafIndex(source(leaf), now, rootIndex, { ...bare, output: again, previous: part });
+        makeLeafIndex(source(leaf), now, rootIndex, { ...bare, output: anew });
+        t.same(rows(again), rows(anew), `seed ${seed}: gone on as made anew`);
       }
       t.ok(changesSeen > rounds, 'there were changes');
       t.same(readFileSync(rootIndex), first, "the root's index was not written");
@@ -155,3 +187,62 @@ for (const [name, features, rounds] of FEATURES)
       t.ok(existsSync(rootIndex));
     },
   );
+
+t.test('an index that goes on takes up what changed since, and no more', { skip }, async t => {
+  const dir = mkdtempSync(join(PLACE, 'ubd-changes-'));
+  const [root, leaf, mnt] = ['root', 'leaf', 'mnt'].map(name => join(dir, name)) as [
+    string,
+    string,
+    string,
+  ];
+  mkdirSync(mnt);
+  t.teardown(async () => {
+    await run('umount', ['-q', mnt]).catch(() => {});
+    rmSync(dir, { recursive: true, force: true });
+  });
+  const source = (path: string): FileSource =>
+    new FileSource(path, openSync(path, 'r'), IMAGE_BYTES);
+  const index = (name: string): string => join(dir, `${name}.index`);
+  writeFileSync(root, '');
+  truncateSync(root, IMAGE_BYTES);
+  await run('mke2fs', ['-q', '-F', '-t', 'ext4', root]);
+  const about = { digests: 0 };
+  makeRootIndex(source(root), 'key', { digests: false, about, output: index('root') });
+  await copyImage(root, leaf);
+  const work = async (what: () => void): Promise<void> => {
+    await run('mount', ['-o', 'loop', leaf, mnt]);
+    what();
+    await run('umount', [mnt]);
+  };
+  const make = (output: string, previous?: string): number => {
+    const options = { digests: false, about, output, ...(previous && { previous }) };
+    const changed = changedBlocks(root, leaf);
+    return makeLeafIndex(source(leaf), changed, index('root'), options).inodes;
+  };
+  await work(() => {
+    mkdirSync(join(mnt, 'many'));
+    for (let i = 0; i < 300; i++) writeFileSync(join(mnt, 'many', `f${i}`), `${i}`);
+  });
+  t.ok(make(index('first')) > 300);
+  await work(() => {
+    writeFileSync(join(mnt, 'one'), 'more');
+    writeFileSync(join(mnt, 'many/f7'), 'changed');
+    rmSync(join(mnt, 'many/f8'));
+  });
+  const inodes = make(index('second'), index('first'));
+  t.ok(inodes <= 5, `the new file, the changed one, two directories: ${inodes}`);
+  make(index('anew'));
+  t.same(rows(index('second')), rows(index('anew')));
+  t.equal(make(index('third'), index('second')), 0, 'nothing changed');
+  t.same(rows(index('third')), rows(index('anew')));
+
+  // What cannot be gone on from is left alone.
+  const other = { digests: false, about, output: index('other') };
+  makeRootIndex(source(root), 'another key', { ...other, output: index('other-root') });
+  makeLeafIndex(source(leaf), [], index('other-root'), other);
+  t.ok(make(index('fourth'), index('other')) > 300, "another root's");
+  writeFileSync(index('damaged'), readFileSync(index('second')).fill(0x5a, 8192 * 3));
+  t.ok(make(index('fifth'), index('damaged')) > 300, 'a damaged one');
+  t.same(rows(index('fifth')), rows(index('anew')));
+  t.ok(make(index('sixth'), index('nowhere')) > 300, 'none');
+});

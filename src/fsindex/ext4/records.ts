@@ -13,7 +13,8 @@ import {
 } from '../record.ts';
 import type { FileBlocks } from './extents.ts';
 import { type Ext4, isDirectory } from './filesystem.ts';
-import { INODE, TYPE } from './format.ts';
+import { INODE, INODE_FLAG, TYPE } from './format.ts';
+import { readBlock } from './geometry.ts';
 import { type Inode, typeOf } from './inode.ts';
 
 /** Bytes of a file that are read at a time for its digest. */
@@ -67,6 +68,16 @@ export function directoryRecords(
     (bytes, inode) => onEntry({ parent: directory.number, ...decodeName(bytes), inode }),
     blocks,
   );
+}
+
+/** SHA-256 of all that holds the entries of a directory. */
+export function directoryDigest(fs: Ext4, directory: Inode, { extents }: FileBlocks): Buffer {
+  const hash = createHash('sha256');
+  if ((directory.flags & INODE_FLAG.INLINE_DATA) !== 0)
+    return hash.update(directory.bytes).digest();
+  for (const { physical, count, unwritten } of extents)
+    for (let i = 0; i < count && !unwritten; i++) hash.update(readBlock(fs.geometry, physical + i));
+  return hash.digest();
 }
 
 export function inodeRecord(
