@@ -6,16 +6,20 @@
  * row, with one that was made from nothing.
  */
 import {
+  chmodSync,
+  closeSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
   openSync,
   readdirSync,
   readFileSync,
+  readSync,
   renameSync,
   rmSync,
   truncateSync,
   writeFileSync,
+  writeSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -206,6 +210,9 @@ t.test('an index that goes on takes up what changed since, and no more', { skip 
   writeFileSync(root, '');
   truncateSync(root, IMAGE_BYTES);
   await run('mke2fs', ['-q', '-F', '-t', 'ext4', root]);
+  await run('mount', ['-o', 'loop', root, mnt]);
+  writeFileSync(join(mnt, 'plain'), 'as it was');
+  await run('umount', [mnt]);
   const about = { digests: 0 };
   makeRootIndex(source(root), 'key', { digests: false, about, output: index('root') });
   await copyImage(root, leaf);
@@ -234,6 +241,36 @@ t.test('an index that goes on takes up what changed since, and no more', { skip 
   make(index('anew'));
   t.same(rows(index('second')), rows(index('anew')));
   t.equal(make(index('third'), index('second')), 0, 'nothing changed');
+  t.same(rows(index('third')), rows(index('anew')));
+
+  // Blocks that change while their inode does not: nothing but the blocks tells.
+  await work(() => {
+    chmodSync(join(mnt, 'plain'), 0o600);
+    const fd = openSync(join(mnt, 'parts'), 'w');
+    for (let i = 0; i < 12; i++) writeSync(fd, 'x', 9000 * i);
+    closeSync(fd);
+  });
+  make(index('second'), index('first'));
+  const database = openIndex(index('second'));
+  const below = openIndex(index('root'));
+  const [{ at }] = below
+    .prepare("SELECT position AS at FROM extent JOIN entry USING (inode) WHERE name = 'plain'")
+    .all() as [{ at: number }];
+  const [{ map }] = database
+    .prepare(
+      "SELECT position AS map FROM extent JOIN entry USING (inode) WHERE name = 'parts' AND use = 1",
+    )
+    .all() as [{ map: number }];
+  for (const one of [database, below]) one.close();
+  const fd = openSync(leaf, 'r+');
+  writeSync(fd, 'other', at);
+  const entry = Buffer.alloc(4);
+  readSync(fd, entry, 0, 4, map + 20);
+  entry.writeUInt32LE(entry.readUInt32LE() + 1000);
+  writeSync(fd, entry, 0, 4, map + 20);
+  closeSync(fd);
+  t.equal(make(index('third'), index('second')), 2, 'content that was written, a map that changed');
+  make(index('anew'));
   t.same(rows(index('third')), rows(index('anew')));
 
   // What cannot be gone on from is left alone.
