@@ -137,7 +137,10 @@ export function zero(size: number): Field<boolean> {
   return field(
     `zero[${size}]`,
     size,
-    (v, o) => raw.read(v, o).every(byte => byte === 0),
+    (v, o) => {
+      for (let i = o; i < o + size; i++) if (v.getUint8(i) !== 0) return false;
+      return true;
+    },
     (v, o) => raw.write(v, o, new Uint8Array(0)),
   );
 }
@@ -160,8 +163,9 @@ export interface Layout<F extends Fields> {
 
 export function layout<F extends Fields>(name: string, fields: F): Layout<F> {
   const at: Record<string, number> = {};
+  const entries = Object.entries(fields);
   let size = 0;
-  for (const [key, entry] of Object.entries(fields)) {
+  for (const [key, entry] of entries) {
     at[key] = size;
     size += entry.size;
   }
@@ -173,13 +177,12 @@ export function layout<F extends Fields>(name: string, fields: F): Layout<F> {
     fields,
     read(view, offset) {
       const values: Record<string, unknown> = {};
-      for (const [key, entry] of Object.entries(fields))
-        values[key] = entry.read(view, offset + at[key]!);
+      for (const [key, entry] of entries) values[key] = entry.read(view, offset + at[key]!);
       return values as Values<F>;
     },
     write(view, offset, values) {
       new Uint8Array(view.buffer, view.byteOffset + offset, total).fill(0);
-      for (const [key, entry] of Object.entries(fields)) {
+      for (const [key, entry] of entries) {
         const value = (values as Record<string, unknown>)[key];
         if (value !== undefined) entry.write(view, offset + at[key]!, value);
       }

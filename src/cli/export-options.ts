@@ -8,7 +8,7 @@
 import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { parseSize } from '../base/units.ts';
-import { isUri } from '../base/uri.ts';
+import { isUri, localPath } from '../base/uri.ts';
 import type { ExportSpec, TemplateSpec } from '../client/exports.ts';
 
 type Part = { key: string; value: string | undefined };
@@ -20,6 +20,13 @@ type Keys<T> = Readonly<
   Record<string, { flag?: true; read: (value: string, spec: T) => Partial<T> }>
 >;
 
+/** Keys that other commands have, and why these have them not. */
+const REFUSED: Readonly<Record<string, string>> = {
+  'quota-action':
+    'an export keeps the root that it is given, so at its quota it says so in the log, and no ' +
+    'more; a device goes on with a new one (ubd attach --quota-action)',
+};
+
 const COMMON: Keys<Common> = {
   ephemeral: { flag: true, read: () => ({ ephemeral: true }) },
   size: { read: value => ({ sizeBytes: sizeOf('size', value) }) },
@@ -30,13 +37,13 @@ const COMMON: Keys<Common> = {
 
 const EXPORT: Keys<ExportSpec> = {
   ...(COMMON as Keys<ExportSpec>),
-  leaf: { read: value => ({ leaf: resolve(value) }) },
+  leaf: { read: value => ({ leaf: localPath(value) }) },
   readonly: { flag: true, read: () => ({ readOnly: true }) },
 };
 
 const TEMPLATE: Keys<TemplateSpec> = {
   ...(COMMON as Keys<TemplateSpec>),
-  dir: { read: value => ({ dir: resolve(value) }) },
+  dir: { read: value => ({ dir: localPath(value) }) },
   prefix: { read: value => ({ prefix: value }) },
   max: { read: value => ({ leavesMax: countOf(value) }) },
 };
@@ -67,6 +74,8 @@ function apply<T extends object>(
 ): void {
   for (const { key, value } of parts) {
     const known = Object.hasOwn(keys, key) ? keys[key] : undefined;
+    const refused = Object.hasOwn(REFUSED, key) ? REFUSED[key] : undefined;
+    if (refused !== undefined) throw wrong(option, text, refused);
     if (known === undefined)
       throw wrong(option, text, `'${key}' is none of ${Object.keys(keys).join(', ')}`);
     if (known.flag && value !== undefined) throw wrong(option, text, `${key} takes no value`);

@@ -179,6 +179,7 @@ async function prepareLeaf(
   if (renew) await shop.images.renewLeaf({ path, root, onlyIfEmpty: renew === 'if empty' });
   const leaf = await shop.images.openLeaf(path, {
     readOnly: plan.readOnly,
+    isNew: isNew || renew !== undefined,
     ...(plan.quota !== undefined && { quota: plan.quota }),
   });
   undo.add('open the leaf', () => leaf.close());

@@ -73,11 +73,11 @@ export class FileImages implements Images {
   }
 
   async openLeaf(path: string, options: OpenLeafOptions = {}): Promise<FileLeaf> {
-    const { quota } = options;
+    const { quota, isNew = false } = options;
     endFold(diskWorld, path);
     const opened = options.readOnly
       ? openToRead(path)
-      : openLeaf(path, quota === undefined ? {} : { quota });
+      : openLeaf(path, { isOurs: isNew, ...(quota !== undefined && { quota }) });
     let chain: ChainHold | null = null;
     try {
       chain = this.#chains.open(path, opened.superblock);
@@ -109,6 +109,12 @@ export class FileImages implements Images {
       clean: info.idle?.clean ?? null,
       inUseBy: info.inUseBy,
     };
+  }
+
+  /** Looks at superblocks alone. */
+  async leafRoot(path: string): Promise<{ root: LeafInfo['root']; problem: string | null }> {
+    const { base, images } = lineageOf(path);
+    return { root: base && rootOf(path, base), problem: images.at(-1)?.problem ?? null };
   }
 
   foldLeaf(path: string): Promise<number> {

@@ -59,6 +59,7 @@ export interface LeafHandle {
   readonly root: { path: string; identity: RootIdentity };
   /** Bytes that it holds. */
   readonly changedBytes: number;
+  readonly quota: Quota | null;
   readonly notes: readonly string[];
   /** Lets go of it unused: nothing is written. Idempotent, and as with roots. */
   close(): void;
@@ -85,6 +86,8 @@ export interface OpenLeafOptions {
   readOnly?: boolean;
   /** From now on it may hold so much. Default: as it says itself. */
   quota?: Quota | null;
+  /** It was made right now: its name is durable, or need not be. */
+  isNew?: boolean;
 }
 
 export interface CheckOptions {
@@ -112,6 +115,8 @@ export interface Images {
   openLeaf(path: string, options?: OpenLeafOptions): Promise<LeafHandle>;
   /** Reads what the leaf says of itself; takes no lock. Code `not-a-leaf` if it is none. */
   leafInfo(path: string): Promise<Omit<LeafInfo, 'kind' | 'device'>>;
+  /** What it stands on in the end; null, and why, where an image in between cannot serve. */
+  leafRoot(path: string): Promise<{ root: LeafInfo['root']; problem: string | null }>;
   /** Makes a leaf one with the stills that it stands on (leaf/still.ts); says how many it had. */
   foldLeaf(path: string): Promise<number>;
   checkLeaf(path: string, options: CheckOptions): Promise<CheckReport>;

@@ -5,7 +5,7 @@
 import { closeSync, openSync } from 'node:fs';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
-import type { RootIdentity } from '../client/api.ts';
+import type { Quota, RootIdentity } from '../client/api.ts';
 import { type ContentKey, contentKey, identify } from '../image/identity.ts';
 import { type OpenRoot, openRoot } from '../image/raw-image.ts';
 import { DIRECT_FLAGS } from '../image/root-source.ts';
@@ -95,6 +95,7 @@ export class FileLeaf implements LeafHandle {
   readonly sizeBytes: number;
   readonly root: { path: string; identity: RootIdentity };
   readonly changedBytes: number;
+  readonly quota: Quota | null;
   readonly notes: readonly string[];
   readonly opened: OpenedLeaf;
   readonly descriptor: Descriptor;
@@ -108,6 +109,7 @@ export class FileLeaf implements LeafHandle {
     this.#chain = chain;
     this.root = rootOf(opened.name, chain?.chain.base ?? baseOf(opened.name, superblock));
     this.changedBytes = opened.map.mapped * SECTOR_BYTES;
+    this.quota = superblock.quota;
     this.notes = opened.notes;
     this.opened = opened;
     this.descriptor = new Descriptor(opened.fd);

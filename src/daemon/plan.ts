@@ -136,9 +136,9 @@ async function chooseRoot(spec: AttachSpec, leaf: Plan['leaf'], images: Images):
       ...(leaf === null ? {} : { place: { file: leaf.path } }),
       next: 'name a raw image or a block device',
     });
-  const { root, chain } = await images.leafInfo(leaf.path);
+  const { root, problem } = await images.leafRoot(leaf.path);
   if (root !== null) return root.path;
-  throw new UbdError('parent-mismatch', `${chain.at(-1)?.problem}`, {
+  throw new UbdError('parent-mismatch', `${problem}`, {
     place: { file: leaf.path },
     next: `if it has moved: ubd info ${leaf.path} --rebase-path NEWPATH`,
   });

@@ -84,6 +84,9 @@ const LIMITS: CommitLimits = {
 /** What of a superblock may be changed while the leaf is in use. */
 export type Amendment = Partial<Pick<Superblock, 'freeze' | 'quota' | 'parent'>>;
 
+/** What of it a move changes. */
+type MovedTo = Amendment & Pick<Superblock, 'sizeSectors' | 'geometry'>;
+
 /** A flush that waits: the caller's operation, in a list without allocation. */
 export class Waiter {
   op!: IoOp;
@@ -125,7 +128,7 @@ export class Commit implements IoOp {
   /** What the last checkpoint is to say besides; null: nothing. */
   #last: Amendment | null = null;
   /** A move of the map that waits, or is under way. */
-  #move: { map: SectorMap; to: Superblock; op: IoOp } | null = null;
+  #move: { to: MovedTo; op: IoOp } | null = null;
   /** Of the cycle under way: it carries the move out; how many superblocks are written. */
   #moving = false;
   #superblocks = 0;
@@ -227,15 +230,22 @@ export class Commit implements IoOp {
   /**
    * Moves directory and map to where they have room for a larger device. `map` takes the place of
    * the one so far, at once. A failure leaves everything where it is.
+   * @param last further changes of the superblock, which come with it or not at all
    */
-  move(map: SectorMap, sizeSectors: number, geometry: Geometry, op: IoOp): void {
+  move(
+    map: SectorMap,
+    sizeSectors: number,
+    geometry: Geometry,
+    op: IoOp,
+    last: Amendment | null = null,
+  ): void {
     assert(this.#move === null && map.sectors >= sizeSectors, 'one move at a time');
     this.#map = map;
     if (this.failure !== 0) {
       op.done(-EIO, 0);
       return;
     }
-    this.#move = { map, to: { ...this.#superblock, sizeSectors, geometry }, op };
+    this.#move = { to: { ...last, sizeSectors, geometry }, op };
     if (this.idle) this.#begin();
   }
 
@@ -402,10 +412,7 @@ export class Commit implements IoOp {
   #nextSuperblock(): Superblock {
     return {
       ...this.#superblock,
-      ...(this.#moving && {
-        sizeSectors: this.#move!.to.sizeSectors,
-        geometry: this.#move!.to.geometry,
-      }),
+      ...(this.#moving && this.#move!.to),
       generation: this.#superblock.generation + 1,
       logStart: this.#nextSequence,
       logEnd: this.#nextSequence,

@@ -155,6 +155,10 @@ class DiskFile implements OpenFile {
     this.#media.sync();
   }
 
+  syncName(): void {
+    this.#media.syncName();
+  }
+
   close(): void {
     if (this.#closed) return;
     this.#closed = true;

@@ -206,6 +206,15 @@ export class FileMedia implements Media {
     }
   }
 
+  syncName(): void {
+    if (this.blockDevice) return;
+    try {
+      diskNames.syncDirectory(dirname(realpathSync(this.name)));
+    } catch (error) {
+      throw fileError(error, 'make its name durable', this.name);
+    }
+  }
+
   /** Hands the descriptor to whoever uses the leaf: `close` leaves it open then. */
   release(): number {
     this.#released = true;

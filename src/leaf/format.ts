@@ -49,6 +49,11 @@ export const SUPERBLOCK_BYTES = 4096;
  * written.
  */
 export const SUPERBLOCK_OFFSETS: readonly [number, number] = [0, SUPERBLOCK_BYTES];
+/**
+ * No leaf has a higher one that nobody has written to since it was made: an empty one has both
+ * copies from the start, one with content gets both anew.
+ */
+export const GENERATION_MADE = 4;
 export const LOG_OFFSET: number = 2 * SUPERBLOCK_BYTES;
 export const LOG_BYTES_DEFAULT: number = 256 * 1024;
 export const LOG_BYTES_MIN = 4096;
@@ -259,9 +264,7 @@ export function ownerOf(uuid: string): Owner {
 export function uuidToBytes(uuid: string): Uint8Array {
   const hex = uuid.replaceAll('-', '');
   assert(/^[0-9a-f]{32}$/.test(hex), 'a UUID has 32 hexadecimal digits');
-  return Uint8Array.from({ length: 16 }, (_, i) =>
-    Number.parseInt(hex.slice(2 * i, 2 * i + 2), 16),
-  );
+  return new Uint8Array(Buffer.from(hex, 'hex'));
 }
 
 export function bytesToUuid(raw: Uint8Array): string {
@@ -300,10 +303,12 @@ export function sectorDamage(
   owner: number,
   index: number,
 ): string | undefined {
-  const header = SECTOR_HEADER.read(view, offset);
-  if (header.magic !== magic) return 'magic number';
-  if (header.crc !== crc32(source.subarray(offset + 4, offset + SECTOR_BYTES))) return 'CRC-32';
-  if (header.owner !== owner) return 'it belongs to another leaf';
-  if (header.index !== index) return `it is number ${header.index}, not ${index}`;
+  const { at } = SECTOR_HEADER;
+  if (view.getUint32(offset + at.magic, true) !== magic) return 'magic number';
+  const crc = crc32(source.subarray(offset + 4, offset + SECTOR_BYTES));
+  if (view.getUint32(offset + at.crc, true) !== crc) return 'CRC-32';
+  if (view.getUint32(offset + at.owner, true) !== owner) return 'it belongs to another leaf';
+  const found = view.getUint32(offset + at.index, true);
+  if (found !== index) return `it is number ${found}, not ${index}`;
   return undefined;
 }

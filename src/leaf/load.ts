@@ -11,6 +11,7 @@ import {
   DIRECTORY_MAGIC,
   DIRECTORY_PAGES,
   fileBytesFor,
+  GENERATION_MADE,
   KNOWN_READ_ONLY_COMPATIBLE,
   MAP_MAGIC,
   type Owner,
@@ -38,12 +39,14 @@ export interface LoadOptions {
   readOnly?: boolean;
   /** For who goes on freezing it: it stays as it is, about to be frozen. */
   keepFreeze?: boolean;
+  /** The caller has made it, and sees to its name himself. */
+  isOurs?: boolean;
 }
 
 /** Sectors read in one piece, at most. */
 const PIECE_SECTORS = 256;
 /** And between two that are wanted. */
-const GAP_SECTORS_MAX = 16;
+const GAP_SECTORS_MAX = 64;
 
 /** What a frozen leaf has: its superblock and its map. Its log is empty, and is not read. */
 export interface LoadedImage {
@@ -76,6 +79,10 @@ export function loadLeaf(media: Media, options: LoadOptions = {}): OpenedLeaf {
       notes.push(`superblock at offset ${copy.offset}: ${copy.damage}; the other copy is used`);
   checkSuperblock(media, superblock, readOnly);
   if (!readOnly) refuseFrozen(media, superblock, options.keepFreeze ?? false);
+  // Who made it may have been killed before its name was durable. After a power failure another
+  // leaf would have that name, or none, and what is written to this one from now on would be lost.
+  const isAsMade = superblock.generation <= GENERATION_MADE;
+  if (!readOnly && isAsMade && options.isOurs !== true) media.syncName();
 
   const map = new SectorMap(superblock.sizeSectors);
   loadMap(media, superblock, map, (offset, check) => {
@@ -254,6 +261,14 @@ function loadDirectory(
   }
 }
 
+let memory: Uint8Array | null = null;
+
+/** For map sectors, of one loading at a time: a chain loads many maps, one after the other. */
+function pieceMemory(): Uint8Array {
+  memory ??= new Uint8Array(PIECE_SECTORS * SECTOR_BYTES);
+  return memory;
+}
+
 /**
  * Reads map sectors in pieces: neighbours in one, and those with few others between them, since a
  * call costs more than some sectors that nobody wants. Pages come in rising order.
@@ -277,8 +292,7 @@ class PageReader {
     this.#mapOffset = mapOffset;
     this.#onDamage = onDamage;
     this.#sectorsMax = Math.min(PIECE_SECTORS, map.pages);
-    // Not zeroed: a chain opens many leaves, and little of this is ever used.
-    this.#piece = new Uint8Array(Buffer.allocUnsafeSlow(this.#sectorsMax * SECTOR_BYTES).buffer);
+    this.#piece = pieceMemory();
     this.#view = new DataView(this.#piece.buffer);
   }
 
@@ -331,6 +345,16 @@ export function writeSuperblock(media: Media, superblock: Superblock): void {
   encodeSuperblock(superblock, raw, 0);
   media.write(raw, SUPERBLOCK_OFFSETS[superblock.generation % 2]!);
   media.sync();
+}
+
+/** Of a leaf that has no name yet: from here on it is as it was made (GENERATION_MADE). */
+export function sealAsMade(media: Media): void {
+  const { superblock } = loadLeaf(media, { isOurs: true });
+  superblock.generation = GENERATION_MADE - 2;
+  for (let copy = 0; copy < 2; copy++) {
+    superblock.generation++;
+    writeSuperblock(media, superblock);
+  }
 }
 
 function isZero(source: Uint8Array, offset: number, length: number): boolean {

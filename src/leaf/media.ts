@@ -23,5 +23,7 @@ export interface Media {
   /** The first byte at or after `position` that may hold data; `end` if none lies before it. */
   nextData(position: number, end: number): number;
   sync(): void;
+  /** Makes the name durable under which it was opened. */
+  syncName(): void;
   close(): void;
 }

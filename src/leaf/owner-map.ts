@@ -15,7 +15,7 @@
  * read the same, in whatever thread. Lookups allocate nothing.
  */
 import { assert } from '../base/assert.ts';
-import { DIRECTORY_PAGES, PAGE_SECTORS } from './format.ts';
+import { DIRECTORY_PAGES, PAGE_SECTORS, PAGE_WORDS } from './format.ts';
 import type { SectorMap } from './sector-map.ts';
 
 const END_BITS = 13;
@@ -63,6 +63,18 @@ export class OwnerMap {
 
   get memoryBytes(): number {
     return this.#chunks.byteLength + this.#entries.byteLength + this.#runs.byteLength;
+  }
+
+  /** Whether somebody may have a sector in these pages. */
+  hasChunk(chunk: number): boolean {
+    return (this.#chunks[chunk] ?? -1) >= 0;
+  }
+
+  /** Whether somebody has a sector of this page. */
+  hasPage(page: number): boolean {
+    const chunk = Math.floor(page / DIRECTORY_PAGES);
+    if (!this.hasChunk(chunk)) return false;
+    return this.#entries[(this.#chunks[chunk]! - chunk) * DIRECTORY_PAGES + page] !== 0;
   }
 
   /** How many sectors from `sector` on, never beyond `end`, have the same `owner`: it is set. */
@@ -115,7 +127,8 @@ export class OwnerMap {
 }
 
 /**
- * Merges the maps of images into one; who comes later hides who came before.
+ * Merges the maps of images into one; who comes later hides who came before. Costs what the images
+ * have, page by page: nothing for those of them that have nothing in a page.
  * @param base the merged map of the images below; null if there are none
  * @param maps of the images on top of it, the lowest first
  * @param firstOwner the number of the lowest of these
@@ -128,90 +141,143 @@ export function mergeOwners(
   assert(firstOwner + maps.length <= OWNERS_MAX, 'there are numbers for all images');
   const sectors = Math.max(base?.sectors ?? 0, ...maps.map(map => map.sectors));
   const builder = new Builder(sectors);
-  const next = maps.map(map => nextMapped(map, 0)); // the first sector not yet merged, of each
-  let nextInBase = base === null ? sectors : nextOwned(base, 0);
-  let runs = new RunList();
-  let other = new RunList();
-  for (;;) {
-    const at = Math.min(nextInBase, ...next);
-    if (at >= sectors) return builder.finish();
-    const page = Math.floor(at / PAGE_SECTORS);
-    const first = page * PAGE_SECTORS;
-    const size = Math.min(PAGE_SECTORS, sectors - first);
-    runs.length = 0;
-    if (base === null) runs.push(size, 0);
-    else runs.copy(base, first, size);
-    for (let i = 0; i < maps.length; i++) {
-      if (next[i]! >= first + size) continue;
-      other.paint(runs, maps[i]!, first, size, firstOwner + i);
-      [runs, other] = [other, runs];
-      next[i] = nextMapped(maps[i]!, first + size);
+  const pages = new PagesOfChunk();
+  const canvas = new Canvas();
+  const chunks = Math.ceil(sectors / PAGE_SECTORS / DIRECTORY_PAGES);
+  for (let chunk = 0; chunk < chunks; chunk++) {
+    pages.gather(chunk, maps);
+    if (pages.isEmpty && base?.hasChunk(chunk) !== true) continue;
+    for (let i = 0; i < DIRECTORY_PAGES; i++) {
+      const page = chunk * DIRECTORY_PAGES + i;
+      const node = pages.heads[i]!;
+      const isInBase = base?.hasPage(page) === true;
+      if (node < 0 && !isInBase) continue;
+      canvas.begin(Math.min(PAGE_SECTORS, sectors - page * PAGE_SECTORS));
+      if (isInBase) canvas.paintOwners(base, page);
+      for (let at = node; at >= 0; at = pages.next[at]!) {
+        const owner = pages.owners[at]!;
+        canvas.paintImage(maps[owner]!, page, firstOwner + owner);
+      }
+      builder.add(page, canvas.runs());
     }
-    builder.add(page, runs);
-    if (base !== null && nextInBase < first + size) nextInBase = nextOwned(base, first + size);
   }
+  return builder.finish();
 }
 
-function nextMapped(map: SectorMap, from: number): number {
-  let at = from;
-  while (at < map.sectors) {
-    const run = map.run(at, map.sectors);
-    if (run > 0) return at;
-    at -= run;
-  }
-  return Number.POSITIVE_INFINITY;
-}
+/** Which images have something in each page of a chunk: a list for each page, the lowest first. */
+class PagesOfChunk {
+  readonly heads: Int32Array = new Int32Array(DIRECTORY_PAGES);
+  next: Int32Array = new Int32Array(4096);
+  owners: Int32Array = new Int32Array(4096);
+  readonly #pages = new Uint16Array(DIRECTORY_PAGES);
+  #length = 0;
 
-function nextOwned(map: OwnerMap, from: number): number {
-  let at = from;
-  while (at < map.sectors) {
-    const count = map.find(at, map.sectors);
-    if (map.owner > 0) return at;
-    at += count;
+  get isEmpty(): boolean {
+    return this.#length === 0;
   }
-  return Number.POSITIVE_INFINITY;
+
+  gather(chunk: number, maps: readonly SectorMap[]): void {
+    this.heads.fill(-1);
+    this.#length = 0;
+    for (let owner = maps.length - 1; owner >= 0; owner--) {
+      const count = maps[owner]!.pagesOf(chunk, this.#pages);
+      if (this.#length + count > this.next.length) this.#enlarge(count);
+      for (let i = 0; i < count; i++) {
+        const page = this.#pages[i]!;
+        const node = this.#length++;
+        this.owners[node] = owner;
+        this.next[node] = this.heads[page]!;
+        this.heads[page] = node;
+      }
+    }
+  }
+
+  #enlarge(by: number): void {
+    const length = 2 * (this.#length + by);
+    const { next, owners } = this;
+    this.next = new Int32Array(length);
+    this.owners = new Int32Array(length);
+    this.next.set(next);
+    this.owners.set(owners);
+  }
 }
 
 /** The runs of one page: they cover it, and neighbours differ in their owner. */
-class RunList {
-  readonly ends: Uint16Array = new Uint16Array(PAGE_SECTORS);
-  readonly owners: Uint32Array = new Uint32Array(PAGE_SECTORS);
-  length = 0;
+interface RunList {
+  readonly ends: Uint16Array;
+  readonly owners: Uint32Array;
+  length: number;
+}
 
-  push(end: number, owner: number): void {
-    if (this.length > 0 && this.owners[this.length - 1] === owner) this.length--;
-    this.ends[this.length] = end;
-    this.owners[this.length] = owner;
-    this.length++;
-  }
+/** One page on which one image is painted over the other; by words of 32 sectors. */
+class Canvas {
+  readonly #owners = new Uint32Array(PAGE_SECTORS);
+  /** Words in which somebody has a sector. */
+  readonly #used = new Uint8Array(PAGE_WORDS);
+  readonly #found = { words: new Uint32Array(0), first: 0 };
+  readonly #runs: RunList = {
+    ends: new Uint16Array(PAGE_SECTORS),
+    owners: new Uint32Array(PAGE_SECTORS),
+    length: 0,
+  };
+  #size = 0;
 
-  copy(map: OwnerMap, first: number, size: number): void {
-    for (let at = 0; at < size; ) {
-      at += map.find(first + at, first + size);
-      this.push(at, map.owner);
+  begin(size: number): void {
+    this.#size = size;
+    for (let word = 0; word < PAGE_WORDS; word++) {
+      if (this.#used[word] === 1) this.#owners.fill(0, word * 32, word * 32 + 32);
+      this.#used[word] = 0;
     }
   }
 
-  /** Becomes `below` with what `map` has painted over it. */
-  paint(below: RunList, map: SectorMap, first: number, size: number, owner: number): void {
-    this.length = 0;
-    let at = 0;
-    let i = 0;
-    while (at < size) {
-      // An image may be smaller than those on top of it.
-      const rest = map.sectors - (first + at);
-      const run = rest > 0 ? map.run(first + at, first + Math.min(size, at + rest)) : at - size;
-      if (run > 0) {
-        at += run;
-        this.push(at, owner);
-        continue;
-      }
-      for (const end = at - run; at < end; ) {
-        while (below.ends[i]! <= at) i++;
-        at = Math.min(end, below.ends[i]!);
-        this.push(at, below.owners[i]!);
-      }
+  paintOwners(map: OwnerMap, page: number): void {
+    const first = page * PAGE_SECTORS;
+    for (let at = 0; at < this.#size; ) {
+      const count = map.find(first + at, first + this.#size);
+      if (map.owner > 0) this.#fill(at, at + count, map.owner);
+      at += count;
     }
+  }
+
+  paintImage(map: SectorMap, page: number, owner: number): void {
+    if (!map.findBits(page, this.#found)) {
+      this.#fill(0, map.pageSize(page), owner); // full: it may be smaller than those on top of it
+      return;
+    }
+    const { words, first: base } = this.#found;
+    for (let word = 0; word < PAGE_WORDS; word++) {
+      let left = words[base + word]!;
+      if (left === 0) continue;
+      this.#used[word] = 1;
+      const first = word * 32;
+      if (left === 0xffffffff) this.#owners.fill(owner, first, first + 32);
+      else
+        for (; left !== 0; left &= left - 1)
+          this.#owners[first + 31 - Math.clz32(left & -left)] = owner;
+    }
+  }
+
+  #fill(from: number, end: number, owner: number): void {
+    this.#owners.fill(owner, from, end);
+    this.#used.fill(1, from >>> 5, (end + 31) >>> 5);
+  }
+
+  /** What is painted; valid until the next call. */
+  runs(): RunList {
+    const runs = this.#runs;
+    runs.length = 0;
+    let current = -1;
+    for (let at = 0; at < this.#size; ) {
+      const isUsed = this.#used[at >>> 5] === 1;
+      const owner = isUsed ? this.#owners[at]! : 0;
+      if (owner !== current) {
+        runs.owners[runs.length++] = owner;
+        current = owner;
+      }
+      at = isUsed ? at + 1 : Math.min(this.#size, at + 32);
+      runs.ends[runs.length - 1] = at;
+    }
+    return runs;
   }
 }
 

@@ -229,6 +229,27 @@ export class SectorMap {
     return found;
   }
 
+  /** Numbers within chunk `number` of the pages that hold anything: how many, put into `target`. */
+  pagesOf(number: number, target: Uint16Array): number {
+    const chunk = this.#chunks[number];
+    if (chunk === null || chunk === undefined) return 0;
+    let count = 0;
+    for (let i = 0; i < DIRECTORY_PAGES; i++) if (chunk[i] !== EMPTY) target[count++] = i;
+    return count;
+  }
+
+  /**
+   * Where the bits of a partial page are: 124 words of `words` from `first` on, until the map
+   * changes; false if it is full or empty.
+   */
+  findBits(page: number, found: { words: Uint32Array; first: number }): boolean {
+    const slot = this.#slotOf(page);
+    if (slot < 0) return false;
+    found.words = this.#slabs[slot >>> 5]!;
+    found.first = (slot & 31) * PAGE_WORDS;
+    return true;
+  }
+
   /** All directory sectors that hold anything, in order. */
   usedDirectories(): number[] {
     return [...this.#chunks.keys()].filter(number => this.#chunks[number] !== null);
@@ -324,24 +345,27 @@ export class SectorMap {
   }
 
   /**
-   * A page that the directory calls partial, with its 496 bytes of bits. False if bits lie beyond
-   * the device.
+   * A page that the directory calls partial, with its 496 bytes of bits, which begin at whole words
+   * of their memory. False if bits lie beyond the device.
    */
   loadPartial(page: number, source: Uint8Array, offset: number): boolean {
     const slot = this.#takeSlot();
     this.#flags[slot >>> 5]![slot & 31] = 0;
     const words = this.#slabs[slot >>> 5]!;
     const base = (slot & 31) * PAGE_WORDS;
-    new Uint8Array(words.buffer, words.byteOffset + base * 4, PAGE_BYTES).set(
-      source.subarray(offset, offset + PAGE_BYTES),
-    );
+    const bits = new Uint32Array(source.buffer, source.byteOffset + offset, PAGE_WORDS);
+    let count = 0;
+    for (let i = 0; i < PAGE_WORDS; i++) {
+      const word = bits[i]!;
+      if (word === 0) continue; // as most are, and as a slot begins
+      words[base + i] = word;
+      count += ones(word);
+    }
     const size = this.pageSize(page);
     if (size < PAGE_SECTORS && sameUntil(words, base, size, PAGE_SECTORS, 0) < PAGE_SECTORS) {
       this.#freeSlots.push(slot);
       return false;
     }
-    let count = 0;
-    for (let i = 0; i < PAGE_WORDS; i++) count += ones(words[base + i]!);
     this.#counts[slot >>> 5]![slot & 31] = count;
     this.#mapped += count;
     if (count === size) {

@@ -164,7 +164,7 @@ export function abandonSuccessor(files: Omit<Successor, 'freeze'>): void {
     } finally {
       media.close();
     }
-  }
+  } else if (exists(leafPath)) syncDirectory(dirname(leafPath)); // before anybody forgets of it
   dropSuccessor(files);
 }
 

@@ -103,6 +103,7 @@ export interface Superblock {
   readOnlyCompatible: number;
 }
 
+const MAGIC_BYTES = Buffer.from(`${MAGIC}\0`);
 const NO_UUID = '00000000-0000-0000-0000-000000000000';
 const KINDS = ['none', 'root', 'leaf'] as const;
 
@@ -164,12 +165,13 @@ export interface SuperblockCopy {
 }
 
 export function decodeSuperblock(raw: Uint8Array, offset: number, file: string): SuperblockCopy {
+  const ours = MAGIC_BYTES.every((byte, i) => raw[i] === byte);
   const copy: SuperblockCopy = {
     offset,
     superblock: null,
     damage: null,
-    blank: raw.every(byte => byte === 0),
-    ours: Buffer.from(raw.subarray(0, 8)).equals(Buffer.from(`${MAGIC}\0`)),
+    blank: !ours && raw.every(byte => byte === 0),
+    ours,
   };
   const view = new DataView(raw.buffer, raw.byteOffset, raw.byteLength);
   if (!copy.ours) copy.damage = copy.blank ? 'nothing there' : 'magic number';
@@ -289,12 +291,14 @@ function require(holds: boolean, what: string): asserts holds {
 
 /** Both copies, as they are. */
 export function readSuperblockCopies(media: Media): [SuperblockCopy, SuperblockCopy] {
-  const read = (offset: number): SuperblockCopy => {
-    const raw = new Uint8Array(SUPERBLOCK_BYTES);
-    if (media.sizeBytes >= offset + SUPERBLOCK_BYTES) media.read(raw, offset);
-    return decodeSuperblock(raw, offset, media.name);
-  };
-  return [read(SUPERBLOCK_OFFSETS[0]), read(SUPERBLOCK_OFFSETS[1])];
+  const [first, second] = SUPERBLOCK_OFFSETS;
+  // They lie side by side, from the start on: what a shorter file lacks is as if it were zeroes.
+  const raw = new Uint8Array(second + SUPERBLOCK_BYTES);
+  const whole = Math.floor(Math.min(media.sizeBytes, raw.length) / SUPERBLOCK_BYTES);
+  if (whole > 0) media.read(raw.subarray(0, whole * SUPERBLOCK_BYTES), first);
+  const decode = (offset: number): SuperblockCopy =>
+    decodeSuperblock(raw.subarray(offset, offset + SUPERBLOCK_BYTES), offset, media.name);
+  return [decode(first), decode(second)];
 }
 
 /**

@@ -19,6 +19,7 @@ import type { Dirs } from '../client/paths.ts';
 import { Ext4 } from '../fsindex/ext4/filesystem.ts';
 import { isExt4 } from '../fsindex/ext4/geometry.ts';
 import { MergedIndex } from '../fsindex/merged.ts';
+import { sealAsMade } from '../leaf/load.ts';
 import { mountDetached } from './detached-mount.ts';
 import { applyPlan } from './file-rebase-apply.ts';
 import {
@@ -191,6 +192,9 @@ async function makeFresh(
     scrap: [temporary],
     publish: (): void => {
       work.goOn();
+      const made = world.open(temporary);
+      sealAsMade(made);
+      made.close();
       kept = keep(world, path);
       world.rename(temporary, path);
       world.syncDirectory(dirname(path));

@@ -5,7 +5,8 @@
  *
  *     sectors of the leaf ─▶ still      the leaf stands over them: nobody sees it happen
  *     bits of them ─▶ map of the still  still an image; its sectors are what the leaf has
- *     thaw                              from here on the leaf is refused, and this is to be ended
+ *     thaw                              from here on the leaf is refused, and this is to be ended;
+ *                                       where the leaf has grown, the still gets its size here
  *     still renamed to the leaf's name
  *
  * After a crash before the thaw it is done again from the start (whoever attaches the leaf ends the
@@ -15,16 +16,15 @@
 import { dirname } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
-import { type Amendment, Commit } from '../leaf/commit.ts';
 import type { OpenFile } from '../leaf/files.ts';
 import { requireParent, resolveParentPath } from '../leaf/lineage.ts';
 import { loadLeaf } from '../leaf/load.ts';
-import { MediaIo } from '../leaf/media-io.ts';
 import type { OpenedLeaf } from '../leaf/opened.ts';
 import { SectorMap } from '../leaf/sector-map.ts';
 import { isStillOf } from '../leaf/still.ts';
 import { chooseSuperblock, type LeafParent, readSuperblockCopies } from '../leaf/superblock.ts';
 import { Copier } from './copy.ts';
+import { makeRoom, mergeMaps } from './still-map.ts';
 import { Work, type WorkOptions } from './work.ts';
 import type { World } from './world.ts';
 
@@ -54,7 +54,7 @@ export function stillUnder(world: World, path: string, leaf: string = path): str
   }
 }
 
-/** The stills right below a leaf that cannot be folded, since it has grown over them. */
+/** The stills right below a leaf that cannot be folded now: their freezing was cut off. */
 export function stillsLeft(world: World, leaf: string): string[] {
   const stills: string[] = [];
   let still = stillUnder(world, leaf);
@@ -133,7 +133,7 @@ async function foldOne(path: string, work: Work): Promise<boolean> {
       requireParent(leaf.superblock.parent, superblock, path, image);
       // One that was never wholly frozen is put right by whoever attaches the leaf.
       if (superblock.freeze?.done !== true || still.names > 1) return false;
-      if (superblock.sizeSectors !== leaf.superblock.sizeSectors) return false;
+      makeRoom(still, below, leaf.superblock.sizeSectors);
       await copyInto(file, leaf, still, below, work);
       mergeMaps(still, below, leaf, { freeze: null, quota: leaf.superblock.quota });
       takePlace(world, image, path, leaf.superblock.parent.uuid, still);
@@ -220,6 +220,7 @@ export async function foldImage(
       const { freeze, sizeSectors } = below.superblock;
       requireParent(leaf.superblock.parent, below.superblock, upper, lower);
       if (freeze?.done !== true || still.names > 1) return null;
+      // The size is part of what it is known as: it gets the leaf's when the device is detached.
       if (sizeSectors !== leaf.superblock.sizeSectors) return null;
       await copyInto(file, leaf, still, below, work);
       mergeMaps(still, below, leaf, { freeze });
@@ -230,30 +231,4 @@ export async function foldImage(
   } finally {
     file.close();
   }
-}
-
-/** The still gets the leaf's bits; then, and durably after them, the last changes. */
-function mergeMaps(still: OpenFile, below: OpenedLeaf, leaf: OpenedLeaf, last: Amendment): void {
-  const { superblock } = below;
-  const map = SectorMap.fromState(below.map);
-  const added = SectorMap.fromState(leaf.map);
-  for (let sector = 0; sector < added.sectors; ) {
-    const run = added.run(sector, added.sectors);
-    if (run > 0) map.setRange(sector, run);
-    sector += Math.abs(run);
-  }
-  // What a crash leaves of the checkpoint is a freezing to be ended again, as after any crash.
-  superblock.freeze = { ...superblock.freeze!, done: false };
-  const io = new MediaIo(still);
-  const commit = new Commit({
-    io,
-    fd: still.fd,
-    map,
-    superblock,
-    head: below.logHead,
-    nextSequence: below.nextSequence,
-    unwritten: true,
-  });
-  // It syncs the data before all that tells of them.
-  io.run(op => commit.close(op, last));
 }

@@ -14,6 +14,7 @@ import type { OpenFile } from '../leaf/files.ts';
 import {
   DIRECTORY_MAGIC,
   DIRECTORY_PAGES,
+  GENERATION_MADE,
   geometryFor,
   MAP_MAGIC,
   ownerOf,
@@ -34,6 +35,7 @@ import type { Work } from './work.ts';
 export function freshSuperblock(old: Superblock, sizeSectors: number): Superblock {
   return {
     ...old,
+    generation: 1,
     sizeSectors,
     geometry: geometryFor(sizeSectors, old.geometry.logBytes),
     logStart: old.logEnd,
@@ -113,6 +115,7 @@ export class LeafBuilder {
       encodeSuperblock(superblock, raw, 0);
       file.write(raw, SUPERBLOCK_OFFSETS[superblock.generation % 2]!);
     }
+    assert(superblock.generation <= GENERATION_MADE, 'it is a leaf as it was made');
     file.sync(); // in whatever order: nobody sees it before it has a name
   }
 

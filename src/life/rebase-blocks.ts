@@ -26,6 +26,36 @@ export interface Fated {
   fate: Fate;
 }
 
+/** Some tens of bytes each. */
+const RUNS_MAX = 2 ** 20;
+
+/**
+ * What was found out about the blocks that are not the same, so that no content is compared twice:
+ * neighbours with one fate are one run. Of more runs than memory is worth, none is kept.
+ */
+export class FoundFates {
+  readonly #most: number;
+  #runs: Fated[] | null = [];
+
+  constructor(most: number = RUNS_MAX) {
+    this.#most = most;
+  }
+
+  add({ sector, count, fate }: Fated): void {
+    if (this.#runs === null) return;
+    const last = this.#runs.at(-1);
+    if (last !== undefined && last.fate === fate && last.sector + last.count === sector)
+      last.count += count;
+    else if (this.#runs.length < this.#most) this.#runs.push({ sector, count, fate });
+    else this.#runs = null;
+  }
+
+  /** Null: they have to be found again. */
+  get runs(): readonly Fated[] | null {
+    return this.#runs;
+  }
+}
+
 const WINDOW_SECTORS: number = COPY_BYTES / SECTOR_BYTES;
 
 /**

@@ -28,7 +28,7 @@ import type { LeafParent } from '../leaf/superblock.ts';
 import type { DiffRange } from './diff.ts';
 import { foldStills, removeStills, stillsLeft } from './fold.ts';
 import { freshSuperblock, LeafBuilder } from './leaf-builder.ts';
-import { fates } from './rebase-blocks.ts';
+import { type Fated, FoundFates, fates } from './rebase-blocks.ts';
 import { type LeafLayer, NOWHERE, openLeaves, openParentRoot, Stack } from './stack.ts';
 import { stackSource } from './stack-source.ts';
 import { Temporary } from './temporary.ts';
@@ -45,6 +45,8 @@ export interface RebaseSpec {
   dryRun?: boolean;
   /** Put blocks of both together whatever they hold; where both changed one, the leaf's wins. */
   forceBlock?: boolean;
+  /** Runs of blocks to remember of the comparison; if there are more, it is made twice. */
+  rememberedRuns?: number;
 }
 
 /** Sizes in bytes of the device. */
@@ -74,6 +76,8 @@ export interface RebaseReport {
 }
 
 const CONFLICTS_MAX = 1000;
+/** Written between two looks at whether to stop. */
+const PIECE_SECTORS = 8192;
 
 export async function rebaseLeaf(
   spec: RebaseSpec,
@@ -129,6 +133,7 @@ class Rebase {
   readonly #path: string;
   readonly #leaves: readonly LeafLayer[];
   readonly #newRoot: OpenedRoot;
+  readonly #found: FoundFates;
 
   constructor(
     work: Work,
@@ -142,6 +147,7 @@ class Rebase {
     this.#path = path;
     this.#leaves = leaves;
     this.#newRoot = newRoot;
+    this.#found = new FoundFates(spec.rememberedRuns);
     const { parent } = leaves.at(-1)!.superblock;
     const deviceBytes = leaves[0]!.superblock.sizeSectors * SECTOR_BYTES;
     this.report = {
@@ -190,17 +196,32 @@ class Rebase {
     return report;
   }
 
-  #fates(stack: Stack, oldRoot: OpenedRoot | null, what: string): ReturnType<typeof fates> {
+  #fates(stack: Stack, oldRoot: OpenedRoot | null, what: string): AsyncIterable<Fated> {
     const mapped = this.#leaves.reduce((sum, { mappedSectors }) => sum + mappedSectors, 0);
     this.#work.begin(what, mapped * SECTOR_BYTES);
     return fates(stack, oldRoot, this.#newRoot, this.#work);
   }
 
+  /** Those that were found, without comparing again. */
+  async *#foundFates(runs: readonly Fated[]): AsyncGenerator<Fated> {
+    const sectors = runs.reduce((sum, { count }) => sum + count, 0);
+    this.#work.begin('writing', sectors * SECTOR_BYTES);
+    for (const run of runs)
+      for (let done = 0; done < run.count; ) {
+        const count = Math.min(PIECE_SECTORS, run.count - done);
+        yield { sector: run.sector + done, count, fate: run.fate };
+        this.#work.advance(count * SECTOR_BYTES);
+        done += count;
+      }
+  }
+
   async #compare(stack: Stack, oldRoot: OpenedRoot | null): Promise<void> {
     const { report } = this;
-    for await (const { sector, count, fate } of this.#fates(stack, oldRoot, 'comparing')) {
+    for await (const fated of this.#fates(stack, oldRoot, 'comparing')) {
+      const { sector, count, fate } = fated;
       const length = count * SECTOR_BYTES;
       if (fate === 'same') continue;
+      this.#found.add(fated);
       report.changedBytes += length;
       if (fate === 'own' || this.#spec.forceBlock) report.keptBytes += length;
       if (fate === 'conflict') this.#addConflict(sector * SECTOR_BYTES, length);
@@ -254,7 +275,9 @@ class Rebase {
     );
     try {
       builder.file.takeAccessOf(file);
-      for await (const { sector, count, fate } of this.#fates(stack, oldRoot, 'writing')) {
+      const { runs } = this.#found;
+      const all = runs === null ? this.#fates(stack, oldRoot, 'writing') : this.#foundFates(runs);
+      for await (const { sector, count, fate } of all) {
         if (fate === 'same') continue;
         // Of a block that is the leaf's alone, what it has; of one that it wins, all: one version
         // of a block is never mixed with another.

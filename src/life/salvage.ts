@@ -358,5 +358,7 @@ class PaddedMedia implements Media {
 
   sync(): void {}
 
+  syncName(): void {}
+
   close(): void {}
 }

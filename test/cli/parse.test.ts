@@ -8,6 +8,7 @@ import type { Arguments, Command } from '../../src/cli/command.ts';
 import { COMMON_OPTIONS } from '../../src/cli/command.ts';
 import { toSpecs } from '../../src/cli/commands/attach.ts';
 import { COMMANDS } from '../../src/cli/commands.ts';
+import { parseExport, parseTemplate } from '../../src/cli/export-options.ts';
 import { commandParser } from '../../src/cli/help.ts';
 import { parse } from '../../src/cli/parse.ts';
 
@@ -146,4 +147,13 @@ t.test('a line of attach becomes one request entry for each device', async t => 
     ['/r -n 2 --leaf /l', /one leaf is one device/],
   ] as const)
     t.throws(() => specs(line), { code: 'usage', message }, line);
+});
+
+t.test('an export has no action at its quota, and is told why', async t => {
+  t.match(parseExport('web=/r.img,quota=1G'), { root: '/r.img', quotaBytes: 2 ** 30 });
+  for (const parse of [
+    () => parseExport('web=/r.img,quota=1G,quota-action=reconcile'),
+    () => parseTemplate('/r.img,dir=/d,quota-action=event'),
+  ])
+    t.throws(parse, { code: 'usage', message: /keeps the root that it is given.*ubd attach/ });
 });

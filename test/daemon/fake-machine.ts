@@ -100,6 +100,7 @@ export class FakeMachine implements Machine {
       removeLeaf: async path => rmSync(path),
       openLeaf: path => this.#openLeaf(path),
       leafInfo: async path => leafInfo(path),
+      leafRoot: async path => ({ root: leafInfo(path).root, problem: null }),
       foldLeaf: async () => 0,
       checkLeaf: async path => checkReport(path),
     };
@@ -235,7 +236,14 @@ export class FakeMachine implements Machine {
     const key = `leaf ${path}`;
     if (this.open.has(key)) throw new UbdError('busy', `${path} is in use`);
     this.open.add(key);
-    return { path, ...file, changedBytes: 512, notes: [], close: () => this.open.delete(key) };
+    return {
+      path,
+      ...file,
+      changedBytes: 512,
+      quota: null,
+      notes: [],
+      close: () => this.open.delete(key),
+    };
   }
 
   async #attach(device: TransportDevice): Promise<{ node: string }> {

@@ -167,5 +167,13 @@ t.test(
     t.equal((await io(uri, 'read -P 3 0 1M', 'read -P 2 4M 2M')).status, 0);
     const left = readFileSync(root);
     t.ok(left.equals(made.content) && left.length === ROOT_BYTES, 'the root is as it was');
+
+    const { leaf } = await client.removeExport('web', { force: true });
+    const asking = { bytes: 5 * MIB, warnBytes: 4 * MIB, action: 'reconcile' } as const;
+    await client.changeLeaf({ leaf: leaf!, quota: asking });
+    await client.addExport({ name: 'web' });
+    t.not((await io(uri, 'write -P 5 0 4M')).status, 0);
+    t.match(made.sandbox.log(), /export web: not reconciled: .*ubd reconcile .*web\.leaf/);
+    t.equal((await client.exports())[0]?.root, root, 'it stands where it stood');
   },
 );

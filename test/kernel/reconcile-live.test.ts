@@ -142,6 +142,8 @@ t.test('where there is no space for a root, the quota is what it is', { skip }, 
     'what was begun is gone',
   );
   await write(web.node, model, 6, 6);
+  await until('it is told', () => /not reconciled again/.test(sandbox.log()));
+  t.equal(sandbox.log().match(/not reconciled: /g)?.length, 1, 'it was tried once');
   await sandbox.detach('web');
   const out = sandbox.path('out');
   await sandbox.ubd(['export', leaf, out]);

@@ -120,6 +120,17 @@ t.test('runs reach as far as their owner, and end with the chain', async t => {
   t.strictSame(at(44, 47), [3, 1]);
 });
 
+t.test('an image that has all of its device has nothing beyond that', async t => {
+  const small = new SectorMap(50);
+  small.setRange(0, 50);
+  const larger = new SectorMap(1000);
+  larger.setRange(990, 1);
+  const owners = mergeOwners(null, [small, larger], 1);
+  t.strictSame([owners.find(0, 1000), owners.owner], [50, 1]);
+  t.strictSame([owners.find(50, 1000), owners.owner], [940, 0]);
+  t.equal(owners.owned, 51);
+});
+
 t.test('a chain that grows at its top keeps what it has', async t => {
   const random = new Random(3);
   const maps = Array.from({ length: 9 }, () => {
@@ -135,7 +146,9 @@ t.test('a chain that grows at its top keeps what it has', async t => {
   t.equal(grown.owned, whole.owned);
   for (let sector = 0; sector < SECTORS; sector++) {
     const counts = [whole.find(sector, SECTORS), grown.find(sector, SECTORS)];
-    if (counts[0] !== counts[1] || whole.owner !== grown.owner) t.fail(`sector ${sector}`);
+    const top = maps.findLastIndex(map => map.run(sector, sector + 1) > 0) + 1;
+    if (counts[0] !== counts[1] || whole.owner !== grown.owner || whole.owner !== top)
+      t.fail(`sector ${sector}`);
   }
 });
 

@@ -148,7 +148,8 @@ t.test(
       const frozen = image && sha256(world.content(image));
       const dry = await run(one, { dryRun: true, forceBlock });
       await untouched(t, one, paths, `seed ${seed}, dry`);
-      const report = await run(one, { forceBlock });
+      // In one of three the comparison is made twice.
+      const report = await run(one, { forceBlock, ...(seed % 3 === 1 && { rememberedRuns: 1 }) });
       const { way } = report;
       ways.set(String(way), (ways.get(String(way)) ?? 0) + 1);
       if (sha256(old) === sha256(fresh)) {
@@ -293,7 +294,7 @@ t.test('what cannot be is refused, and nothing is changed', async t => {
 
 t.test('a full disk, or an interrupt at any moment, leaves the leaf as it was', async t => {
   let refusals = 0;
-  for (let room = 0; ; room += QUICK ? 9 : 2) {
+  for (let room = 0; ; room += QUICK ? 6 : 2) {
     const one = await make(8, { writes: 20, changes: 0 });
     const { world, fresh } = one;
     fresh[fresh.length - 1]! ^= 1;

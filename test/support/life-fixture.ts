@@ -1,12 +1,17 @@
 /** Roots and leaves with content that a test can predict: on a simulated machine or a real one. */
 import { createHash } from 'node:crypto';
+import { alignUp } from '../../src/base/units.ts';
 import { planLeaf, writeLeaf } from '../../src/leaf/blank.ts';
+import type { OpenFile } from '../../src/leaf/files.ts';
+import { fileBytesFor, geometryBehind, REGION_ALIGN } from '../../src/leaf/format.ts';
 import { freezeMedia } from '../../src/leaf/freeze.ts';
 import { growLeaf } from '../../src/leaf/grow.ts';
+import { Leaf } from '../../src/leaf/leaf.ts';
 import { parentOf, storedPath } from '../../src/leaf/lineage.ts';
 import { loadLeaf } from '../../src/leaf/load.ts';
+import { MediaIo } from '../../src/leaf/media-io.ts';
 import type { Superblock } from '../../src/leaf/superblock.ts';
-import type { World } from '../../src/life/world.ts';
+import { diskWorld, type World } from '../../src/life/world.ts';
 import { LeafWriter } from './leaf-writer.ts';
 import type { Random } from './random.ts';
 
@@ -112,10 +117,15 @@ export class ModelLeaf {
     return ModelLeaf.#create(this.#world, path, planLeaf({ sizeBytes, parent }), model);
   }
 
-  /** The same leaf, made larger: of a real machine only. */
+  /** The same leaf, made larger. */
   grow(sizeBytes: number): ModelLeaf {
     this.end();
-    growLeaf(this.path, sizeBytes);
+    if (this.#world === diskWorld) growLeaf(this.path, sizeBytes);
+    else {
+      const file = this.#world.open(this.path);
+      growMedia(file, sizeBytes);
+      file.close();
+    }
     const model = new Uint8Array(sizeBytes);
     model.set(this.model);
     const grown = new ModelLeaf(this.#world, this.path, model);
@@ -146,6 +156,20 @@ export class ModelLeaf {
     this.#close();
     return this;
   }
+}
+
+/** As `growLeaf`, which is for real files. */
+function growMedia(file: OpenFile, sizeBytes: number): void {
+  const opened = loadLeaf(file);
+  const { geometry } = opened.superblock;
+  const dataEnd = geometry.dataOffset + sizeBytes;
+  const at = alignUp(Math.max(dataEnd, file.sizeBytes), REGION_ALIGN);
+  const sectors = sizeBytes / SECTOR;
+  file.resize(fileBytesFor(sectors, geometryBehind(sectors, geometry, at)));
+  const io = new MediaIo(file);
+  const leaf = new Leaf(io, opened);
+  io.run(op => leaf.grow(sectors, at, op));
+  io.run(op => leaf.close(op));
 }
 
 export function sha256(bytes: Uint8Array): string {

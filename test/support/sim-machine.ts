@@ -341,6 +341,10 @@ class SimOpenFile implements OpenFile {
     this.#file.syncUpTo(this.#file.mark());
   }
 
+  syncName(): void {
+    this.#world.syncDirectory(dirname(this.name));
+  }
+
   close(): void {
     if (this.#closed) return;
     this.#closed = true;

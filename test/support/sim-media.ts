@@ -53,6 +53,8 @@ export class SimMedia implements Media {
     this.#file.syncUpTo(this.#file.mark());
   }
 
+  syncName(): void {}
+
   close(): void {}
 
   #call(): void {

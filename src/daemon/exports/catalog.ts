@@ -149,7 +149,15 @@ export class Catalog {
     const named = [...this.#named.values()].find(({ disk }) => disk.opened?.id === id);
     if (named === undefined) return false;
     const what = mark === 'full' ? 'has used up its quota' : 'comes to the end of its quota';
-    this.#options.shop.log.warning(`export ${named.disk.name}: its leaf ${what}`);
+    const { name, opened } = named.disk;
+    const { log } = this.#options.shop;
+    log.warning(`export ${name}: its leaf ${what}`);
+    // Its root is what it was added with, for each of its openings, and may be a template's.
+    if (opened?.quotaAction === 'reconcile')
+      log.warning(
+        `export ${name}: not reconciled: an export keeps its root; when no client has it: ` +
+          `ubd reconcile ${opened.leaf?.path} --output ROOT, and export the leaf without a root`,
+      );
     return true;
   }
 

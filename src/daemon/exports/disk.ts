@@ -11,6 +11,7 @@
  */
 import { rm } from 'node:fs/promises';
 import { asUbdError, type UbdError } from '../../base/errors.ts';
+import type { Quota } from '../../client/api.ts';
 import { openDisk, type Workshop } from '../attach.ts';
 import type { Exporter } from '../machine.ts';
 import type { Plan } from '../plan.ts';
@@ -25,6 +26,8 @@ export interface OpenedDisk {
   leaf: { path: string; ephemeral: boolean } | null;
   sizeBytes: number;
   readOnly: boolean;
+  /** What its leaf asks for at its quota. */
+  quotaAction: Quota['action'] | null;
 }
 
 export interface DiskOptions {
@@ -119,7 +122,8 @@ export class Disk {
       const { readOnly } = plan;
       const id = nextId();
       await exporter.open({ id, name: `export ${name}`, sizeBytes, readOnly, root, leaf });
-      this.#opened = { id, root: root.path, leaf: plan.leaf, sizeBytes, readOnly };
+      const quotaAction = leaf?.quota?.action ?? null;
+      this.#opened = { id, root: root.path, leaf: plan.leaf, sizeBytes, readOnly, quotaAction };
       log.info(`export ${name}: open${plan.leaf?.isNew ? ', on a new leaf' : ''}`);
       return this.#opened;
     } catch (thrown) {

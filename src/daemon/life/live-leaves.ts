@@ -100,7 +100,7 @@ export class PlaneLiveLeaves implements LiveLeaves {
    * @returns 0, or why not all that the old one was given is durable yet
    */
   async #moment(device: LiveDevice, { path, leafPath }: Successor): Promise<number> {
-    const leaf = openLeaf(path);
+    const leaf = openLeaf(path, { isOurs: true });
     leaf.name = leafPath;
     // The data plane closes them whatever its answer.
     const shadow = device.outlives ? this.#shadows.add(device.name, leaf) : undefined;

@@ -48,6 +48,8 @@ export type ReconcilerRegistry = Pick<Registry, 'work' | 'track' | 'entries'>;
 export class LiveReconciler {
   readonly #registry: ReconcilerRegistry;
   readonly #live: LiveLeaves;
+  /** Devices of which it failed when their still had been taken, and that have a new leaf of it. */
+  readonly #failed = new Set<number>();
 
   constructor(registry: ReconcilerRegistry, live: LiveLeaves) {
     this.#registry = registry;
@@ -63,11 +65,21 @@ export class LiveReconciler {
     try {
       const { copiedBytes, sharedBytes } = await this.#registry.track(() => make(begun));
       const moved = await this.#move(begun);
+      this.#failed.delete(begun.id);
       return { ...moved, copied: copiedBytes, shared: sharedBytes, mounts: begun.mounts };
     } catch (error) {
+      this.#failed.add(begun.id);
       await this.#giveUp(begun);
       throw error;
     }
+  }
+
+  /**
+   * Whether it has failed and not succeeded since. Each try leaves a still and an empty leaf over
+   * it, whose quota begins anew: tried at every mark, there would be no quota.
+   */
+  hasFailed(id: number): boolean {
+    return this.#failed.has(id);
   }
 
   /** From here on the device goes on in a new leaf, and the still holds all that it held. */

@@ -113,6 +113,8 @@ export class RemoteFile implements OpenFile {
   /** It has nothing to sync, no blocks to share, and nobody's access to take. */
   sync(): void {}
 
+  syncName(): void {}
+
   share(): boolean {
     return false;
   }
