@@ -4,6 +4,7 @@
  * the file system is read by a mount. Of a device with partitions, each file system has its own.
  */
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import { diffLeaf, type FileChange } from '../fsindex/diff.ts';
 import { type FoundFile, findFiles, nameMatcher } from '../fsindex/find.ts';
 import { makeLeafIndex, makeRootIndex } from '../fsindex/make.ts';
@@ -301,8 +302,15 @@ async function rootIndex(
 ): Promise<IndexReport> {
   const plan = planRoot(opened, outputFor(options, volume, count), volume.partition);
   if (plan.there !== null) return { path: plan.there, made: false, inodes: null };
-  if (volume.content.how === 'blocks') return makeRoot(plan, volume, options);
   const { name } = opened.file;
+  if (isUri(name) && !options.force) {
+    const { fetchIndex } = await import('./far-index.ts');
+    const { world } = new Work(options);
+    const of = { root: name, partition: volume.partition };
+    if (await fetchIndex(world, of, plan.place(), plan.facts))
+      return { path: plan.place(), made: false, inodes: null };
+  }
+  if (volume.content.how === 'blocks') return makeRoot(plan, volume, options);
   const source = await mounted(name, volume, mounts, options);
   const { inodes } = await makeMountedRootIndex(source, plan.key, {
     output: plan.place(),
@@ -365,6 +373,8 @@ function outputFor(options: IndexOptions, { partition }: Volume, count: number):
 
 interface RootPlan {
   key: string;
+  /** What an index that holds says of itself. */
+  facts: Readonly<Record<string, string | number>>;
   about: Readonly<Record<string, string | number>>;
   /** One that holds; null: it is to be made. */
   there: string | null;
@@ -383,6 +393,7 @@ function planRoot(
   const holds = (path: string): boolean => !options.force && indexSays(path, facts);
   return {
     key,
+    facts,
     about: {
       root: file.name,
       'root.sizeBytes': identity.sizeBytes,
