@@ -77,8 +77,8 @@ async function look(args: Arguments, text: string): Promise<Info> {
     const denied = error instanceof UbdError && error.code === 'permission';
     const reachable = !isNotRunning(error) && !(denied && process.geteuid?.() !== 0);
     if (reachable || !(isUri(text) || existsSync(text))) throw error;
-    const { describe, FileImages } = await import('../offline.ts');
-    return describe(isUri(text) ? text : resolve(text), null, new FileImages());
+    const { describe } = await import('../offline.ts');
+    return describe(isUri(text) ? text : resolve(text));
   }
 }
 
