@@ -87,6 +87,21 @@ const NAME_SEARCH = `
   INSERT INTO name_search (name_search) VALUES ('rebuild');
 `;
 
+/** In an index that goes on from another: names come and go one by one. */
+const NAME_SEARCH_FOLLOWS = `
+  CREATE TEMP TRIGGER name_came AFTER INSERT ON main.entry BEGIN
+    INSERT INTO name_search (rowid, name) VALUES (new.id, new.name);
+  END;
+  CREATE TEMP TRIGGER name_went AFTER DELETE ON main.entry BEGIN
+    INSERT INTO name_search (name_search, rowid, name) VALUES ('delete', old.id, old.name);
+  END;
+`;
+
+function hasNameSearch(database: Database): boolean {
+  const sql = "SELECT 1 FROM main.sqlite_master WHERE name = 'name_search'";
+  return database.prepare(sql).get() !== undefined;
+}
+
 type Constructor = typeof BetterSqlite3;
 
 let loaded: Constructor | undefined;
@@ -195,6 +210,7 @@ export class IndexWriter {
     try {
       begin(database);
       if (from === undefined) makeTables(database, onRoot);
+      else if (hasNameSearch(database)) database.exec(NAME_SEARCH_FOLLOWS);
     } catch (error) {
       this.abandon();
       throw indexError(error, path);
@@ -289,10 +305,10 @@ export class IndexWriter {
    */
   finish(): void {
     const database = this.#database;
-    if (this.#goesOn) database.exec('DROP TABLE IF EXISTS name_search');
-    else database.exec(INDEXES);
-    if (!this.#onRoot || this.#hasManyNames()) database.exec(NAME_SEARCH);
-    database.exec('ANALYZE');
+    if (!this.#goesOn) database.exec(INDEXES);
+    const searches = hasNameSearch(database) || (this.#onRoot && !this.#hasManyNames());
+    if (!searches) database.exec(NAME_SEARCH);
+    if (!this.#goesOn) database.exec('ANALYZE');
     database.exec('COMMIT');
     database.close();
     const fd = openSync(this.#temporary, 'r');

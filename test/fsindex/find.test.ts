@@ -5,7 +5,7 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import t from 'tap';
-import { IndexWriter } from '../../src/fsindex/database.ts';
+import { IndexWriter, openDatabase } from '../../src/fsindex/database.ts';
 import { findFiles } from '../../src/fsindex/find.ts';
 import { MergedIndex } from '../../src/fsindex/merged.ts';
 
@@ -71,5 +71,26 @@ t.test('names of a leaf are found, be they few or many', async t => {
     t.same(found('/file-7'), ['/file-7', ...(search ? found('/file-7?*') : [])]);
     t.same(found('shadow'), [], 'the directory is the one of the leaf');
     index.close();
+
+    const next = new IndexWriter(`${dir}/next`, { onRoot: true, from: `${dir}/leaf` });
+    next.addEntry({ parent: 3, name: 'later', raw: null, inode: 20 });
+    next.forgetDirectory(2);
+    next.addEntry({ parent: 2, name: 'below', raw: null, inode: 3 });
+    for (const name of more.slice(1))
+      next.addEntry({ parent: 2, name: `${name}.new`, raw: null, inode: 20 });
+    next.touchDirectory(2);
+    next.finish();
+    const after = MergedIndex.openLeaf(`${dir}/next`, `${dir}/root`);
+    const now = (pattern: string): string[] => findFiles(after, pattern).map(({ path }) => path);
+    t.equal(after.hasNameSearch('main'), search, 'as in the one that it goes on from');
+    t.same(now('passwd'), [], 'what went is not found');
+    t.same(now('file-0'), []);
+    t.same(now('later'), ['/below/later'], 'what came is');
+    t.same(now('file-3.new'), ['/file-3.new']);
+    after.close();
+    if (!search) continue;
+    const database = openDatabase(`${dir}/next`);
+    database.exec("INSERT INTO name_search (name_search, rank) VALUES ('integrity-check', 1)");
+    database.close();
   }
 });
