@@ -275,8 +275,8 @@ export class Cache implements Lender {
   /** Lends `length` bytes of a chunk, contiguous from byte `at` of it on; it is pinned. */
   lend(chunk: number, at: number, length: number, loan: Loan): void {
     const frame = this.chunks.frameOf(chunk, at >> BLOCK_SHIFT);
-    const start = this.slab.startOf(frame) + (at & (BLOCK_BYTES - 1));
-    loan.lend(this.slab.memoryOf(frame), start, length, this, chunk);
+    const piece = loan.lend(length, this, chunk);
+    this.slab.storeAddress(frame, at & (BLOCK_BYTES - 1), loan.addresses, piece);
   }
 
   /** Copies `length` bytes of a chunk, from byte `at` of it on, to an address; they are valid. */

@@ -22,7 +22,7 @@ export async function leavesOfRoot(args: Arguments, root: string): Promise<strin
     for (const file of listOf(directory, directory === paths.leaves)) candidates.add(file);
   const found: string[] = [];
   for (const path of candidates)
-    if (isRegular(path) && isLeaf(path) && standsOnRoot(path, rootPath)) found.push(path);
+    if (isRegular(path) && isLeaf(path) && (await standsOnRoot(path, rootPath))) found.push(path);
   return found.sort();
 }
 

@@ -5,6 +5,7 @@
 import { errnoName } from '../base/errno.ts';
 import type { UbdError } from '../base/errors.ts';
 import type { Paths } from '../client/paths.ts';
+import { openRemoteRootsWith } from '../life/world.ts';
 import { native } from '../native/binding.ts';
 import { BootPacks } from './cache/boot-packs.ts';
 import { Chains } from './chains.ts';
@@ -17,6 +18,7 @@ import { connectionsWanted, NbdTransport } from './nbd-transport.ts';
 import type { FileRoot } from './opened-files.ts';
 import { DataPlane } from './plane-client.ts';
 import type { CacheSettings } from './plane-protocol.ts';
+import { openRemoteFile } from './remote/open-file.ts';
 import { RemoteRoots, type UpstreamRoot } from './remote/remote-roots.ts';
 import { RootBook } from './remote/root-book.ts';
 import { remoteSettings } from './remote/settings.ts';
@@ -40,6 +42,8 @@ export async function assemble(
   const plane = await DataPlane.start(cache, namesFd);
   const upstream = new Upstream(remoteSettings(paths.diskCache), events.onReport);
   const remote = new RemoteRoots(upstream, new RootBook(paths.roots));
+  // What is done with leaves reads them as devices do: from the same replicas, disk cache and all.
+  openRemoteRootsWith(uri => openRemoteFile(remote, uri));
   const { onGone } = events;
   const shadows = new ShadowFiles(paths.shadows);
   const chains = new Chains(shadows);

@@ -13,7 +13,6 @@ import { recordDigest } from '../leaf/record-digest.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import type { CheckOptions } from './machine.ts';
 import { rootOf } from './opened-files.ts';
-import { openContent } from './remote/content.ts';
 
 export async function checkFile(path: string, options: CheckOptions): Promise<CheckReport> {
   const found = checkLeaf(path);
@@ -28,7 +27,9 @@ export async function checkFile(path: string, options: CheckOptions): Promise<Ch
   };
   if (found.superblock !== null) {
     const { images, base } = lineageOf(path);
-    for (const { problem } of images) if (problem !== null) report.problems.push(problem);
+    const next = `bring it back, or if it has moved: ubd info ${path} --rebase-path NEWPATH`;
+    for (const { problem } of images)
+      if (problem !== null) report.problems.push(`${problem} (${next})`);
     report.root.path = base?.path ?? '';
     if (options.root && base !== null)
       await checkRoot(path, base, { ...options, chained: images.length > 0 }, report);
@@ -46,6 +47,7 @@ async function checkRoot(
   const { root } = report;
   const expected = rootOf(path, parent);
   try {
+    const { openContent } = await import('./remote/content.ts'); // brings the network along
     const opened = await openContent(expected.path);
     try {
       const { identity } = opened;

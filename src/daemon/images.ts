@@ -26,7 +26,6 @@ import type {
   RootHandle,
 } from './machine.ts';
 import { FileLeaf, openIdentified, rootOf } from './opened-files.ts';
-import { openContent } from './remote/content.ts';
 import type { RemoteRoots } from './remote/remote-roots.ts';
 
 export class FileImages implements Images {
@@ -54,7 +53,7 @@ export class FileImages implements Images {
       if (this.#packs !== null) root.boot = await this.#packs.find(root, null);
       return root;
     }
-    if (this.#remote === null) return openContent(path);
+    if (this.#remote === null) return (await import('./remote/content.ts')).openContent(path);
     const root = await this.#remote.open(path, comeback);
     if (this.#packs !== null) root.boot = await this.#packs.find(root, root.packBeside);
     return root;

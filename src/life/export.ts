@@ -15,7 +15,7 @@ import { SECTOR_BYTES } from '../base/units.ts';
 import { refuseContent } from '../leaf/create.ts';
 import type { OpenFile } from '../leaf/files.ts';
 import { leafOfStill } from '../leaf/still.ts';
-import { Copier } from './copy.ts';
+import { copyStack } from './copy-stack.ts';
 import { digestFile } from './digest.ts';
 import { convertToQcow2, findQemuImg } from './qcow2.ts';
 import { openStack, type Stack } from './stack.ts';
@@ -131,7 +131,7 @@ async function toFile(
   const raw = Temporary.make(world, target, qemuImg === null ? 'new' : 'raw');
   try {
     raw.file.resize(report.sizeBytes);
-    await copyStack(stack, raw.file, 0, report, work);
+    await copyAll(stack, raw.file, 0, report, work);
     if (spec.digest) report.sha256 = await digestFile(raw.file, report.sizeBytes, work);
     if (qemuImg === null) raw.publish(target, { replace });
     else {
@@ -175,7 +175,7 @@ async function toDevice(
     device.zero(0, head.length);
     device.sync();
     try {
-      await copyStack(stack, device, head.length / SECTOR_BYTES, report, work);
+      await copyAll(stack, device, head.length / SECTOR_BYTES, report, work);
       device.sync();
       await device.writePiece(head, 0);
       report.copiedBytes += head.length;
@@ -199,8 +199,7 @@ function halfWritten(target: string, cause: unknown): unknown {
   });
 }
 
-/** Copies all pieces from sector `first` on; on a fresh file, holes need nothing. */
-async function copyStack(
+async function copyAll(
   stack: Stack,
   target: OpenFile,
   first: number,
@@ -209,28 +208,9 @@ async function copyStack(
 ): Promise<void> {
   work.begin(`writing ${report.target}`, report.sizeBytes);
   work.advance(first * SECTOR_BYTES);
-  const copier = new Copier(target, work, {
-    zeroes: target.blockDevice ? 'write' : 'leave out',
-  });
-  try {
-    for (const { sector, count, layer, data } of stack.pieces(first, stack.sizeSectors)) {
-      const to = sector * SECTOR_BYTES;
-      const length = count * SECTOR_BYTES;
-      if (data) {
-        const { file, dataOffset } = stack.layers[layer]!;
-        await copier.add(file, dataOffset + to, to, length);
-      } else {
-        if (target.blockDevice) target.zero(to, length);
-        work.advance(length);
-        await work.breathe();
-      }
-    }
-    await copier.drain();
-  } finally {
-    await copier.settle();
-  }
-  report.copiedBytes += copier.counts.copiedBytes - copier.counts.zeroBytes;
-  report.sharedBytes += copier.counts.sharedBytes;
+  const { copiedBytes, zeroBytes, sharedBytes } = await copyStack(stack, target, first, work);
+  report.copiedBytes += copiedBytes - zeroBytes;
+  report.sharedBytes += sharedBytes;
 }
 
 const ZEROES: Buffer = Buffer.alloc(COPY_BYTES);

@@ -11,14 +11,15 @@
  */
 import { basename, dirname } from 'node:path';
 import { UbdError } from '../base/errors.ts';
-import { SECTOR_BYTES } from '../base/units.ts';
+import { alignUp, BLOCK_SECTORS, SECTOR_BYTES } from '../base/units.ts';
 import type { LeafParent } from '../leaf/superblock.ts';
 import { Copier } from './copy.ts';
+import { copyStack } from './copy-stack.ts';
 import { Exchange, recoverExchange } from './exchange.ts';
 import { foldStills, removeStills, stillsLeft } from './fold.ts';
 import { Member } from './member.ts';
 import { type Policy, type Shared, Sharer } from './share.ts';
-import { openParentRoot } from './stack.ts';
+import { NOWHERE, openParentRoot } from './stack.ts';
 import { Temporary } from './temporary.ts';
 import { Work, type WorkOptions } from './work.ts';
 import type { OpenedRoot, World } from './world.ts';
@@ -154,6 +155,8 @@ class Plan {
   readonly #members: readonly Member[];
   readonly #root: OpenedRoot | null;
   readonly #policy: Policy;
+  /** All that its device reads goes into the new root: then nothing has to be compared. */
+  readonly #only: Member | null;
   readonly #report: ReconcileReport;
 
   constructor(
@@ -167,6 +170,7 @@ class Plan {
     this.#members = members;
     this.#root = root;
     const share = minShare ?? (members.length === 1 ? 1 : undefined);
+    this.#only = members.length === 1 && share === 1 ? members[0]! : null;
     this.#policy = share === undefined ? 'saving' : { minShare: share };
     this.#report = {
       output,
@@ -189,7 +193,8 @@ class Plan {
   }
 
   async estimate(): Promise<ReconcileReport> {
-    await this.#share(null, () => {});
+    if (this.#only === null) await this.#share(null, () => {});
+    else this.#countOf(this.#only);
     // What an empty leaf takes: superblocks and log.
     const empty = 8192 + this.#members[0]!.layers[0]!.superblock.geometry.logBytes;
     return this.#finish(member => empty + member.dataAfter);
@@ -257,10 +262,15 @@ class Plan {
   async #makeRoot(image: Temporary): Promise<void> {
     const { file } = image;
     file.resize(this.#report.sizeBytes);
-    if (this.#root !== null) {
-      if (!this.#root.file.blockDevice) file.takeAccessOf(this.#root.file);
-      await this.#copyRoot(image);
+    if (this.#root?.file.blockDevice === false) file.takeAccessOf(this.#root.file);
+    if (this.#only !== null) {
+      this.#countOf(this.#only);
+      this.#work.begin(`copying ${basename(this.#only.path)}`, this.#report.sizeBytes);
+      await copyStack(this.#only.stack, file, 0, this.#work);
+      file.sync();
+      return;
     }
+    if (this.#root !== null) await this.#copyRoot(image);
     const copier = new Copier(file, this.#work.quietly(), { zeroes: 'punch' });
     try {
       await this.#share(copier, (position, length) => file.punch(position, length));
@@ -269,6 +279,20 @@ class Plan {
       await copier.settle();
     }
     file.sync();
+  }
+
+  /** What the only leaf has goes along as whole blocks. */
+  #countOf(member: Member): void {
+    const { stack } = member;
+    let end = 0;
+    for (const { sector, count, layer } of stack.pieces(0, stack.sizeSectors, stack.depth)) {
+      if (layer === NOWHERE) continue;
+      member.bytesBefore += count * SECTOR_BYTES;
+      const from = Math.max(end, sector - (sector % BLOCK_SECTORS));
+      end = alignUp(sector + count, BLOCK_SECTORS);
+      this.#report.promotedBytes += (end - from) * SECTOR_BYTES;
+    }
+    this.#report.heldBytes = this.#report.promotedBytes;
   }
 
   async #copyRoot({ file }: Temporary): Promise<void> {

@@ -60,13 +60,17 @@ export class Loan implements Pieces {
   }
 
   /**
-   * The next bytes lie in `memory`, from byte `start` of it on. Not an address: a number of its
-   * size, passed to a function that happens not to be inlined, is an allocation per read.
+   * The next bytes are the lender's. Returns the piece: where they begin is for the caller to store
+   * in `addresses`, at once. Not an argument: a number of that size, passed to a function that
+   * happens not to be inlined, is an allocation per read.
    * @param token what the lender knows the piece by: 0 or more
    */
-  lend(memory: Memory, start: number, length: number, lender: Lender, token: number): void {
+  lend(length: number, lender: Lender, token: number): number {
     this.#lender = lender;
-    this.#add(memory, start, length, token);
+    const piece = this.count++;
+    this.lengths[piece] = length;
+    this.#tokens[piece] = token;
+    return piece;
   }
 
   /** The next bytes are zeroes. False if there is no room. */

@@ -2,28 +2,44 @@
  * What the cache of root blocks gives and costs, next to reads without it: 4K at depth 32 on a loop
  * device.
  *
- *     node dist/test/bench/cache.js [--rounds 5] [--json FILE]
+ *     node dist/test/bench/cache.js [--rounds 16] [--only hit|miss] [--place together|apart|free]
+ *                                   [--json FILE]
  *
  *     hits     everything is in memory: ours, or the page cache's
  *     misses   everything comes from the disk, and is kept: by a cache that is empty, by one that
  *              is full (each block pushes another one out), or by the page cache
  *
- * Rounds are interleaved, and the first one is left out: the engine compiles what is hot. Server
- * CPU is that of the daemon, for each request.
+ * What the two sides of a ratio have in common, so that a second run finds the same one:
+ *  - Each has a daemon of its own, which stays as it is: nothing is warmed or resized in between.
+ *  - They take turns of about a second, each going first as often as last; a ratio is that of one
+ *    round, and the result the median of all. Behind it stand the quartiles.
+ *  - Servers and client are on one processor, and the kernel's own threads where they like. Left to
+ *    the scheduler, who shares a processor with whom changes from one second to the next, and with
+ *    it how many requests come in a batch: by a half, and CPU by a third.
+ *  - CPU is what the threads of the server ran, by the scheduler's own count (nanoseconds): ticks
+ *    of a hundredth of a second are a tenth of what there is to measure.
+ *
+ * The first rounds are left out: the engine compiles what is hot.
  */
 import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { Cleanup } from '../support/cleanup.ts';
 import { run } from '../support/run.ts';
 import { Sandbox } from '../support/sandbox.ts';
-import { type FioJob, fio } from './fio.ts';
-import { cpuMicros, machineFacts } from './machine.ts';
+import { fio } from './fio.ts';
+import { machineFacts, microsBetween, threadNanos } from './machine.ts';
+import { clientPrefix, PLACES, type Place, placeServers } from './nbd/place.ts';
 import { median } from './results.ts';
 
 const MIB = 2 ** 20;
-/** A root has four parts; the cache holds one of them. */
-const PART = 128 * MIB;
-const PARTS = 4;
+/** What hits read: more than any processor's cache has. */
+const HIT_BYTES: number = 128 * MIB;
+const HIT_MS = 1000;
+/** Misses go through a root in parts; the cache holds four of its sixteen. */
+const PART: number = 32 * MIB;
+const PARTS = 16;
+const MISS_CACHE: number = 4 * PART;
+const ROUNDS_LEFT_OUT = 2;
 
 interface Sample {
   iops: number;
@@ -31,107 +47,159 @@ interface Sample {
   cpu: number;
 }
 
-const CASES = ['hit', 'hit, none', 'miss, empty', 'miss, full', 'miss, none'] as const;
-type Case = (typeof CASES)[number];
+interface Case {
+  cacheBytes: number;
+  /** Once, before the first round. */
+  prepare?: (server: Server) => Promise<unknown>;
+  /** Of a miss: before each round. */
+  before?: (server: Server) => Promise<unknown>;
+}
 
-const GOALS: readonly { title: string; of: Case; over: Case; met: (r: Ratio) => boolean }[] = [
+const HITS: Record<string, Case> = {
+  hit: {
+    cacheBytes: 2 * HIT_BYTES,
+    prepare: ({ sandbox, root }) => sandbox.client.warmCache({ target: root }),
+  },
+  'hit, none': {
+    cacheBytes: 0,
+    prepare: ({ root }) => run('dd', [`if=${root}`, 'of=/dev/null', 'bs=1M', 'status=none']),
+  },
+};
+
+const MISSES: Record<string, Case> = {
+  'miss, empty': {
+    cacheBytes: MISS_CACHE,
+    before: ({ sandbox }) => sandbox.client.dropCache(),
+  },
+  'miss, full': {
+    cacheBytes: MISS_CACHE,
+    prepare: ({ sandbox, root }) =>
+      sandbox.client.warmCache({
+        target: root,
+        offset: PARTS * PART - MISS_CACHE,
+        length: MISS_CACHE,
+      }),
+  },
+  'miss, none': { cacheBytes: 0 },
+};
+
+const GOALS: readonly {
+  title: string;
+  of: string;
+  over: string;
+  met: (iops: number, cpu: number) => boolean;
+}[] = [
   {
-    title: 'a hit: 1.2 times the IOPS, or 1.4 times less CPU',
+    title: 'a hit: 1.2 times the IOPS, or 1.4 times less CPU (0.71)',
     of: 'hit',
     over: 'hit, none',
-    met: ({ iops, cpu }) => iops >= 1.2 || cpu <= 1 / 1.4,
+    met: (iops, cpu) => iops >= 1.2 || cpu <= 1 / 1.4,
   },
   {
     title: 'a miss: at most 1.1 times the CPU',
     of: 'miss, full',
     over: 'miss, none',
-    met: ({ cpu }) => cpu <= 1.1,
+    met: (_, cpu) => cpu <= 1.1,
   },
 ];
 
-interface Ratio {
-  iops: number;
-  cpu: number;
+/** A daemon with one device, for one case. */
+class Server {
+  readonly sandbox: Sandbox;
+  readonly root: string;
+  readonly node: string;
+
+  private constructor(sandbox: Sandbox, root: string, node: string) {
+    this.sandbox = sandbox;
+    this.root = root;
+    this.node = node;
+  }
+
+  static async start(cleanup: Cleanup, root: string, own: Case): Promise<Server> {
+    const sandbox = await Sandbox.start(cleanup, '/var/tmp');
+    await sandbox.client.setCache({ sizeBytes: own.cacheBytes });
+    const { node } = await sandbox.attach({ root, name: 'one', readOnly: true });
+    await placeServers(place, [sandbox.daemonPid()]);
+    const server = new Server(sandbox, root, node);
+    await own.prepare?.(server);
+    return server;
+  }
+
+  /** @param runtimeMs undefined: once over the whole range */
+  async sample(
+    range: { offset: number; size: number },
+    runtimeMs: number | undefined,
+    seed: number,
+  ): Promise<Sample> {
+    const pid = this.sandbox.daemonPid();
+    const before = threadNanos(pid);
+    const job = { rw: 'randread', blockBytes: 4096, depth: 32, ...range, runtimeMs } as const;
+    const { iops, requests } = await fio(this.node, job, 'io_uring', seed, clientPrefix(place));
+    return { iops, cpu: microsBetween(before, threadNanos(pid)) / requests };
+  }
 }
 
+let place: Place = 'together';
+
+type Samples = Map<string, Sample[]>;
+
+async function makeRoot(path: string, bytes: number): Promise<void> {
+  const count = bytes / MIB;
+  await run('dd', ['if=/dev/urandom', `of=${path}`, 'bs=1M', `count=${count}`, 'conv=fsync']);
+}
+
+/** Interleaves the cases. */
 async function measure(
+  cases: Record<string, Case>,
   rounds: number,
   cleanup: Cleanup,
-  say: (line: string) => void,
-): Promise<Map<Case, Sample[]>> {
-  const sandbox = await Sandbox.start(cleanup, '/var/tmp');
-  const root = sandbox.path('root.img');
-  const mibs = (PART * PARTS) / MIB;
-  await run('dd', ['if=/dev/urandom', `of=${root}`, 'bs=1M', `count=${mibs}`, 'conv=fsync']);
-  const { node } = await sandbox.attach({ root, name: 'one', readOnly: true });
-  const { client } = sandbox;
-  const setCache = (sizeBytes: number): Promise<unknown> => client.setCache({ sizeBytes });
-  /** Nothing of the root is in the page cache. */
-  const chill = (): Promise<unknown> =>
-    run('dd', [`if=${root}`, 'iflag=nocache', 'count=0', 'status=none']);
-  const sample = async (job: Partial<FioJob>, round: number): Promise<Sample> => {
-    const base: FioJob = {
-      rw: 'randread',
-      blockBytes: 4096,
-      depth: 32,
-      offset: 0,
-      size: PART,
-      runtimeMs: undefined,
-    };
-    const before = cpuMicros([sandbox.daemonPid()]);
-    const { iops, requests } = await fio(node, { ...base, ...job }, 'io_uring', round + 1);
-    return { iops, cpu: (cpuMicros([sandbox.daemonPid()]) - before) / requests };
-  };
-  const hits = { runtimeMs: 2000 };
-  const ways: Record<Case, (round: number) => Promise<Sample>> = {
-    hit: async round => {
-      await setCache(2 * PART);
-      await client.warmCache({ target: root, length: PART });
-      return sample(hits, round);
-    },
-    'hit, none': async round => {
-      await setCache(0);
-      await run('dd', [`if=${root}`, 'of=/dev/null', 'bs=1M', `count=${PART / MIB}`]);
-      return sample(hits, round);
-    },
-    'miss, empty': async round => {
-      await setCache(PART);
-      await client.dropCache();
-      await chill();
-      return sample({}, round);
-    },
-    'miss, full': async round => {
-      await setCache(PART);
-      await client.warmCache({ target: root, offset: PART, length: PART });
-      await chill();
-      return sample({}, round);
-    },
-    'miss, none': async round => {
-      await setCache(0);
-      await chill();
-      return sample({}, round);
-    },
-  };
-  const samples = new Map<Case, Sample[]>(CASES.map(one => [one, []]));
-  for (let round = 0; round <= rounds; round++)
-    for (let i = 0; i < CASES.length; i++) {
-      const one = CASES[(i + round) % CASES.length]!;
-      const found = await ways[one](round);
-      if (round > 0) samples.get(one)!.push(found);
-      say(`${one.padEnd(12)} ${found.iops.toFixed(0).padStart(7)} IOPS ${found.cpu.toFixed(2)} us`);
+  sample: (server: Server, own: Case, round: number) => Promise<Sample>,
+  root: string,
+): Promise<Samples> {
+  const names = Object.keys(cases);
+  const servers: Server[] = [];
+  for (const name of names) servers.push(await Server.start(cleanup, root, cases[name]!));
+  const samples: Samples = new Map(names.map(name => [name, []]));
+  for (let round = -ROUNDS_LEFT_OUT; round < rounds; round++)
+    for (let i = 0; i < names.length; i++) {
+      const at = (i + round + ROUNDS_LEFT_OUT) % names.length;
+      const name = names[at]!;
+      const found = await sample(servers[at]!, cases[name]!, round + ROUNDS_LEFT_OUT);
+      if (round >= 0) samples.get(name)!.push(found);
+      const { iops, cpu } = found;
+      process.stderr.write(`${name.padEnd(12)} ${iops.toFixed(0)} IOPS ${cpu.toFixed(2)} us\n`);
     }
   return samples;
 }
 
-/** The median of what each round has for itself: a slow minute is slow for both. */
-function ratio(of: readonly Sample[], over: readonly Sample[]): Ratio {
-  return {
-    iops: median(of.map(({ iops }, i) => iops / over[i]!.iops)),
-    cpu: median(of.map(({ cpu }, i) => cpu / over[i]!.cpu)),
-  };
+async function measureHits(rounds: number, cleanup: Cleanup, root: string): Promise<Samples> {
+  await makeRoot(root, HIT_BYTES);
+  const range = { offset: 0, size: HIT_BYTES };
+  const sample = (server: Server, _: Case, round: number): Promise<Sample> =>
+    server.sample(range, HIT_MS, round + 1);
+  return measure(HITS, rounds, cleanup, sample, root);
 }
 
-function table(samples: Map<Case, Sample[]>): string {
+async function measureMisses(rounds: number, cleanup: Cleanup, root: string): Promise<Samples> {
+  await makeRoot(root, PARTS * PART);
+  const sample = async (server: Server, own: Case, round: number): Promise<Sample> => {
+    await own.before?.(server);
+    // Nothing of the root is in the page cache.
+    await run('dd', [`if=${root}`, 'iflag=nocache', 'count=0', 'status=none']);
+    const range = { offset: (round % PARTS) * PART, size: PART };
+    return server.sample(range, undefined, round + 1);
+  };
+  return measure(MISSES, rounds, cleanup, sample, root);
+}
+
+/** Median, and the quartiles in brackets. */
+function spread(values: readonly number[]): string {
+  const sorted = [...values].sort((a, b) => a - b);
+  const at = (part: number): string => sorted[Math.floor((sorted.length - 1) * part)]!.toFixed(2);
+  return `${median(values).toFixed(3)} (${at(0.25)} to ${at(0.75)})`;
+}
+
+function table(samples: Samples): string {
   const lines = ['| 4K random reads, depth 32 | IOPS | server CPU, us |', '| --- | ---: | ---: |'];
   for (const [one, list] of samples)
     lines.push(
@@ -140,32 +208,48 @@ function table(samples: Map<Case, Sample[]>): string {
     );
   lines.push('', '| goal | IOPS | CPU | reached |', '| --- | ---: | ---: | --- |');
   for (const { title, of, over, met } of GOALS) {
-    const found = ratio(samples.get(of)!, samples.get(over)!);
-    const { iops, cpu } = found;
-    const reached = met(found) ? 'yes' : 'no';
-    lines.push(`| ${title} | ${iops.toFixed(2)} x | ${cpu.toFixed(2)} x | ${reached} |`);
+    const [ones, others] = [samples.get(of), samples.get(over)];
+    if (ones === undefined || others === undefined) continue;
+    const iops = ones.map((one, i) => one.iops / others[i]!.iops);
+    const cpu = ones.map((one, i) => one.cpu / others[i]!.cpu);
+    const reached = met(median(iops), median(cpu)) ? 'yes' : 'no';
+    lines.push(`| ${title} | ${spread(iops)} | ${spread(cpu)} | ${reached} |`);
   }
   return lines.join('\n');
 }
 
 async function main(): Promise<void> {
   const { values } = parseArgs({
-    options: { rounds: { type: 'string', default: '5' }, json: { type: 'string' } },
+    options: {
+      rounds: { type: 'string', default: '16' },
+      only: { type: 'string', default: '' },
+      place: { type: 'string', default: 'together' },
+      json: { type: 'string' },
+    },
   });
-  const cleanup = new Cleanup();
-  try {
-    const samples = await measure(Number(values.rounds), cleanup, line => {
-      process.stderr.write(`${line}\n`);
-    });
-    process.stdout.write(`${table(samples)}\n`);
-    if (values.json !== undefined)
-      writeFileSync(
-        values.json,
-        `${JSON.stringify({ machine: await machineFacts(), ...Object.fromEntries(samples) }, null, 2)}\n`,
-      );
-  } finally {
-    await cleanup.run();
+  const rounds = Number(values.rounds);
+  place = PLACES.find(one => one === values.place) ?? place;
+  const all: Samples = new Map();
+  for (const [kind, measured] of [
+    ['hit', measureHits],
+    ['miss', measureMisses],
+  ] as const) {
+    if (!kind.startsWith(values.only)) continue;
+    const cleanup = new Cleanup();
+    const root = `/var/tmp/ubd-bench-cache-${process.pid}.img`;
+    cleanup.add(`remove ${root}`, () => run('rm', ['-f', root]));
+    try {
+      for (const [name, list] of await measured(rounds, cleanup, root)) all.set(name, list);
+    } finally {
+      await cleanup.run();
+    }
   }
+  process.stdout.write(`${table(all)}\n`);
+  if (values.json !== undefined)
+    writeFileSync(
+      values.json,
+      `${JSON.stringify({ machine: await machineFacts(), ...Object.fromEntries(all) }, null, 2)}\n`,
+    );
 }
 
 await main();

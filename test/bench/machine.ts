@@ -2,7 +2,7 @@
  * The machine under the benchmark: what it is, what its processes use, and loop devices on top of
  * files.
  */
-import { readFileSync } from 'node:fs';
+import { readdirSync, readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { run, tryRun, which } from '../support/run.ts';
 
@@ -56,6 +56,30 @@ export function cpuMicros(pids: readonly number[]): number {
     ticks += Number(fields[11]) + Number(fields[12]); // fields 14 and 15: utime, stime
   }
   return ticks * TICK_US;
+}
+
+/**
+ * The same by thread, in nanoseconds: `schedstat` counts what was run, not ticks. A second of work
+ * can be compared with another one by it.
+ */
+export function threadNanos(pid: number): Map<string, number> {
+  const found = new Map<string, number>();
+  for (const thread of readdirSync(`/proc/${pid}/task`)) {
+    try {
+      const stat = readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'latin1');
+      found.set(thread, Number(stat.split(' ', 1)[0]));
+    } catch {
+      // it has ended meanwhile: threads of the ring's own that had nothing to do
+    }
+  }
+  return found;
+}
+
+/** Microseconds of CPU between two looks at the threads of a process. */
+export function microsBetween(before: Map<string, number>, after: Map<string, number>): number {
+  let nanos = 0;
+  for (const [thread, total] of after) nanos += total - (before.get(thread) ?? 0);
+  return nanos / 1000;
 }
 
 /** CPU time that all processors were busy since the machine started, in microseconds. */

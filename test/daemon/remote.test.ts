@@ -3,7 +3,7 @@
  * and its end is an error and no hang; what is on record about roots survives. Method: the real
  * thread, over a web server in this process.
  */
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, mkdtempSync, readdirSync, readSync, rmSync, writeFileSync } from 'node:fs';
 import { Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -63,6 +63,20 @@ function ask(fd: number) {
     },
   };
 }
+
+t.test('a thread that has ended connects nobody, and leaves no socket behind', async t => {
+  const server = await HttpRoot.start(image);
+  t.teardown(() => server.stop());
+  const { upstream, remote } = setUp(fn => t.teardown(fn));
+  const root = await remote.open(`http://127.0.0.1:${server.port}/root`);
+  const fd = await root.connected();
+  await upstream.stop();
+  t.equal(readSync(fd, new Uint8Array(1), 0, 1, null), 0, 'what it had connected has ended');
+  closeSync(fd);
+  const open = readdirSync('/proc/self/fd').length;
+  await t.rejects(root.connected(), { code: 'daemon' });
+  t.equal(readdirSync('/proc/self/fd').length, open);
+});
 
 t.test('a root is open once for all, as long as somebody holds it', async t => {
   const server = await HttpRoot.start(image);

@@ -57,11 +57,11 @@ export const check: Command = {
 };
 
 async function verify(leaf: string, root: boolean): Promise<CheckReport> {
-  const { checkImage, FileImages } = await import('../offline.ts');
+  const { checkImage } = await import('../offline.ts');
   const progress = new Progress('reading the root');
-  return checkImage({ leaf, root }, null, new FileImages(), (done, all) =>
-    progress.update(done, all),
-  ).finally(() => progress.end());
+  return checkImage({ leaf, root }, (done, all) => progress.update(done, all)).finally(() =>
+    progress.end(),
+  );
 }
 
 function printReport(report: CheckReport): void {

@@ -116,14 +116,20 @@ export class Life {
         ? `its quota is full (${of}): a write was refused with ENOSPC`
         : `its leaf comes near its quota: ${of}`;
     this.#registry.warn(`${entry.name}: ${text}`);
-    if (stats.quota.action === 'reconcile') await this.#relieve(entry.name);
+    if (stats.quota.action !== 'reconcile') return;
+    if (this.#reconciler.hasFailed(id))
+      this.#registry.warn(
+        `${entry.name}: not reconciled again, since it failed before; when its reason is gone: ` +
+          `ubd reconcile ${entry.name} --output ROOT`,
+      );
+    else await this.#relieve(entry.name);
   }
 
   /** The device goes on in an empty leaf at once; where that cannot be, its quota is what it is. */
   async #relieve(name: string): Promise<void> {
     try {
       // Nobody asked for a disk of one moment: what is mounted need not stand still.
-      await this.#reconciler.run(name, { freeze: false });
+      await this.#reconciler.run(name, { freeze: false, atQuota: true });
     } catch (thrown) {
       const { message, next } = asUbdError(thrown);
       this.#registry.warn(`${name}: not reconciled: ${message}${next ? `; ${next}` : ''}`);

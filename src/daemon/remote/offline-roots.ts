@@ -8,7 +8,7 @@
  */
 import { findPaths } from '../../client/paths.ts';
 import type { OpenedRoot } from '../../life/world.ts';
-import { RemoteFile } from './remote-file.ts';
+import { openRemoteFile } from './open-file.ts';
 import { RemoteRoots } from './remote-roots.ts';
 import { RootBook } from './root-book.ts';
 import { remoteSettings } from './settings.ts';
@@ -29,11 +29,8 @@ export async function openOfflineRoot(uri: string): Promise<OpenedRoot> {
     mine.upstream.stop().catch(() => {}); // it ends all the same
   };
   try {
-    const root = await new RemoteRoots(mine.upstream, new RootBook(paths.roots)).open(uri);
-    const { path, sizeBytes, identity } = root;
-    const file = new RemoteFile(path, sizeBytes, root.connect(), root.connect(), leave);
-    root.close();
-    return { file, identity };
+    const roots = new RemoteRoots(mine.upstream, new RootBook(paths.roots));
+    return await openRemoteFile(roots, uri, leave);
   } catch (error) {
     leave();
     throw error;

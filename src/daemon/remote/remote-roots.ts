@@ -55,13 +55,41 @@ export class UpstreamRoot implements RootHandle {
 
   /** One end of a socket; the other one is connected to the root, and holds it open. */
   connect(): number {
+    const { fd, connected } = this.#connect();
+    connected.catch(() => {}); // then the other end is closed, which tells whoever uses ours
+    return fd;
+  }
+
+  /**
+   * The same, once the upstream thread has its end. For who waits in a read and lets nothing else
+   * happen in this thread meanwhile: an end that nobody took could not be closed then, and the read
+   * would never return.
+   */
+  async connected(): Promise<number> {
+    const { fd, connected } = this.#connect();
+    try {
+      await connected;
+      return fd;
+    } catch (error) {
+      native.close(fd);
+      throw error;
+    }
+  }
+
+  #connect(): { fd: number; connected: Promise<unknown> } {
     const ends = new Uint8Array(8);
     const result = native.socketpair(ends);
     if (result < 0) throw new UbdError('io', `no socket pair: ${errnoName(result)}`);
     const [fd, theirs] = new Int32Array(ends.buffer) as unknown as [number, number];
     const { root } = this.#facts;
-    this.#upstream.call({ call: 'connect', root, fd: theirs }).catch(() => native.close(theirs));
-    return fd;
+    const connected = this.#upstream.call({ call: 'connect', root, fd: theirs });
+    return {
+      fd,
+      connected: connected.catch(error => {
+        native.close(theirs);
+        throw error;
+      }),
+    };
   }
 
   /** The same, if it is what it was; null: that cannot be told by the generation. */

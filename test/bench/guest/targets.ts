@@ -13,6 +13,8 @@
  *     ublk …     ublk ─ ubd: leaf, image; in each way to move the data
  *     ublk-disks the same by copy, with leaf and image on disks of memory, as dm has them
  *     ubd-loop   loop ─ FUSE ─ ubd: leaf, image
+ *     … cached, … uncached   what the daemon makes of both transports, by where unmodified blocks
+ *                come from: its cache of root blocks, or the page cache
  */
 import { spawn } from 'node:child_process';
 import { existsSync, statSync, writeFileSync } from 'node:fs';
@@ -91,6 +93,20 @@ function ublk(data: DataMode): Target {
 async function serve(data: DataMode, root: string, leaf: string): Promise<string> {
   const device = { name: 'count', sizeBytes: DEVICE_BYTES, leaf, root, data };
   return (await UblkProcess.start('count', [device])).node;
+}
+
+function daemon(transport: 'ublk' | 'loop', cached: boolean): Target {
+  return {
+    id: `${transport}-${cached ? 'cached' : 'uncached'}`,
+    title: `ubd on ${transport}, ${cached ? 'cached' : 'uncached'}`,
+    modules: transport === 'ublk' ? ['ublk_drv'] : ['loop', 'fuse'],
+    async up() {
+      const sandbox = await Sandbox.start(undefined, PLACE);
+      await sandbox.client.setCache({ sizeBytes: cached ? 2 * DEVICE_BYTES : 0 });
+      const { node } = await sandbox.attach({ root: IMAGE, transport });
+      return node;
+    },
+  };
 }
 
 export const TARGETS: readonly Target[] = [
@@ -177,4 +193,8 @@ export const TARGETS: readonly Target[] = [
       return device.node;
     },
   },
+  daemon('ublk', true),
+  daemon('ublk', false),
+  daemon('loop', true),
+  daemon('loop', false),
 ];

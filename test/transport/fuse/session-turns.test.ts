@@ -223,7 +223,9 @@ t.test('what was lent for a reply is given back when it is written', async t => 
   const back: number[] = [];
   script.leaf.holding = true;
   come(slot);
-  slot!.loan.lend(slot!.memory, 0, 512, { giveBack: (token: number) => back.push(token) }, 5);
+  const { loan, memory } = slot!;
+  const piece = loan.lend(512, { giveBack: (token: number) => back.push(token) }, 5);
+  loan.addresses[piece] = memory.address;
   script.leaf.release();
   const reply = script.takeReply()!;
   t.same(back, []);
