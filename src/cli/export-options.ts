@@ -8,7 +8,7 @@
 import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { parseSize } from '../base/units.ts';
-import { isUri } from '../base/uri.ts';
+import { isUri, localPath } from '../base/uri.ts';
 import type { ExportSpec, TemplateSpec } from '../client/exports.ts';
 
 type Part = { key: string; value: string | undefined };
@@ -37,13 +37,13 @@ const COMMON: Keys<Common> = {
 
 const EXPORT: Keys<ExportSpec> = {
   ...(COMMON as Keys<ExportSpec>),
-  leaf: { read: value => ({ leaf: resolve(value) }) },
+  leaf: { read: value => ({ leaf: localPath(value) }) },
   readonly: { flag: true, read: () => ({ readOnly: true }) },
 };
 
 const TEMPLATE: Keys<TemplateSpec> = {
   ...(COMMON as Keys<TemplateSpec>),
-  dir: { read: value => ({ dir: resolve(value) }) },
+  dir: { read: value => ({ dir: localPath(value) }) },
   prefix: { read: value => ({ prefix: value }) },
   max: { read: value => ({ leavesMax: countOf(value) }) },
 };

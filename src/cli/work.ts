@@ -2,10 +2,12 @@
  * What the commands that work on leaves themselves have in common: which file is meant, a way to be
  * stopped, and how far they are.
  */
+
 import { existsSync, readdirSync, readFileSync, realpathSync } from 'node:fs';
 import { resolve } from 'node:path';
 import type { Writable } from 'node:stream';
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import { findPaths, type Paths } from '../client/paths.ts';
 import type { Arguments } from './command.ts';
 import { Progress } from './output.ts';
@@ -62,6 +64,10 @@ export function subjectOf(args: Arguments, text: string): Subject {
   }
   const named = `${paths.leaves}/${text}.leaf`;
   if (!text.includes('/') && existsSync(named)) return { leaf: named, device: null };
+  if (isUri(text))
+    throw new UbdError('usage', `${text} is a URI, which names a root: here a leaf is wanted`, {
+      next: 'name a leaf, or a device; `ubd list` shows the devices',
+    });
   if (!existsSync(text))
     throw new UbdError('not-found', `there is no leaf or device ${text}`, {
       place: { file: text },

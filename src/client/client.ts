@@ -10,7 +10,7 @@
  * know the caller's working directory: paths are made absolute here.
  */
 import { resolve } from 'node:path';
-import { isUri } from '../base/uri.ts';
+import { isUri, localPath } from '../base/uri.ts';
 import type {
   AttachResult,
   AttachSpec,
@@ -122,13 +122,13 @@ export class Client {
 
   /** Freezes the leaf of a device as an intermediate image, while the device goes on. */
   async snapshot(spec: SnapshotSpec): Promise<Snapshot> {
-    const body: SnapshotSpec = { ...spec, file: resolve(spec.file) };
+    const body: SnapshotSpec = { ...spec, file: localPath(spec.file) };
     return (await this.#call({ method: 'POST', path: `${API_PREFIX}/snapshot`, body })) as Snapshot;
   }
 
   /** Makes a new root of a device in use, which goes on in an empty leaf on it. */
   async reconcile(spec: LiveReconcileSpec): Promise<LiveReconcile> {
-    const body = { ...spec, ...(spec.output !== undefined && { output: resolve(spec.output) }) };
+    const body = { ...spec, ...(spec.output !== undefined && { output: localPath(spec.output) }) };
     const path = `${API_PREFIX}/reconcile`;
     return (await this.#call({ method: 'POST', path, body })) as LiveReconcile;
   }
@@ -141,15 +141,15 @@ export class Client {
 
   /** Makes leaves that stand on the state of a device, a leaf or an intermediate image. */
   async fork(spec: ForkSpec): Promise<Fork> {
-    const body: ForkSpec = { ...spec, leaves: spec.leaves.map(leaf => resolve(leaf)) };
-    if (spec.source.includes('/')) body.source = resolve(spec.source);
-    if (spec.image !== undefined) body.image = resolve(spec.image);
+    const body: ForkSpec = { ...spec, leaves: spec.leaves.map(localPath) };
+    if (spec.source.includes('/')) body.source = localPath(spec.source);
+    if (spec.image !== undefined) body.image = localPath(spec.image);
     return (await this.#call({ method: 'POST', path: `${API_PREFIX}/fork`, body })) as Fork;
   }
 
   /** Changes a leaf that nobody uses: its quota, or the size of its device. */
   async changeLeaf(change: LeafChange): Promise<Info> {
-    const body: LeafChange = { ...change, leaf: resolve(change.leaf) };
+    const body: LeafChange = { ...change, leaf: localPath(change.leaf) };
     return (await this.#call({ method: 'POST', path: `${API_PREFIX}/leaf`, body })) as Info;
   }
 
@@ -161,7 +161,7 @@ export class Client {
 
   /** Verifies a leaf that is not attached; with `root`, its root too, in full. */
   async check(spec: CheckSpec): Promise<CheckReport> {
-    const body: CheckSpec = { ...spec, leaf: resolve(spec.leaf) };
+    const body: CheckSpec = { ...spec, leaf: localPath(spec.leaf) };
     const path = `${API_PREFIX}/check`;
     return (await this.#call({ method: 'POST', path, body })) as CheckReport;
   }
@@ -308,15 +308,15 @@ export class Client {
   #absolute(spec: AttachSpec): AttachSpec {
     const out: AttachSpec = { ...spec };
     if (spec.root !== undefined) out.root = this.#root(spec.root);
-    if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
+    if (spec.leaf !== undefined) out.leaf = localPath(spec.leaf);
     return out;
   }
 
   #absoluteExport<T extends { root?: string; leaf?: string; dir?: string }>(spec: T): T {
     const out: T = { ...spec };
     if (spec.root !== undefined) out.root = this.#root(spec.root);
-    if (spec.leaf !== undefined) out.leaf = resolve(spec.leaf);
-    if (spec.dir !== undefined) out.dir = resolve(spec.dir);
+    if (spec.leaf !== undefined) out.leaf = localPath(spec.leaf);
+    if (spec.dir !== undefined) out.dir = localPath(spec.dir);
     return out;
   }
 

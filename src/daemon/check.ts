@@ -27,7 +27,9 @@ export async function checkFile(path: string, options: CheckOptions): Promise<Ch
   };
   if (found.superblock !== null) {
     const { images, base } = lineageOf(path);
-    for (const { problem } of images) if (problem !== null) report.problems.push(problem);
+    const next = `bring it back, or if it has moved: ubd info ${path} --rebase-path NEWPATH`;
+    for (const { problem } of images)
+      if (problem !== null) report.problems.push(`${problem} (${next})`);
     report.root.path = base?.path ?? '';
     if (options.root && base !== null)
       await checkRoot(path, base, { ...options, chained: images.length > 0 }, report);

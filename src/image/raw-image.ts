@@ -14,6 +14,7 @@ import { native } from '../native/binding.ts';
 import type { Layer } from '../store/store.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
 import { FOREIGN_HEAD_BYTES, foreignFormat } from './foreign.ts';
+import { takeMark } from './sole.ts';
 
 const closeAsync = promisify(close);
 const fstatAsync = promisify(fstat);
@@ -93,8 +94,11 @@ export function checkSize(path: string, sizeBytes: number): void {
     throw badRoot(path, `is too large (${formatSize(sizeBytes)})`, 'a device ends below 8 PiB');
 }
 
-/** Opens a root for reading, and makes sure that it can be one. */
-export async function openRoot(path: string): Promise<OpenRoot> {
+/**
+ * Opens a root for reading, and makes sure that it can be one.
+ * @param forItsDevice it stays that device's alone (sole.ts)
+ */
+export async function openRoot(path: string, forItsDevice = false): Promise<OpenRoot> {
   let fd: number;
   try {
     checkKind(path, await statAsync(path)); // before the open, which would wait for ever on a pipe
@@ -111,6 +115,7 @@ export async function openRoot(path: string): Promise<OpenRoot> {
     const foreign = foreignFormat(head.subarray(0, bytesRead), path);
     if (foreign !== undefined) throw badRoot(path, `is ${foreign.what}`, foreign.next);
     checkSize(path, sizeBytes);
+    if (!forItsDevice) takeMark(fd);
     return { path, fd, kind: stats.isFile() ? 'file' : 'block device', sizeBytes };
   } catch (thrown) {
     await closeAsync(fd);

@@ -5,6 +5,7 @@
 import { createHash } from 'node:crypto';
 import type { Writable } from 'node:stream';
 import { SECTOR_BYTES } from '../base/units.ts';
+import { takeMarkAt } from '../image/sole.ts';
 import { isStill, leafOfStill } from '../leaf/still.ts';
 import type { Superblock } from '../leaf/superblock.ts';
 import { depthSince } from './diff.ts';
@@ -73,6 +74,7 @@ async function send(stack: Stack, spec: SendSpec, work: Work, write: Put): Promi
   const depth = depthSince(stack, spec.since, work);
   const { superblock } = stack.leaf;
   const base = baseOf(stack, depth);
+  if (base.kind === 'root') takeMarkAt(base.path); // whoever receives it needs that root
   const report: SendReport = {
     leaf: leafOfStill(spec.leaf),
     target: typeof spec.target === 'string' ? spec.target : null,

@@ -41,17 +41,7 @@ export const diskWorld: World = {
   canonical: path => (isUri(path) ? path : diskFiles.canonical(path)),
   isSame: (a, b) => a === b || diskFiles.isSame(a, b),
 
-  async openRoot(path): Promise<OpenedRoot> {
-    if (isUri(path)) return openRemote(path);
-    const opened = await openRoot(path);
-    const file = adoptFile(path, opened.fd, opened.kind === 'block device');
-    try {
-      return { file, identity: await identify(opened) };
-    } catch (error) {
-      file.close();
-      throw error;
-    }
-  },
+  openRoot: path => openAnyRoot(path, false),
 
   identityOf(image): Promise<RootIdentity> {
     const { name, fd, sizeBytes } = image;
@@ -60,6 +50,21 @@ export const diskWorld: World = {
     return computeIdentity({ path: name, fd, kind, sizeBytes });
   },
 };
+
+/** The same for who works for the device whose root it is: a root that is its alone stays so. */
+export const deviceWorld: World = { ...diskWorld, openRoot: path => openAnyRoot(path, true) };
+
+async function openAnyRoot(path: string, forItsDevice: boolean): Promise<OpenedRoot> {
+  if (isUri(path)) return openRemote(path);
+  const opened = await openRoot(path, forItsDevice);
+  const file = adoptFile(path, opened.fd, opened.kind === 'block device');
+  try {
+    return { file, identity: await identify(opened) };
+  } catch (error) {
+    file.close();
+    throw error;
+  }
+}
 
 /** The root is not the one that the leaf says it stands on. */
 export function compareIdentity(

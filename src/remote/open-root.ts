@@ -132,11 +132,14 @@ const NEXT: Readonly<Partial<Record<Trouble, string>>> = {
   late: 'check the host, and the network in between',
   missing: 'check the name',
   denied:
-    'check the credentials: ~/.netrc, ~/.aws/credentials or the environment, tls-certificates',
+    'check the credentials: ~/.netrc, ~/.aws/credentials or the environment; with TLS, ' +
+    'tls-certificates (NBD) or SSL_CERT_FILE (HTTP)',
   differs: 'the root, or the manifest beside it, was replaced: make the manifest anew',
   busy: 'try again later',
   failing: 'the server has the reason in its log',
-  nonsense: 'a root needs a server that sends ranges of it (HTTP), or an NBD server of today',
+  changed: 'try again once it is whole: a root must not change while it is read',
+  nonsense:
+    'a root needs a web server that sends ranges of it and tells its version, or an NBD server',
 };
 
 function unusable({ name, replicas }: ReplicaSet): UbdError {

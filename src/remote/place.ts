@@ -92,9 +92,22 @@ export function asPlaceError(thrown: unknown): PlaceError {
     return new PlaceError('missing', `cannot be found (${text})`, { cause: thrown });
   if (code === 'EACCES' || code === 'EPERM')
     return new PlaceError('denied', `cannot be opened (${text})`, { cause: thrown });
+  if (code?.startsWith('HPE_') === true)
+    return new PlaceError('nonsense', `does not speak HTTP (${text})`, { cause: thrown });
+  if (code === 'EPROTO' || code?.startsWith('ERR_SSL_') === true) {
+    const reason = /SSL routines:[^:]*:([^:]+)/.exec(text)?.[1] ?? text;
+    return reason.includes(' alert ')
+      ? new PlaceError('denied', `ends TLS with us (${reason})`, { cause: thrown })
+      : new PlaceError('nonsense', `does not speak TLS as we do (${reason})`, { cause: thrown });
+  }
+  if (CERTIFICATE.test(code ?? ''))
+    return new PlaceError('denied', `cannot be trusted (${text})`, { cause: thrown });
   const message = UNREACHABLE[code ?? ''] ?? `cannot be reached (${text})`;
   return new PlaceError('unreachable', message, { cause: thrown });
 }
+
+/** What OpenSSL and Node call everything that is wrong with a certificate. */
+const CERTIFICATE = /CERT|UNABLE_TO_VERIFY|UNABLE_TO_GET_ISSUER|_CRL/;
 
 const UNREACHABLE: Readonly<Record<string, string>> = {
   ECONNREFUSED: 'cannot be reached: nobody listens there',

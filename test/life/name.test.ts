@@ -72,7 +72,6 @@ for (const [way, run] of Object.entries(WAYS))
       world.restart();
       const path = way === 'receive' ? '/a/received' : LEAF;
       if (!world.exists(path)) continue;
-      if (way === 'receive') console.error(step, ended);
       const mine = noise(random, 512);
       const file = world.open(path);
       new LeafWriter(file).write(SECTOR, mine).flush();

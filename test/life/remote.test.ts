@@ -13,8 +13,9 @@ import { makeImageLeaf } from '../support/image-leaf.ts';
 import { noise } from '../support/life-fixture.ts';
 import { Random } from '../support/random.ts';
 import { nbdkit, nginx, qemuNbd } from '../support/remote-servers.ts';
-import { missing } from '../support/requires.ts';
+import { DEVICES, missing } from '../support/requires.ts';
 import { type RunResult, run, tryRun } from '../support/run.ts';
+import { S3_KEYS, s3Missing, startS3 } from '../support/s3-server.ts';
 import { CLI } from '../support/sandbox.ts';
 
 t.setTimeout(600_000);
@@ -37,6 +38,9 @@ class Bench {
       UBD_STATE_DIR: this.path('state'),
       UBD_RUNTIME_DIR: this.path('run'),
       UBD_REMOTE_WAIT: '2',
+      AWS_ACCESS_KEY_ID: S3_KEYS.accessKeyId,
+      AWS_SECRET_ACCESS_KEY: S3_KEYS.secretAccessKey,
+      AWS_REGION: 'us-east-1',
     };
     return tryRun(process.execPath, [CLI, ...args], { env, cwd: this.dir });
   }
@@ -77,42 +81,73 @@ class Bench {
     await makeImageLeaf(bench.root, bench.path('a.leaf'), await edited('a.img', ...change));
     const same = await edited('b.img', ...change, 'rm data/7');
     await makeImageLeaf(bench.root, bench.path('b.leaf'), same);
-    await edited('next.img', 'rm data/9');
+    await edited('next.img', 'rm data/9', `write ${more} data/next`);
+    await makeImageLeaf(bench.root, bench.path('c.leaf'), bench.next);
     return bench;
   }
 
   /** The same leaves, whose root is there. */
   async over(uri: string): Promise<void> {
-    for (const name of ['a', 'b']) {
+    for (const name of ['a', 'b', 'c']) {
       copyFileSync(this.path(`${name}.leaf`), this.path(`${name}.far`));
       await this.ok('info', '--rebase-path', uri, `${name}.far`);
     }
   }
+
+  /** Both roots in a bucket. */
+  async bucket(t: Test): Promise<There> {
+    const server = await startS3(this.path('s3'), 'images');
+    t.teardown(() => server.stop());
+    const put = async (file: string): Promise<string> => {
+      await server.put('images', file, readFileSync(this.path(file)));
+      return `s3://images/${file}?endpoint=${encodeURIComponent(server.endpoint)}`;
+    };
+    return { root: await put('root.img'), next: await put('next.img') };
+  }
+}
+
+/** The places of the roots, as a server gives them out. */
+interface There {
+  root: string;
+  next: string;
 }
 
 /** What both say of their leaves, without where these are. */
-async function alike(t: Test, bench: Bench, uri: string, ...args: string[]): Promise<void> {
+async function alike(t: Test, bench: Bench, uris: There, ...args: string[]): Promise<void> {
   const said = async (swap: (text: string) => string): Promise<string> => {
     const { status, stdout, stderr } = await bench.cli(...args.map(swap));
-    if (status !== 0) t.fail(`ubd ${args.join(' ')}: ${stderr}`);
-    return stdout.replace(/"allocatedBytes": \d+/, ''); // as the copy came out
+    if (stderr !== '') t.fail(`ubd ${args.join(' ')}: ${stderr}`);
+    // Space on disk is as the copy came out.
+    return status + stdout.replace(/"allocated(Bytes|Before|After)": \d+/g, '');
   };
-  const here = await said(text => text.replace('ROOT', bench.root));
-  const there = await said(text => text.replace('.leaf', '.far').replace('ROOT', uri));
-  const plain = there.replaceAll('.far', '.leaf').replaceAll(uri, bench.root);
+  const swap = (text: string, { root, next }: There): string =>
+    text.replace('ROOT', root).replace('NEXT', next);
+  const here = await said(text => swap(text, bench));
+  const there = await said(text => swap(text.replace('.leaf', '.far'), uris));
+  const plain = there
+    .replaceAll('.far', '.leaf')
+    .replaceAll(uris.root, bench.root)
+    .replaceAll(uris.next, bench.next);
   t.equal(plain, here, args.join(' '));
 }
 
-async function allCommands(t: Test, bench: Bench, uri: string): Promise<void> {
-  await bench.over(uri);
-  const same = (...args: string[]): Promise<void> => alike(t, bench, uri, ...args);
+/** Finds what begins with "hello". */
+const SCANNER = '! grep -H -o -x -m 1 hello';
+
+async function allCommands(t: Test, bench: Bench, uris: There): Promise<void> {
+  await bench.over(uris.root);
+  const same = (...args: string[]): Promise<void> => alike(t, bench, uris, ...args);
   await same('diff', './a.leaf', '--json');
   await same('diff', './a.leaf', '--blocks', '--json');
   await same('find', './a.leaf', 'motd', '--json');
   await same('find', 'ROOT', '/data/1*', '--json');
   await same('why', './a.leaf', '--json');
   await same('check', './a.leaf', '--root', '--json');
+  await same('shrink', './a.leaf', '--dry-run', '--json');
+  await same('scan', 'ROOT', '--exec', SCANNER, '--force', '--json');
+  await same('scan', './a.leaf', '--exec', SCANNER, '--force', '--json');
   await same('rebase', './a.leaf', '--root', bench.next, '--dry-run', '--json');
+  await same('rebase', './a.leaf', '--root', 'NEXT', '--dry-run', '--json');
   const bytes = (name: string): Buffer => readFileSync(bench.path(name));
   await bench.ok('export', './a.far', 'out.img', '--json');
   t.ok(bytes('out.img').equals(bytes('a.img')), 'export');
@@ -125,7 +160,21 @@ async function allCommands(t: Test, bench: Bench, uri: string): Promise<void> {
     await bench.ok('export', `./${name}.far`, `${name}.out`);
     t.ok(bytes(`${name}.out`).equals(bytes(`${name}.img`)), `reconcile: ${name}`);
   }
-  for (const name of ['out.img', 'back.leaf', 'back.img', 'a.ubds', 'shared.img', 'a.out', 'b.out'])
+  await bench.ok('rebase', './c.far', '--root', uris.next);
+  await bench.ok('export', './c.far', 'c.out');
+  t.ok(bytes('c.out').equals(bytes('next.img')), 'rebase');
+  const moved = JSON.parse(await bench.ok('info', './c.far', '--json'));
+  t.match(moved, { root: { path: uris.next }, changed: 0 }, 'onto the root that is there');
+  for (const name of [
+    'out.img',
+    'back.leaf',
+    'back.img',
+    'a.ubds',
+    'shared.img',
+    'a.out',
+    'b.out',
+    'c.out',
+  ])
     rmSync(bench.path(name));
 }
 
@@ -135,13 +184,54 @@ t.test('commands over a root in another place', { skip }, async t => {
   t.test('behind HTTP', async t => {
     const server = await (await nginx(bench.path('nginx'), bench.dir)).start();
     t.teardown(() => server.kill());
-    await allCommands(t, bench, server.url('root.img'));
+    await allCommands(t, bench, { root: server.url('root.img'), next: server.url('next.img') });
   });
 
   t.test('behind NBD', async t => {
     const server = await nbdkit(bench.root, bench.path('kit.sock')).start();
     t.teardown(() => server.kill());
-    await allCommands(t, bench, server.uri);
+    const next = await nbdkit(bench.next, bench.path('next.sock')).start();
+    t.teardown(() => next.kill());
+    await allCommands(t, bench, { root: server.uri, next: next.uri });
+  });
+
+  t.test('behind S3', { skip: await s3Missing() }, async t => {
+    await allCommands(t, bench, await bench.bucket(t));
+  });
+
+  t.test(
+    'onto which leaves are moved file by file',
+    { skip: await missing(...DEVICES) },
+    async t => {
+      const uris = await bench.bucket(t);
+      await bench.over(uris.root);
+      copyFileSync(bench.path('a.leaf'), bench.path('keep'));
+      await alike(t, bench, uris, 'rebase', './a.leaf', '--root', 'NEXT', '--json');
+      await alike(t, bench, uris, 'diff', './a.leaf', '--json');
+      await alike(t, bench, uris, 'check', './a.leaf', '--json');
+      await alike(t, bench, uris, 'find', './a.leaf', '*', '--json');
+      copyFileSync(bench.path('keep'), bench.path('a.leaf'));
+    },
+  );
+
+  t.test('which only roots may be', async t => {
+    for (const args of [
+      ['export', './a.leaf', 's3://x/y'],
+      ['reconcile', './a.leaf', '--output', 's3://x/y'],
+      ['send', './a.leaf', '--output', 's3://x/y'],
+      ['receive', 's3://x/y'],
+      ['attach', bench.root, '--leaf', 's3://x/y'],
+      ['fork', './a.leaf', '--leaf', 's3://x/y'],
+      ['index', bench.root, '--output', 's3://x/y'],
+      ['export', 's3://x/y', 'never.img'],
+    ]) {
+      const { status, stderr } = await bench.cli(...args);
+      t.match(
+        { status, stderr },
+        { status: 2, stderr: /s3:\/\/x\/y is a URI.*\n.*name a/ },
+        `${args[0]}`,
+      );
+    }
   });
 
   t.test('of which only a replica answers; and nobody', async t => {
@@ -157,7 +247,7 @@ t.test('commands over a root in another place', { skip }, async t => {
     const { identity } = JSON.parse(await bench.ok('info', second.uri, '--json'));
     const book = new RootBook(bench.path('state/roots'));
     await book.write({ version: 1, uri: first.uri, identity, replicas: [second.uri] });
-    await alike(t, bench, first.uri, 'diff', './a.leaf', '--json');
+    await alike(t, bench, { root: first.uri, next: first.uri }, 'diff', './a.leaf', '--json');
     await second.kill();
     const nobody = await bench.cli('export', './a.far', 'never.img');
     t.equal(nobody.status, 1);

@@ -226,8 +226,8 @@ const MISDEEDS: Misdeed[] = [
   },
   {
     what: 'no HTTP at all',
-    trouble: 'unreachable',
-    message: /Parse Error|Expected HTTP/,
+    trouble: 'nonsense',
+    message: /does not speak HTTP/,
     from: 'open',
     answer: (request: IncomingMessage) => {
       request.socket.end('NBDMAGICIHAVEOPT\0\x03');

@@ -4,7 +4,8 @@
  * SSL_CERT_FILE names, or does not.
  */
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { createServer, type Server } from 'node:https';
+import { createServer as createPlainServer, type Server as PlainServer } from 'node:http';
+import { createServer, type Server, type ServerOptions } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -26,12 +27,13 @@ t.teardown(() => {
 });
 const image = imageOf(2 ** 20);
 
-async function serve(t: Test, authority: Authority): Promise<Server> {
+async function serve(t: Test, authority: Authority, more: ServerOptions = {}): Promise<Server> {
   const dir = await authority.server();
   const server = createServer(
     {
       cert: readFileSync(join(dir, 'server-cert.pem')),
       key: readFileSync(join(dir, 'server-key.pem')),
+      ...more,
     },
     (request, response) => {
       const [, first, last] = /^bytes=(\d+)-(\d+)$/.exec(request.headers.range ?? '')!.map(Number);
@@ -52,11 +54,21 @@ async function serve(t: Test, authority: Authority): Promise<Server> {
   return server;
 }
 
-function placeAt(t: Test, server: Server, host = 'localhost'): HttpPlace {
+function placeAt(t: Test, server: Server | PlainServer, host = 'localhost'): HttpPlace {
   const { port } = server.address() as AddressInfo;
   const place = httpPlace(parseRootUri(`https://${host}:${port}/root.img`));
   t.teardown(() => place.close());
   return place;
+}
+
+/** The error of a place that must not be opened. */
+async function refused(place: HttpPlace): Promise<PlaceError> {
+  try {
+    await place.open(soon());
+  } catch (error) {
+    return error as PlaceError;
+  }
+  throw new Error(`${place.uri} was opened`);
 }
 
 const soon = (): AbortSignal => AbortSignal.timeout(10_000);
@@ -82,21 +94,33 @@ t.test('any other certificate is refused, before anything is read', { skip }, as
   const stranger = await Authority.make(join(folder, 'stranger'));
   process.env.SSL_CERT_FILE = join(trusted.dir, 'ca-cert.pem');
   const unknown = await serve(t, stranger);
-  const refused = (place: HttpPlace): Promise<PlaceError> =>
-    place.open(soon()).then(
-      () => t.fail('it was opened'),
-      (error: PlaceError) => error,
-    ) as Promise<PlaceError>;
-  t.match(await refused(placeAt(t, unknown)), { trouble: 'unreachable', message: /certificate/ });
+  t.match(await refused(placeAt(t, unknown)), {
+    trouble: 'denied',
+    message: /cannot be trusted.*certificate/,
+  });
   const known = await serve(t, trusted);
   // The same server by an address that its certificate does not name.
   t.match(await refused(placeAt(t, known, '127.0.0.2')), {
-    trouble: 'unreachable',
-    message: /certificate|altnames/,
+    trouble: 'denied',
+    message: /cannot be trusted.*(certificate|altnames)/,
   });
   t.match(
     await placeAt(t, known).open(soon()),
     { sizeBytes: image.length },
     'the right one is not',
   );
+});
+
+t.test('a server that speaks no TLS, or wants a certificate of ours', { skip }, async t => {
+  const authority = await Authority.make(join(folder, 'wants'));
+  process.env.SSL_CERT_FILE = join(authority.dir, 'ca-cert.pem');
+  const plain = createPlainServer((_, response) => response.end('x'));
+  await new Promise<void>(resolve => plain.listen(0, () => resolve()));
+  t.teardown(() => plain.close());
+  t.match(await refused(placeAt(t, plain)), {
+    trouble: 'nonsense',
+    message: /does not speak TLS as we do \(.*wrong.version/i,
+  });
+  const wants = await serve(t, authority, { requestCert: true, rejectUnauthorized: true });
+  t.match(await refused(placeAt(t, wants)), { message: /ends TLS with us|cut the connection off/ });
 });

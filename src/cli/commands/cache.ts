@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
-import { isUri } from '../../base/uri.ts';
+import { isUri, localPath } from '../../base/uri.ts';
 import {
   CACHE_POLICIES,
   type CachePolicy,
@@ -113,7 +113,7 @@ const RUN: Readonly<
       return EXIT.OK;
     }
     const output = args.texts.get('output');
-    const file = output === undefined ? undefined : resolve(output);
+    const file = output === undefined ? undefined : localPath(output);
     const report = await byPlace(operand!, target => client.cacheRecorded(target, file));
     if (args.flags.has('json')) printJson(report);
     else print(`${report.pack}: ${formatSize(report.readBytes)} read, in ${report.ranges} ranges`);

@@ -1,7 +1,8 @@
 /** `ubd export`: the content of a device as a plain disk image. */
-import { resolve } from 'node:path';
+
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
+import { localPath } from '../../base/uri.ts';
 import { type Command, EXIT } from '../command.ts';
 import { rootPlace } from '../files.ts';
 import { printJson, printLine, printNote } from '../output.ts';
@@ -50,7 +51,7 @@ export const exportCommand: Command = {
         exportLeaf(
           {
             leaf,
-            target: toStdout ? standardOutput() : resolve(target),
+            target: toStdout ? standardOutput() : localPath(target),
             force: args.flags.has('force'),
             digest: args.flags.has('sha256'),
             ...(format && { format }),

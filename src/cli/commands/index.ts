@@ -1,5 +1,5 @@
 /** `ubd index`: which files a root has, or what a leaf changed; made once, and used by all. */
-import { resolve } from 'node:path';
+import { localPath } from '../../base/uri.ts';
 import { type Command, EXIT } from '../command.ts';
 import { indexDirectory, withImage } from '../files.ts';
 import { printJson, printLine, printNote } from '../output.ts';
@@ -33,7 +33,7 @@ export const index: Command = {
           directory: indexDirectory(args),
           force: args.flags.has('force'),
           digests: args.flags.has('digests'),
-          ...(output !== undefined && { output: resolve(output) }),
+          ...(output !== undefined && { output: localPath(output) }),
         }),
       ),
     );

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
-import { isUri } from '../../base/uri.ts';
+import { isUri, localPath } from '../../base/uri.ts';
 import type { DeviceInfo, ImageInfo, Info, LeafInfo, RootInfo } from '../../client/api.ts';
 import { isNotRunning } from '../../client/http.ts';
 import { findPaths } from '../../client/paths.ts';
@@ -47,7 +47,7 @@ export const info: Command = {
     const moved = args.texts.get('rebase-path');
     if (moved !== undefined) {
       const { rebaseLeafPath } = await import('../offline.ts');
-      await rebaseLeafPath(resolve(args.positionals[0]!), isUri(moved) ? moved : resolve(moved));
+      await rebaseLeafPath(localPath(args.positionals[0]!), isUri(moved) ? moved : resolve(moved));
     }
     const found = await look(args, args.positionals[0]!);
     if (args.flags.has('json')) printJson(found);
@@ -88,7 +88,7 @@ async function manifest(args: Arguments, text: string): Promise<number> {
   const progress = new Progress('reading the root');
   const output = args.texts.get('output');
   const made = await makeManifest(isUri(text) ? text : resolve(text), {
-    ...(output === undefined ? {} : { output: resolve(output) }),
+    ...(output === undefined ? {} : { output: localPath(output) }),
     paths: findPaths(givenDirs(args)),
     onProgress: (done, all) => progress.update(done, all),
   }).finally(() => progress.end());

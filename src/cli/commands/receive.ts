@@ -1,6 +1,8 @@
 /** `ubd receive`: makes a leaf of a stream that `ubd send` wrote. */
+
 import { resolve } from 'node:path';
 import { formatSize } from '../../base/units.ts';
+import { localPath } from '../../base/uri.ts';
 import { type Command, EXIT } from '../command.ts';
 import { rootPlace } from '../files.ts';
 import { printJson, printLine } from '../output.ts';
@@ -30,7 +32,7 @@ export const receive: Command = {
     const report = await running(options =>
       receiveLeaf(
         {
-          leaf: resolve(args.positionals[0]!),
+          leaf: localPath(args.positionals[0]!),
           source: input === undefined ? process.stdin : resolve(input),
           ...(base !== undefined && { base: rootPlace(base) }),
         },

@@ -1,7 +1,7 @@
 /** `ubd reconcile`: a new root from leaves, which then keep only what differs from it. */
-import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
+import { localPath } from '../../base/uri.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
 import { rootPlace } from '../files.ts';
 import { print, printJson, printLine, table } from '../output.ts';
@@ -56,7 +56,7 @@ export const reconcile: Command = {
       run(
         {
           leaves,
-          output: resolve(output),
+          output: localPath(output),
           dryRun: args.flags.has('dry-run'),
           ...(minShare !== undefined && { minShare }),
           ...(root !== undefined && { root: rootPlace(root) }),
@@ -80,7 +80,7 @@ async function reconcileLive(args: Arguments, output: string): Promise<number | 
   const { device } = subjectOf(args, text!);
   if (device === null) return null;
   const done = await withDaemon(args, 'for devices', client =>
-    client.reconcile({ target: device, output: resolve(output) }),
+    client.reconcile({ target: device, output: localPath(output) }),
   );
   if (args.flags.has('json')) printJson(done);
   else {

@@ -1,7 +1,9 @@
 /** `ubd send`: what a device has beyond its root, or an intermediate image, as a stream. */
+
 import { resolve } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
+import { localPath } from '../../base/uri.ts';
 import { type Command, EXIT } from '../command.ts';
 import { printJson, printLine } from '../output.ts';
 import { withStill } from '../still.ts';
@@ -44,7 +46,7 @@ export const send: Command = {
         sendLeaf(
           {
             leaf,
-            target: output === undefined ? standardOutput() : resolve(output),
+            target: output === undefined ? standardOutput() : localPath(output),
             ...(since !== undefined && { since: isUuid(since) ? since : resolve(since) }),
           },
           options,

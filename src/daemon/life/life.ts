@@ -129,7 +129,7 @@ export class Life {
   async #relieve(name: string): Promise<void> {
     try {
       // Nobody asked for a disk of one moment: what is mounted need not stand still.
-      await this.#reconciler.run(name, { freeze: false });
+      await this.#reconciler.run(name, { freeze: false, atQuota: true });
     } catch (thrown) {
       const { message, next } = asUbdError(thrown);
       this.#registry.warn(`${name}: not reconciled: ${message}${next ? `; ${next}` : ''}`);

@@ -14,6 +14,7 @@ import { renameSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import type { FrozenMount, LiveReconcile } from '../../client/api.ts';
+import { isSole, markSole } from '../../image/sole.ts';
 import { giveName } from '../../leaf/create.ts';
 import { lineageOf } from '../../leaf/info.ts';
 import { isStillOf, stillPath } from '../../leaf/still.ts';
@@ -21,7 +22,7 @@ import { peekSuperblock, syncDirectory } from '../../leaf/successor.ts';
 import { exportLeaf } from '../../life/export.ts';
 import { stillUnder } from '../../life/fold.ts';
 import { clearTemporary, temporaryName } from '../../life/temporary.ts';
-import { diskWorld } from '../../life/world.ts';
+import { deviceWorld, diskWorld } from '../../life/world.ts';
 import type { Workshop } from '../attach.ts';
 import { type Entry, toRecord } from '../device.ts';
 import type { LiveLeaves, ReconcileFiles } from '../machine.ts';
@@ -42,6 +43,15 @@ interface Begun {
   shop: Workshop;
 }
 
+export interface ReconcileOptions {
+  /** The new root: there must be nothing; by default a name beside the leaf. */
+  output?: string;
+  /** Mounted file systems stand still for the moment of the image. */
+  freeze: boolean;
+  /** Nobody has asked for the root. */
+  atQuota?: boolean;
+}
+
 /** What of the registry is asked. */
 export type ReconcilerRegistry = Pick<Registry, 'work' | 'track' | 'entries'>;
 
@@ -50,6 +60,8 @@ export class LiveReconciler {
   readonly #live: LiveLeaves;
   /** Devices of which it failed when their still had been taken, and that have a new leaf of it. */
   readonly #failed = new Set<number>();
+  /** Roots that were made at the quotas of devices, and that these stand on. */
+  readonly #made = new Map<number, string>();
 
   constructor(registry: ReconcilerRegistry, live: LiveLeaves) {
     this.#registry = registry;
@@ -57,14 +69,14 @@ export class LiveReconciler {
   }
 
   /**
-   * @param output the new root: there must be nothing; by default a name beside the leaf
-   * @param freeze mounted file systems stand still for the moment of the image
+   * When a device leaves a root that was made at its quota, and that nobody else has ever opened,
+   * that goes.
    */
-  async run(target: string, options: { output?: string; freeze: boolean }): Promise<LiveReconcile> {
+  async run(target: string, options: ReconcileOptions): Promise<LiveReconcile> {
     const begun = await this.#begin(target, options);
     try {
       const { copiedBytes, sharedBytes } = await this.#registry.track(() => make(begun));
-      const moved = await this.#move(begun);
+      const moved = await this.#move(begun, options.atQuota ?? false);
       this.#failed.delete(begun.id);
       return { ...moved, copied: copiedBytes, shared: sharedBytes, mounts: begun.mounts };
     } catch (error) {
@@ -83,7 +95,7 @@ export class LiveReconciler {
   }
 
   /** From here on the device goes on in a new leaf, and the still holds all that it held. */
-  #begin(target: string, { output, freeze }: { output?: string; freeze: boolean }): Promise<Begun> {
+  #begin(target: string, { output, freeze }: ReconcileOptions): Promise<Begun> {
     return this.#shortly(target, async (entry, shop) => {
       requireWritable(entry);
       const { id, name, root, leaf } = entry;
@@ -111,13 +123,10 @@ export class LiveReconciler {
     });
   }
 
-  #move({
-    id,
-    name,
-    leaf,
-    still,
-    files,
-  }: Begun): Promise<Pick<LiveReconcile, 'device' | 'leaf' | 'root' | 'from'>> {
+  #move(
+    { id, name, leaf, still, files }: Begun,
+    atQuota: boolean,
+  ): Promise<Pick<LiveReconcile, 'device' | 'leaf' | 'root' | 'from'>> {
     return this.#shortly(name, async (entry, shop) => {
       requireWritable(entry);
       if (entry.id !== id || stillUnder(diskWorld, leaf) !== still)
@@ -127,6 +136,8 @@ export class LiveReconciler {
         });
       const from = entry.root;
       const stills = stillsUnder(leaf);
+      // No snapshot that somebody took stands between them.
+      const isDirect = lineageOf(leaf).images.length === stills.length;
       entry.leaving = stills;
       await remember(shop, entry);
       giveName(files.image, files.output);
@@ -145,11 +156,24 @@ export class LiveReconciler {
       removeLeaving(leaf, stills);
       entry.leaving = null;
       await remember(shop, entry);
+      if (isDirect && this.#made.get(id) === from) this.#removeRoot(shop, name, from);
+      this.#made.delete(id);
+      if (atQuota) {
+        markSole(files.output);
+        this.#made.set(id, files.output);
+      }
       shop.log.info(
         `${name}: reconciled: its root is ${files.output} from now on (${from} before)`,
       );
       return { device: name, leaf, root: files.output, from };
     });
+  }
+
+  /** Nothing that this daemon has made stands on it, unless somebody has opened it. */
+  #removeRoot({ log }: Workshop, name: string, root: string): void {
+    if (this.#registry.entries.some(entry => entry.root === root) || !isSole(root)) return;
+    rmSync(root, { force: true });
+    log.info(`${name}: removed ${root}: made at its quota, and nobody else has opened it`);
   }
 
   /** What was made goes; the still is one with the leaf again, at once or at the detach. */
@@ -183,7 +207,8 @@ async function remember({ records }: Workshop, entry: Writable): Promise<void> {
 /** The image, durably. It ends early when the daemon does. */
 async function make({ still, root, files, shop }: Begun): ReturnType<typeof exportLeaf> {
   const onProgress = (): void => shop.checkGoingOn();
-  return exportLeaf({ leaf: still, target: files.image, format: 'raw', root }, { onProgress });
+  const spec = { leaf: still, target: files.image, format: 'raw', root } as const;
+  return exportLeaf(spec, { onProgress, world: deviceWorld });
 }
 
 /** The stills right below a leaf, the topmost first. */
