@@ -46,7 +46,7 @@ class Bench {
       ...process.env,
       UBD_STATE_DIR: this.path('state'),
       UBD_RUNTIME_DIR: this.path('run'),
-      UBD_REMOTE_WAIT: '2',
+      UBD_REMOTE_WAIT: '20',
       AWS_ACCESS_KEY_ID: S3_KEYS.accessKeyId,
       AWS_SECRET_ACCESS_KEY: S3_KEYS.secretAccessKey,
       AWS_REGION: 'us-east-1',
