@@ -2,7 +2,7 @@
  * A command's way to the daemon: the directories it was told, and when a daemon is worth starting.
  */
 import { readdirSync } from 'node:fs';
-import { Client } from '../client/client.ts';
+import type { Client } from '../client/client.ts';
 import { type Dirs, findPaths } from '../client/paths.ts';
 import type { Arguments } from './command.ts';
 
@@ -28,6 +28,7 @@ export async function withDaemon<T>(
 ): Promise<T> {
   const dirs = givenDirs(args);
   const mayStart = start === 'always' || (start === 'for devices' && hasDevices(dirs));
+  const { Client } = await import('../client/client.ts'); // what works on files needs none
   return work(new Client(findPaths(dirs), { start: mayStart }));
 }
 

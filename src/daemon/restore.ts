@@ -10,6 +10,7 @@ import { readdir, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { asUbdError } from '../base/errors.ts';
 import type { TransportName } from '../client/api.ts';
+import { clearIndexLeftovers } from '../fsindex/database.ts';
 import { clearOrphans } from '../leaf/orphans.ts';
 import { isStillOf } from '../leaf/still.ts';
 import { abandonSuccessor } from '../leaf/successor.ts';
@@ -50,10 +51,10 @@ export async function restore(options: RestoreOptions): Promise<void> {
   }
   // A leaf may be named by a record that could not be read.
   if (bad.length === 0) await removeOrphans(shop, found);
-  const directories = new Set([shop.paths.leaves]);
+  const directories = new Set([shop.paths.leaves, shop.paths.indexes]);
   for (const { leaf } of found) if (leaf !== null) directories.add(dirname(leaf.path));
   for (const directory of directories) {
-    const orphans = clearOrphans(directory);
+    const orphans = [...clearOrphans(directory), ...clearIndexLeftovers(directory)];
     if (orphans.length > 0) log.info(`removed ${orphans.join(', ')}: never finished`);
   }
   // All names and numbers are taken before the first device is up.

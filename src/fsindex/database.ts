@@ -12,6 +12,8 @@
 import { randomBytes } from 'node:crypto';
 import {
   closeSync,
+  constants,
+  copyFileSync,
   existsSync,
   fsyncSync,
   lstatSync,
@@ -63,7 +65,7 @@ export const TABLES = `
  */
 export const TOUCHED_TABLES = `
   CREATE TABLE touched_inode (number INTEGER PRIMARY KEY, content INTEGER NOT NULL);
-  CREATE TABLE touched_directory (number INTEGER PRIMARY KEY);
+  CREATE TABLE touched_directory (number INTEGER PRIMARY KEY, digest BLOB);
 `;
 
 /** After the rows are in: an index built at once is smaller, and several times faster to make. */
@@ -71,11 +73,34 @@ const INDEXES = `
   CREATE INDEX entry_parent ON entry (parent, name);
   CREATE INDEX entry_inode ON entry (inode);
   CREATE INDEX extent_inode ON extent (inode);
+`;
+
+/**
+ * A leaf has this from so many names on. Fewer are read in a millisecond or two, and to put them in
+ * would be half of the work for a leaf that has a package more.
+ */
+const SEARCHED_NAMES_LEAST = 10_000;
+const NAME_SEARCH = `
   CREATE VIRTUAL TABLE name_search USING fts5 (
     name, content = 'entry', content_rowid = 'id', tokenize = 'trigram', detail = 'none'
   );
   INSERT INTO name_search (name_search) VALUES ('rebuild');
 `;
+
+/** In an index that goes on from another: names come and go one by one. */
+const NAME_SEARCH_FOLLOWS = `
+  CREATE TEMP TRIGGER name_came AFTER INSERT ON main.entry BEGIN
+    INSERT INTO name_search (rowid, name) VALUES (new.id, new.name);
+  END;
+  CREATE TEMP TRIGGER name_went AFTER DELETE ON main.entry BEGIN
+    INSERT INTO name_search (name_search, rowid, name) VALUES ('delete', old.id, old.name);
+  END;
+`;
+
+function hasNameSearch(database: Database): boolean {
+  const sql = "SELECT 1 FROM main.sqlite_master WHERE name = 'name_search'";
+  return database.prepare(sql).get() !== undefined;
+}
 
 type Constructor = typeof BetterSqlite3;
 
@@ -149,17 +174,28 @@ export class IndexWriter {
   readonly #shared: BetterSqlite3.Statement;
   readonly #touchedInode: BetterSqlite3.Statement | null;
   readonly #touchedDirectory: BetterSqlite3.Statement | null;
+  readonly #forgetInode: readonly (BetterSqlite3.Statement | null)[];
+  readonly #forgetDirectory: readonly (BetterSqlite3.Statement | null)[];
+  readonly #onRoot: boolean;
   #done = false;
 
-  /** @param onRoot the index of a leaf: it holds what differs from the root's */
-  constructor(path: string, { onRoot = false }: { onRoot?: boolean } = {}) {
+  readonly #goesOn: boolean;
+
+  /**
+   * @param onRoot the index of a leaf: it holds what differs from the root's
+   * @param from an index that it begins as a copy of
+   */
+  constructor(path: string, { onRoot = false, from }: { onRoot?: boolean; from?: string } = {}) {
     requireReplaceable(path);
     clearLeftovers(path);
     this.#path = path;
+    this.#onRoot = onRoot;
+    this.#goesOn = from !== undefined;
     this.#temporary = `${path}.${randomBytes(6).toString('hex')}.new`;
     try {
       // Names of files are as private as the files: whoever made it says who else may read it.
       closeSync(openSync(this.#temporary, 'wx', 0o600));
+      if (from !== undefined) copyFileSync(from, this.#temporary, constants.COPYFILE_FICLONE);
       this.#database = new (sqlite())(this.#temporary);
     } catch (cause) {
       if (cause instanceof UbdError) throw cause;
@@ -172,7 +208,9 @@ export class IndexWriter {
     }
     const database = this.#database;
     try {
-      makeTables(database, onRoot);
+      begin(database);
+      if (from === undefined) makeTables(database, onRoot);
+      else if (hasNameSearch(database)) database.exec(NAME_SEARCH_FOLLOWS);
     } catch (error) {
       this.abandon();
       throw indexError(error, path);
@@ -186,7 +224,16 @@ export class IndexWriter {
       `INSERT INTO touched_inode VALUES (?, ?)
        ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
     );
-    this.#touchedDirectory = ifOnRoot('INSERT OR IGNORE INTO touched_directory VALUES (?)');
+    this.#touchedDirectory = ifOnRoot(
+      `INSERT INTO touched_directory VALUES (?, ?)
+       ON CONFLICT DO UPDATE SET digest = excluded.digest`,
+    );
+    this.#forgetInode = ['inode WHERE number', 'extent WHERE inode', 'touched_inode WHERE number']
+      .map(from => `DELETE FROM ${from} = ?`)
+      .map(sql => (this.#goesOn ? database.prepare(sql) : null));
+    this.#forgetDirectory = ['entry WHERE parent', 'touched_directory WHERE number']
+      .map(from => `DELETE FROM ${from} = ?`)
+      .map(sql => (this.#goesOn ? database.prepare(sql) : null));
   }
 
   addInode(r: InodeRecord): void {
@@ -227,8 +274,23 @@ export class IndexWriter {
     this.#touchedInode!.run(number, content ? 1 : 0);
   }
 
-  touchDirectory(number: number): void {
-    this.#touchedDirectory!.run(number);
+  /** @param digest of what holds its entries, where there is one */
+  touchDirectory(number: number, digest: Buffer | null = null): void {
+    this.#touchedDirectory!.run(number, digest);
+  }
+
+  /** What is in it so far. */
+  get database(): Database {
+    return this.#database;
+  }
+
+  /** Only of an index that goes on from another: takes back all that is told of an inode. */
+  forgetInode(number: number): void {
+    for (const statement of this.#forgetInode) statement!.run(number);
+  }
+
+  forgetDirectory(number: number): void {
+    for (const statement of this.#forgetDirectory) statement!.run(number);
   }
 
   /** Facts about the whole: text or numbers. */
@@ -242,10 +304,13 @@ export class IndexWriter {
    * itself may be lost with the power; then the index is made once more.
    */
   finish(): void {
-    this.#database.exec('COMMIT');
-    this.#database.exec(INDEXES);
-    this.#database.exec('ANALYZE');
-    this.#database.close();
+    const database = this.#database;
+    if (!this.#goesOn) database.exec(INDEXES);
+    const searches = hasNameSearch(database) || (this.#onRoot && !this.#hasManyNames());
+    if (!searches) database.exec(NAME_SEARCH);
+    if (!this.#goesOn) database.exec('ANALYZE');
+    database.exec('COMMIT');
+    database.close();
     const fd = openSync(this.#temporary, 'r');
     try {
       fsyncSync(fd);
@@ -254,6 +319,11 @@ export class IndexWriter {
     }
     renameSync(this.#temporary, this.#path);
     this.#done = true;
+  }
+
+  #hasManyNames(): boolean {
+    const sql = 'SELECT 1 FROM entry LIMIT 1 OFFSET ?';
+    return this.#database.prepare(sql).get(SEARCHED_NAMES_LEAST - 1) !== undefined;
   }
 
   /** Leaves nothing behind. */
@@ -265,15 +335,18 @@ export class IndexWriter {
   }
 }
 
-function makeTables(database: Database, onRoot: boolean): void {
+function begin(database: Database): void {
   // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed.
   database.pragma('locking_mode = EXCLUSIVE');
   database.pragma('journal_mode = OFF');
   database.pragma('synchronous = OFF');
   database.pragma('page_size = 8192');
+  database.exec('BEGIN EXCLUSIVE');
+}
+
+function makeTables(database: Database, onRoot: boolean): void {
   database.pragma(`application_id = ${APPLICATION_ID}`);
   database.pragma(`user_version = ${VERSION}`);
-  database.exec('BEGIN EXCLUSIVE');
   database.exec(TABLES);
   if (onRoot) database.exec(TOUCHED_TABLES);
 }
@@ -306,25 +379,49 @@ function requireReplaceable(path: string): void {
 /** Between its making and its lock, and between its last lock and its name, a file is nobody's. */
 const UNLOCKED_MS_MAX = 600_000;
 
-/** Removes what makers of this index left that were killed: old, and locked by nobody. */
+const BEING_MADE = /^\.[0-9a-f]{12}\.new$/;
+const INDEX_BEING_MADE = /\.ubdindex\.[0-9a-f]{12}\.new$/;
+
+/** Removes what makers left that were killed, of this index and of those beside it. */
 function clearLeftovers(path: string): void {
-  for (const leftover of leftovers(path, /^\.[0-9a-f]{12}\.new$/))
-    if (isNobodys(leftover)) rmSync(leftover, { force: true });
+  leftovers(path, BEING_MADE).forEach(removeIfNobodys);
+  clearIndexLeftovers(dirname(path));
+}
+
+/**
+ * Removes indexes that somebody was killed over: old, and locked by nobody.
+ * @returns their paths
+ */
+export function clearIndexLeftovers(directory: string): string[] {
+  return oldFiles(directory, name => INDEX_BEING_MADE.test(name)).filter(removeIfNobodys);
+}
+
+function removeIfNobodys(path: string): boolean {
+  if (!isNobodys(path)) return false;
+  rmSync(path, { force: true });
+  return true;
 }
 
 /** Files beside `path` whose names go on like this, and that nobody has written to for long. */
 export function leftovers(path: string, suffix: RegExp): string[] {
   const name = basename(path);
+  return oldFiles(
+    dirname(path),
+    one => one.startsWith(name) && suffix.test(one.slice(name.length)),
+  );
+}
+
+function oldFiles(directory: string, isMeant: (name: string) => boolean): string[] {
   const old = Date.now() - UNLOCKED_MS_MAX;
   let names: string[];
   try {
-    names = readdirSync(dirname(path));
+    names = readdirSync(directory);
   } catch {
     return []; // who cannot list it cannot know
   }
   return names
-    .filter(one => one.startsWith(name) && suffix.test(one.slice(name.length)))
-    .map(one => join(dirname(path), one))
+    .filter(isMeant)
+    .map(one => join(directory, one))
     .filter(one => {
       const stat = lstatSync(one, { throwIfNoEntry: false });
       return stat?.isFile() === true && stat.mtimeMs < old && stat.ctimeMs < old;

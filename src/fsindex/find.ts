@@ -72,8 +72,11 @@ function candidates(index: MergedIndex, pattern: string, isGlob: boolean): Itera
       ? coarse(pattern)
       : `*${pattern}*`;
   const select = (schema: string): string =>
-    `SELECT parent, name, raw, inode FROM ${schema}.entry
-     WHERE id IN (SELECT rowid FROM ${schema}.name_search WHERE name GLOB @glob)`;
+    `SELECT parent, name, raw, inode FROM ${schema}.entry WHERE ${
+      index.hasNameSearch(schema)
+        ? `id IN (SELECT rowid FROM ${schema}.name_search WHERE name GLOB @glob)`
+        : 'name GLOB @glob'
+    }`;
   const sql = onRoot
     ? `${select('main')} UNION ALL ${select('root')}
        AND parent NOT IN (SELECT number FROM main.touched_directory)`

@@ -110,6 +110,12 @@ export class MergedIndex {
     return row?.value ?? null;
   }
 
+  /** May names be found by their trigrams? In the index of a small leaf all are read. */
+  hasNameSearch(schema: string): boolean {
+    const sql = `SELECT 1 FROM ${schema}.sqlite_master WHERE name = 'name_search'`;
+    return this.database.prepare(sql).get() !== undefined;
+  }
+
   inode(number: number): InodeRow | undefined {
     // As the view has it, and several times as fast: half of a large diff is this question.
     const own = this.#own.get(number);

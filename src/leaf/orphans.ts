@@ -3,6 +3,7 @@
  *
  *     .ubd-UUID.new       a leaf
  *     .NAME.ubd-new       a leaf, an image or a stream; also .NAME.ubd-raw, which qcow2 is made of
+ *     .LEAF.ubd-overlay-… a copy of a leaf that was mounted for a look at its files
  *
  * Nobody ever opens one of them again. Who makes such a file holds its lock to the end, so one that
  * is not locked is nobody's; a young one may be just before that, and is left alone. They are
@@ -12,7 +13,8 @@ import { closeSync, constants, openSync, readdirSync, rmSync, statSync } from 'n
 import { join } from 'node:path';
 import { native } from '../native/binding.ts';
 
-const PATTERN = /^\.(ubd-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.new|.+\.ubd-(new|raw))$/;
+const PATTERN =
+  /^\.(ubd-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.new|.+\.ubd-(new|raw|overlay-[0-9a-f]{12}))$/;
 /** Between its making and its lock lie two system calls. */
 const AGE_MS_LEAST = 60_000;
 /** <sys/file.h> */

@@ -4,13 +4,15 @@
  * the file system is read by a mount. Of a device with partitions, each file system has its own.
  */
 import { UbdError } from '../base/errors.ts';
+import { isUri } from '../base/uri.ts';
 import { diffLeaf, type FileChange } from '../fsindex/diff.ts';
 import { type FoundFile, findFiles, nameMatcher } from '../fsindex/find.ts';
 import { makeLeafIndex, makeRootIndex } from '../fsindex/make.ts';
 import { makeMountedLeafIndex, makeMountedRootIndex } from '../fsindex/make-mounted.ts';
 import { MergedIndex } from '../fsindex/merged.ts';
-import type { Image, ImageMounts } from './image-mounts.ts';
+import { type Image, ImageMounts } from './image-mounts.ts';
 import {
+  factOf,
   fileStamp,
   giveAccessOf,
   indexSays,
@@ -57,13 +59,63 @@ export interface IndexReport {
 /** One file system of an image, and what is known of it. */
 export interface View {
   /** Its number in the partition table; null: the whole device. */
-  partition: number | null;
-  volume: Volume;
+  readonly partition: number | null;
+  readonly volume: Volume;
   /** Of a leaf: merged with its root's. */
-  index: MergedIndex;
+  readonly index: MergedIndex;
   /** Of a leaf: its root's index by itself, and the same volume in the root. */
-  root: { index: MergedIndex; volume: Volume; report: IndexReport } | null;
-  report: IndexReport;
+  readonly root: Below | null;
+  readonly report: IndexReport;
+}
+
+export interface Below {
+  readonly index: MergedIndex;
+  readonly volume: Volume;
+  readonly report: IndexReport;
+}
+
+class IndexedVolume {
+  readonly volume: Volume;
+  readonly report: IndexReport;
+  readonly #open: () => MergedIndex;
+  #index: MergedIndex | undefined;
+
+  constructor(volume: Volume, report: IndexReport, open: () => MergedIndex) {
+    this.volume = volume;
+    this.report = report;
+    this.#open = open;
+  }
+
+  get partition(): number | null {
+    return this.volume.partition;
+  }
+
+  get index(): MergedIndex {
+    this.#index ??= this.#open();
+    return this.#index;
+  }
+
+  close(): void {
+    this.#index?.close();
+  }
+}
+
+class OpenView extends IndexedVolume implements View {
+  readonly root: IndexedVolume | null;
+
+  /** @param below of a leaf: the same volume in its root */
+  constructor(volume: Volume, report: IndexReport, below: IndexedVolume | null) {
+    const { path } = report;
+    const open = (): MergedIndex =>
+      below === null ? MergedIndex.open(path) : MergedIndex.openLeaf(path, below.report.path);
+    super(volume, report, open);
+    this.root = below;
+  }
+
+  override close(): void {
+    super.close();
+    this.root?.close();
+  }
 }
 
 export interface Views {
@@ -77,10 +129,21 @@ export interface Views {
 }
 
 /** Indexes all file systems of an image, and lets `use` work with them. */
-export async function withViews<T>(
+export function withViews<T>(
   image: Image,
   options: IndexOptions,
   use: (views: Views) => Promise<T> | T,
+): Promise<T> {
+  // At once: of a device in use, another command may index a later moment.
+  return withVolumes(image, options, use, view => view.index);
+}
+
+/** As `withViews`; indexes are opened when they are first asked for, or by `opening`. */
+async function withVolumes<T>(
+  image: Image,
+  options: IndexOptions,
+  use: (views: Views) => Promise<T> | T,
+  opening: (view: View) => void,
 ): Promise<T> {
   const { world } = new Work(options);
   const stack = image.kind === 'leaf' ? await openStack(world, image.path) : null;
@@ -92,20 +155,18 @@ export async function withViews<T>(
   }
   const rootPath = stack?.root?.path ?? image.path;
   const opened = stack === null ? await world.openRoot(image.path) : rootOf(stack)!;
-  // Loaded only now: a device of one's own brings along a client of a daemon.
-  const { ImageMounts } = await import('./image-mounts.ts');
   const mounts = {
     image: new ImageMounts(image),
     root: new ImageMounts({ kind: 'root', path: rootPath }),
   };
-  const views: View[] = [];
+  const views: OpenView[] = [];
   try {
     const { volumes: rootVolumes, skipped } = volumesOf(rootSource(opened));
     if (stack === null)
       for (const volume of rootVolumes) {
         const report = await rootIndex(opened, volume, rootVolumes.length, mounts.image, options);
-        const index = MergedIndex.open(report.path);
-        views.push({ partition: volume.partition, volume, index, root: null, report });
+        views.push(new OpenView(volume, report, null));
+        opening(views.at(-1)!);
       }
     const own = stack === null ? null : volumesOf(stackSource(stack));
     for (const volume of own?.volumes ?? []) {
@@ -115,20 +176,13 @@ export async function withViews<T>(
       const { output: _, force: __, ...common } = options;
       const base = await rootIndex(opened, below, rootVolumes.length, mounts.root, common);
       const report = await leafIndex(stack!, image.path, volume, base, mounts.image, options);
-      views.push({
-        partition: volume.partition,
-        volume,
-        index: MergedIndex.openLeaf(report.path, base.path),
-        root: { index: MergedIndex.open(base.path), volume: below, report: base },
-        report,
-      });
+      const beneath = new IndexedVolume(below, base, () => MergedIndex.open(base.path));
+      views.push(new OpenView(volume, report, beneath));
+      opening(views.at(-1)!);
     }
     return await use({ views, skipped: own?.skipped ?? skipped, stack, mounts });
   } finally {
-    for (const { index, root } of views) {
-      index.close();
-      root?.index.close();
-    }
+    for (const view of views) view.close();
     try {
       await mounts.image.close();
       await mounts.root.close();
@@ -166,15 +220,16 @@ export async function indexLeaf(leaf: string, options: IndexOptions): Promise<In
 }
 
 function indexImage(image: Image, options: IndexOptions): Promise<IndexedImage> {
-  return withViews(image, options, ({ views, skipped }) => ({
+  const report = ({ views, skipped }: Views): IndexedImage => ({
     ...views[0]!.report,
-    fileSystems: views.map(({ report, partition, index }) => ({
+    fileSystems: views.map(({ report, partition }) => ({
       ...report,
       partition,
-      kind: String(index.meta('fs.kind')),
+      kind: String(factOf(report.path, 'fs.kind')),
     })),
     skipped,
-  }));
+  });
+  return withVolumes(image, options, report, () => {});
 }
 
 /** Of a device with partitions, which one it is in. */
@@ -247,8 +302,15 @@ async function rootIndex(
 ): Promise<IndexReport> {
   const plan = planRoot(opened, outputFor(options, volume, count), volume.partition);
   if (plan.there !== null) return { path: plan.there, made: false, inodes: null };
-  if (volume.content.how === 'blocks') return makeRoot(plan, volume, options);
   const { name } = opened.file;
+  if (isUri(name) && !options.force) {
+    const { fetchIndex } = await import('./far-index.ts');
+    const { world } = new Work(options);
+    const of = { root: name, partition: volume.partition };
+    if (await fetchIndex(world, of, plan.place(), plan.facts))
+      return { path: plan.place(), made: false, inodes: null };
+  }
+  if (volume.content.how === 'blocks') return makeRoot(plan, volume, options);
   const source = await mounted(name, volume, mounts, options);
   const { inodes } = await makeMountedRootIndex(source, plan.key, {
     output: plan.place(),
@@ -274,7 +336,10 @@ async function leafIndex(
   const changed = changedRanges(stack, volume);
   const { inodes } =
     volume.content.how === 'blocks'
-      ? makeLeafIndex(volume.source, changed, base.path, make)
+      ? makeLeafIndex(volume.source, changed, base.path, {
+          ...make,
+          ...(!options.force && { previous: plan.path }),
+        })
       : await makeMountedLeafIndex(
           await mounted(leaf, volume, mounts, options),
           changed,
@@ -308,6 +373,8 @@ function outputFor(options: IndexOptions, { partition }: Volume, count: number):
 
 interface RootPlan {
   key: string;
+  /** What an index that holds says of itself. */
+  facts: Readonly<Record<string, string | number>>;
   about: Readonly<Record<string, string | number>>;
   /** One that holds; null: it is to be made. */
   there: string | null;
@@ -326,6 +393,7 @@ function planRoot(
   const holds = (path: string): boolean => !options.force && indexSays(path, facts);
   return {
     key,
+    facts,
     about: {
       root: file.name,
       'root.sizeBytes': identity.sizeBytes,
@@ -393,6 +461,7 @@ export function ensureLeafIndex(
     output: plan.path,
     digests: options.digests ?? false,
     about: plan.about,
+    ...(!options.force && { previous: plan.path }),
   });
   giveAccessOf(leaf, plan.path);
   return { report: { path: plan.path, made: true, inodes }, rootIndex: root.path };

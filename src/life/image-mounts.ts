@@ -19,7 +19,6 @@ import { leftovers } from '../fsindex/database.ts';
 import { leafInfo } from '../leaf/info.ts';
 import { native } from '../native/binding.ts';
 import { type DetachedMount, mountDetached } from './detached-mount.ts';
-import { withPrivateDevice } from './private-device.ts';
 import type { Volume } from './volumes.ts';
 
 export interface Image {
@@ -100,7 +99,9 @@ class HeldDevice {
     this.#ended = ended;
   }
 
-  static start({ kind, path }: Image, overlay: boolean): Promise<HeldDevice> {
+  static async start({ kind, path }: Image, overlay: boolean): Promise<HeldDevice> {
+    // It brings along a client of a daemon: only who mounts something needs it.
+    const { withPrivateDevice } = await import('./private-device.ts');
     const copy = overlay && kind === 'leaf' ? copyOf(path) : null;
     const attach =
       kind === 'root'

@@ -2,7 +2,8 @@
  * Where indexes lie, and whether one that is there still tells the truth.
  *
  *     ROOT.ubdindex                                beside the root: shared with it, by whoever can
- *     STATE/indexes/FINGERPRINT-SIZE.ubdindex      where that place cannot be written to
+ *     STATE/indexes/FINGERPRINT-SIZE.ubdindex      where that place cannot be written to; of a root
+ *                                                  behind http or s3, also a copy of the one there
  *     LEAF.ubdindex                                beside the leaf
  *     ….p2.ubdindex                                of the file system in partition 2
  *
@@ -17,7 +18,7 @@ import { openIndex } from '../fsindex/database.ts';
 import { leafOfStill } from '../leaf/still.ts';
 import type { RootIdentity } from './world.ts';
 
-const SUFFIX = '.ubdindex';
+export const SUFFIX = '.ubdindex';
 
 /** What a root's index is known by; in a partition, with its number. */
 export function rootKey(
@@ -99,5 +100,15 @@ export function indexSays(path: string, facts: Readonly<Record<string, string | 
   } catch (thrown) {
     if (thrown instanceof UbdError && thrown.code === 'unsupported') throw thrown;
     return false;
+  }
+}
+
+export function factOf(path: string, key: string): string | number | null {
+  const index = openIndex(path);
+  try {
+    const sql = 'SELECT value FROM meta WHERE key = ?';
+    return index.prepare<[string], string | number>(sql).pluck().get(key) ?? null;
+  } finally {
+    index.close();
   }
 }

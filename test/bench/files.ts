@@ -191,6 +191,8 @@ async function leaves(sandbox: Sandbox, whole: Map<string, number>): Promise<voi
         row(`${name}: index of a leaf, ${what} (${files}), command`, own, bytes, times(all / own));
         row('  in a process, cold caches', inside, null, times(all / inside));
         row('  in a process, warm caches', least, null, times(warm / least));
+        const more = await goOn(sandbox, leaf);
+        row('  after ten more files', more, null, times(warm / more));
         const seconds = { command: own, cold: inside, warm: least };
         points.push({ root: name, what, files, bytes, ...seconds });
       }
@@ -201,6 +203,23 @@ async function leaves(sandbox: Sandbox, whole: Map<string, number>): Promise<voi
   const csv = points.map(one => Object.values(one).join(','));
   process.stdout.write(`\nroot,change,files,bytes,command,cold,warm\n${csv.join('\n')}\n`);
   if (flags.svg !== undefined) writeFileSync(flags.svg, plotIndex(points, wholes));
+}
+
+/** Ten more files, and the index that goes on from the one that is there. */
+async function goOn(sandbox: Sandbox, leaf: string): Promise<number> {
+  const before = `${leaf}.before`;
+  copyFileSync(`${leaf}.ubdindex`, before);
+  const disk = await sandbox.attach({ leaf });
+  await mounted([disk.device], sandbox.path('mnt'), async () => {
+    for (let i = 0; i < 10; i++) writeFileSync(join(sandbox.path('mnt'), `more-${i}`), `${i}`);
+  });
+  await sandbox.detach(disk.name);
+  const seconds = await best(() => {
+    copyFileSync(before, `${leaf}.ubdindex`);
+    return indexLeaf(leaf, { directory });
+  });
+  rmSync(before);
+  return seconds;
 }
 
 function times(factor: number): string {

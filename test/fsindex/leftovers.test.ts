@@ -73,11 +73,16 @@ t.test('of a killed maker nothing stays, of a living one all', async t => {
 t.test('what is no database goes, what is none of ours stays', async t => {
   const { index, left, age } = place(t);
   writeFileSync(`${index}.0123456789ab.new`, 'half a page '.repeat(100));
-  for (const name of ['.0123456789.new', '.0123456789ab.newer', '.p1.ubdindex.0123456789ab.new'])
+  for (const name of ['.0123456789.new', '.0123456789ab.newer', '.scan-x.0123456789ab.new'])
     writeFileSync(index + name, '');
+  writeFileSync(index.replace('a.ubdindex', 'b.p1.ubdindex.0123456789ab.new'), '');
   age();
   await later(() => new IndexWriter(index).abandon());
-  t.same(left().sort(), ['a.ubdindex.0123456789.new', 'a.ubdindex.p1.ubdindex.0123456789ab.new']);
+  t.same(
+    left().sort(),
+    ['a.ubdindex.0123456789.new', 'a.ubdindex.scan-x.0123456789ab.new'],
+    'nor that of an index beside it',
+  );
   const missing = leftovers(join(index, 'nowhere', 'x'), /x/);
   t.same(missing, [], 'a directory that is not there');
 });

@@ -30,12 +30,14 @@ const UUID = 'f1d2d2f9-24e9-4ac8-8f34-4fbd8a5b1c11';
 
 t.test('what nobody has locked, and is old, goes', async t => {
   const dir = directory(t);
-  const ours = [`.ubd-${UUID}.new`, '.web.img.ubd-new', '.web.qcow2.ubd-raw'];
+  const overlay = '.web.leaf.ubd-overlay-0123456789ab';
+  const ours = [`.ubd-${UUID}.new`, '.web.img.ubd-new', '.web.qcow2.ubd-raw', overlay];
   const others = [
     'web.leaf',
     '.web.leaf.ubd-still-0123456789ab',
     `.ubd-${UUID}.next`,
     '.ubd-x.new',
+    `${overlay}c`,
   ];
   for (const name of [...ours, ...others]) writeFileSync(`${dir}/${name}`, name);
   mkdirSync(`${dir}/.dir.ubd-new`);
@@ -44,7 +46,7 @@ t.test('what nobody has locked, and is old, goes', async t => {
   const held = FileMedia.open(`${dir}/${ours[1]}`);
   t.same(
     clearOrphans(dir).sort(),
-    [ours[0], ours[2]].map(name => `${dir}/${name}`),
+    [ours[0], overlay, ours[2]].map(name => `${dir}/${name}`),
   );
   held.close();
   t.same(clearOrphans(dir), [`${dir}/${ours[1]}`], 'when its maker is gone');

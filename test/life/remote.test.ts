@@ -4,11 +4,20 @@
  * that differ in where their root is; every command is run on both, by the command line, and what
  * they say and make is compared.
  */
-import { copyFileSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { RootBook } from '../../src/daemon/remote/root-book.ts';
+import { openIndex } from '../../src/fsindex/database.ts';
 import { makeImageLeaf } from '../support/image-leaf.ts';
 import { noise } from '../support/life-fixture.ts';
 import { Random } from '../support/random.ts';
@@ -187,6 +196,40 @@ t.test('commands over a root in another place', { skip }, async t => {
     await allCommands(t, bench, { root: server.url('root.img'), next: server.url('next.img') });
   });
 
+  t.test('an index beside a root behind HTTP is used, if it is of this root', async t => {
+    const server = await (await nginx(bench.path('nginx-2'), bench.dir)).start();
+    t.teardown(() => server.kill());
+    const root = server.url('root.img');
+    const index = bench.path('root.img.ubdindex');
+    t.teardown(() => rmSync(index, { force: true }));
+    /** What the index here says that it was made of, when files are found for the first time. */
+    const madeOf = async (): Promise<string> => {
+      rmSync(bench.path('state'), { recursive: true });
+      t.equal(await bench.ok('find', root, 'motd'), '/etc/motd\n');
+      const { path } = JSON.parse(await bench.ok('index', root, '--json'));
+      t.ok(path.startsWith(bench.path('state')), path);
+      const database = openIndex(path);
+      const sql = "SELECT value FROM meta WHERE key = 'root'";
+      const of = database.prepare(sql).pluck().get() as string;
+      database.close();
+      return of;
+    };
+    rmSync(index, { force: true });
+    t.equal(await madeOf(), root, 'none is there: it is made here');
+    await bench.ok('index', '--force', './root.img');
+    t.equal(await madeOf(), bench.root, 'the one that is there');
+    await bench.ok('index', '--force', './next.img');
+    copyFileSync(bench.path('next.img.ubdindex'), index);
+    t.equal(await madeOf(), root, "another root's is not used");
+    writeFileSync(index, Buffer.alloc(5000, 1));
+    t.equal(await madeOf(), root, 'nor what is no index');
+    t.same(
+      readdirSync(bench.path('state/indexes')).filter(name => name.endsWith('.new')),
+      [],
+      'nothing is left of it',
+    );
+  });
+
   t.test('behind NBD', async t => {
     const server = await nbdkit(bench.root, bench.path('kit.sock')).start();
     t.teardown(() => server.kill());
@@ -211,6 +254,19 @@ t.test('commands over a root in another place', { skip }, async t => {
       await alike(t, bench, uris, 'check', './a.leaf', '--json');
       await alike(t, bench, uris, 'find', './a.leaf', '*', '--json');
       copyFileSync(bench.path('keep'), bench.path('a.leaf'));
+
+      // The device that the command makes has what is on record of its root.
+      const away = await qemuNbd(bench.next, bench.path('away.sock')).start();
+      t.teardown(() => away.kill());
+      const { identity } = JSON.parse(await bench.ok('info', away.uri, '--json'));
+      await away.kill();
+      const book = new RootBook(bench.path('state/roots'));
+      await book.write({ version: 1, uri: away.uri, identity, replicas: [uris.next] });
+      await bench.over(uris.root);
+      await bench.ok('rebase', './a.far', '--root', away.uri);
+      const moved = JSON.parse(await bench.ok('info', './a.far', '--json'));
+      t.match(moved, { root: { path: away.uri } }, 'a root that only a replica has');
+      await book.write({ version: 1, uri: away.uri, identity, replicas: [] });
     },
   );
 

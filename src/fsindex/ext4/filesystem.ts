@@ -96,9 +96,11 @@ export class Ext4 {
   ): void {
     const { geometry } = this;
     const { inodeBytes, inodesPerGroup, blockBytes, source } = geometry;
-    const buffer = Buffer.alloc(Math.max(TABLE_BYTES, inodeBytes));
-    const perRead = Math.floor(buffer.length / inodeBytes);
-    for (const group of this.groups) {
+    const most = Math.min(inodesPerGroup, to - from + 1);
+    const perRead = Math.max(1, Math.min(most, Math.floor(TABLE_BYTES / inodeBytes)));
+    const buffer = Buffer.allocUnsafe(perRead * inodeBytes);
+    const groupOf = (number: number): number => Math.floor((number - 1) / inodesPerGroup);
+    for (const group of this.groups.slice(groupOf(from), groupOf(to) + 1)) {
       const first = group.index * inodesPerGroup + 1;
       const end = Math.min(first + group.inodesUsed, to + 1);
       for (let number = Math.max(first, from); number < end; number += perRead) {

@@ -94,3 +94,21 @@ export function decodeInode(fs: Ext4Geometry, number: number, bytes: Buffer, at:
     bytes: bytes.subarray(at, at + fs.inodeBytes),
   };
 }
+
+/** The same inode in a buffer of its own. */
+export function detached(fs: Ext4Geometry, { number, bytes }: Inode): Inode {
+  return decodeInode(fs, number, Buffer.from(bytes), 0);
+}
+
+/** Does the inode itself tell where all its blocks are, or hold its content? */
+export function isSelfContained(inode: Inode): boolean {
+  if (!hasBlocks(inode)) return true;
+  if (typeOf(inode) === TYPE.LINK) return false;
+  const { blockArea, flags } = inode;
+  if ((flags & INODE_FLAG.EXTENTS) !== 0) return blockArea.readUInt16LE(EXTENT_DEPTH_AT) === 0;
+  return INDIRECT_AT.every(at => blockArea.readUInt32LE(at) === 0);
+}
+
+/** In INODE.BLOCK: levels of the extent tree; the indirect blocks of the old map. */
+const EXTENT_DEPTH_AT = 6;
+const INDIRECT_AT = [48, 52, 56];

@@ -13,7 +13,8 @@ import {
 } from '../record.ts';
 import type { FileBlocks } from './extents.ts';
 import { type Ext4, isDirectory } from './filesystem.ts';
-import { INODE, TYPE } from './format.ts';
+import { INODE, INODE_FLAG, TYPE } from './format.ts';
+import { readBlock } from './geometry.ts';
 import { type Inode, typeOf } from './inode.ts';
 
 /** Bytes of a file that are read at a time for its digest. */
@@ -69,6 +70,16 @@ export function directoryRecords(
   );
 }
 
+/** SHA-256 of all that holds the entries of a directory. */
+export function directoryDigest(fs: Ext4, directory: Inode, { extents }: FileBlocks): Buffer {
+  const hash = createHash('sha256');
+  if ((directory.flags & INODE_FLAG.INLINE_DATA) !== 0)
+    return hash.update(directory.bytes).digest();
+  for (const { physical, count, unwritten } of extents)
+    for (let i = 0; i < count && !unwritten; i++) hash.update(readBlock(fs.geometry, physical + i));
+  return hash.digest();
+}
+
 export function inodeRecord(
   fs: Ext4,
   inode: Inode,
@@ -103,13 +114,17 @@ const CHECKSUM_HIGH_AND_ATIME_EXTRA = [
   [0x8c, 0x90],
 ] as const;
 
+/** One buffer for all inodes of a size: there are millions of them. */
+let scratch = Buffer.alloc(256);
+
 export function fingerprintOf({ bytes }: Inode): number {
-  const copy = Buffer.from(bytes);
-  copy.fill(0, ...ATIME);
-  copy.fill(0, ...CHECKSUM);
-  if (copy.length > INODE.EXTRA_BYTES)
-    for (const range of CHECKSUM_HIGH_AND_ATIME_EXTRA) copy.fill(0, ...range);
-  return crc32(copy);
+  if (scratch.length !== bytes.length) scratch = Buffer.alloc(bytes.length);
+  bytes.copy(scratch);
+  scratch.fill(0, ...ATIME);
+  scratch.fill(0, ...CHECKSUM);
+  if (bytes.length > INODE.EXTRA_BYTES)
+    for (const range of CHECKSUM_HIGH_AND_ATIME_EXTRA) scratch.fill(0, ...range);
+  return crc32(scratch);
 }
 
 /** Everything on the device that belongs to an inode. */
