@@ -144,7 +144,7 @@ async function endIt(
   t.ok(again.status === 0 || hadEnded, `${when}: it runs again: ${again.said}`);
   const last = await place.look();
   // What is left of an index stays until it is some minutes old, which cannot be pretended.
-  const left = last.temporary.filter(path => !/\.ubdindex\.[0-9a-f]+\.new$/.test(path));
+  const left = last.temporary.filter(path => !/\.ubdindex\.[0-9a-f]+\.new(-journal)?$/.test(path));
   t.same(left, [], `${when}: and leaves nothing`);
   t.same([...last.content.keys()], [...after.keys()], `${when}: all is there`);
   for (const [name, digest] of same) t.equal(last.content.get(name), digest, `${when}: ${name}`);

@@ -52,8 +52,12 @@ export interface Ended {
 export type Content = Map<string, string>;
 
 /** What is on its way to its place, or tells of it: orphans.ts, replacement.ts, the index's. */
-const TEMPORARY =
-  /^\.(.+\.ubd-(new|raw|replaced|commit|overlay.*)$|ubd-[0-9a-f-]{36}\.)|\.[0-9a-f]{12}\.new$/;
+const TEMPORARY = new RegExp(
+  [
+    String.raw`^\.(.+\.ubd-(new|raw|replaced|commit|overlay.*)$|ubd-[0-9a-f-]{36}\.)`,
+    String.raw`\.[0-9a-f]{12}\.new(-journal)?$`,
+  ].join('|'),
+);
 /** And what lies in the place of a root that is not finished. */
 const PLACEHOLDER = 'a root that ubd has not finished';
 const SQLITE_MAGIC = 'SQLite format 3';
