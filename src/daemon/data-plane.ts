@@ -65,9 +65,9 @@ const PR_SET_IO_FLUSHER = 57;
 const REALTIME_PRIORITY = 1;
 
 /**
- * UBD_REALTIME=1: before all other work of its processor. A request that comes then interrupts
- * whoever asks, who does not sleep first; and what the scheduler does for fairness it does for
- * nobody twice. Throws UbdError where the kernel refuses.
+ * UBD_REALTIME=1: before all other work of its processor, and without the scheduler's fairness,
+ * which is the largest part of a request that comes alone. Many at once cost more on one processor:
+ * they are taken as they are submitted, not in batches. Throws UbdError where the kernel refuses.
  */
 function goFirst(): void {
   const wanted = process.env.UBD_REALTIME ?? '0';
