@@ -187,12 +187,20 @@ const MemoryRegistry::Region* MemoryRegistry::Find(double address, double length
   if (!IsWhole(address, 0, kSafeIntegerMax) || !IsWhole(length, 0, kSafeIntegerMax)) return nullptr;
   const auto start = static_cast<uintptr_t>(address);
   const auto bytes = static_cast<uintptr_t>(length);
+  if (last_ != nullptr) {
+    const uintptr_t offset = start - last_->mapping.address();
+    const size_t room = last_->mapping.length();
+    // Its end may be the start of another one.
+    if (offset < room && bytes <= room - offset) return last_;
+  }
   auto next = regions_.upper_bound(start);
   if (next == regions_.begin()) return nullptr;
   const Region& region = std::prev(next)->second;
   const uintptr_t offset = start - region.mapping.address();
   const size_t room = region.mapping.length();
-  return offset <= room && bytes <= room - offset ? &region : nullptr;
+  if (offset > room || bytes > room - offset) return nullptr;
+  last_ = &region;
+  return last_;
 }
 
 bool MemoryRegistry::Contains(double address, double length) const {
@@ -221,6 +229,7 @@ bool MemoryRegistry::ContainsAnonymous(double address, double length) const {
 bool MemoryRegistry::Take(double address, Region* region) {
   auto found = regions_.find(static_cast<uintptr_t>(address));
   if (found == regions_.end()) return false;
+  last_ = nullptr;
   *region = std::move(found->second);
   regions_.erase(found);
   return true;
@@ -230,6 +239,7 @@ void MemoryRegistry::Clear() {
   if (keep_) {
     for (auto& [address, region] : regions_) region.mapping.Abandon();
   }
+  last_ = nullptr;
   regions_.clear();
 }
 

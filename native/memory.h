@@ -52,6 +52,8 @@ class MemoryRegistry {
   const Region* Find(double address, double length) const;
 
   std::map<uintptr_t, Region> regions_;
+  // The region found last, which is the one of the next call, too, nearly always; or null.
+  mutable const Region* last_ = nullptr;
   bool keep_ = false;
 };
 

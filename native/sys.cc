@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/ioctl.h>
 #include <linux/mount.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
@@ -340,6 +341,17 @@ Napi::Value Prctl(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(prctl(option, values[0], values[1], values[2], values[3])));
 }
 
+// realtime(priority): 0 | -errno. Of the calling thread alone: what it starts is not.
+Napi::Value Realtime(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Args args(info, "realtime");
+  sched_param parameter = {};
+  parameter.sched_priority = static_cast<int>(args.Uint32(0, "priority", 99));
+  if (!args.ok()) return env.Undefined();
+  return ToNumber(env, ResultOrErrno(
+                           sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameter)));
+}
+
 Napi::Value Mlockall(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "mlockall");
@@ -380,6 +392,7 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("prctl", Napi::Function::New<Prctl>(env, "prctl", environment));
   exports.Set("netlinkSocket",
               Napi::Function::New<NetlinkSocket>(env, "netlinkSocket", environment));
+  exports.Set("realtime", Napi::Function::New<Realtime>(env, "realtime", environment));
   exports.Set("mlockall", Napi::Function::New<Mlockall>(env, "mlockall", environment));
 }
 

@@ -45,6 +45,7 @@ import type {
 } from './cache.ts';
 import type {
   Export,
+  ExportChange,
   ExportSpec,
   Listener,
   ListenerSpec,
@@ -219,6 +220,12 @@ export class Client {
 
   async exports(): Promise<Export[]> {
     return (await this.#call({ method: 'GET', path: EXPORTS })) as Export[];
+  }
+
+  /** Changes the quota of an export, in use or not. */
+  async changeExport(name: string, body: ExportChange): Promise<Export> {
+    const path = `${EXPORTS}/${encodeURIComponent(name)}`;
+    return (await this.#call({ method: 'PATCH', path, body })) as Export;
   }
 
   /** With `force` its clients are cut off; what they have written is durable when it returns. */

@@ -4,6 +4,7 @@
  *     GET    /v1/exports                             → Export[]
  *     POST   /v1/exports         ExportSpec          → 201 Export
  *     GET    /v1/exports/NAME                        → Export
+ *     PATCH  /v1/exports/NAME    ExportChange        → Export
  *     DELETE /v1/exports/NAME[?force=true]           → Export, as it was
  *     GET    /v1/templates                           → Template[]
  *     POST   /v1/templates       TemplateSpec        → 201 Template
@@ -19,6 +20,8 @@
  * What is made here lasts as long as the daemon: what is to be there again after its end belongs on
  * its command line.
  */
+
+import type { Quota, QuotaSpec } from './api.ts';
 
 /** A disk that NBD clients reach by its name. */
 export interface ExportSpec {
@@ -43,6 +46,12 @@ export interface ExportSpec {
   allow?: string[];
   /** For people: clients show it in their lists. */
   description?: string;
+}
+
+/** What of an export may be changed, in use or not; until it is removed, whoever made it. */
+export interface ExportChange {
+  /** Null: as much as it likes. */
+  quota: QuotaSpec | null;
 }
 
 /** Disks that are made when a client names them for the first time, all on one root. */
@@ -90,6 +99,8 @@ export interface Export {
   size: number | null;
   /** Bytes that the leaf holds; null while it is closed. */
   changed: number | null;
+  /** Of its leaf; null where it has none, and while it is closed. */
+  quota: Quota | null;
   /** Closed exports take no memory: the leaf is opened for the first client. */
   state: 'closed' | 'opening' | 'open' | 'closing';
   connections: number;

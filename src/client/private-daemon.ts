@@ -6,13 +6,15 @@
  *      └ killed: the pipe ends ─▶ devices detached ─▶ its directories and `scrap` removed
  *
  * Its directories lie in those of the host's daemon, under a name that follows from what it is for:
- * a second command for the same thing finds it at work, or clears away what a dead one left.
+ * a second command for the same thing finds it at work, or clears away what a dead one left. What
+ * is on record of remote roots (replicas, manifests) is the host's; the disk cache stays free for
+ * the host's daemon.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { readFileSync, rmSync } from 'node:fs';
-import { basename } from 'node:path';
+import { basename, dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { UbdError } from '../base/errors.ts';
@@ -86,7 +88,12 @@ function launch({ stateDir, runtimeDir }: Paths, scrap: readonly string[]): Chil
       ...scrap.flatMap(path => ['--scrap', path]),
     ],
     // A session of its own: Ctrl-C is ours to see, and ends it by the end of its input.
-    { cwd: '/', detached: true, stdio: ['pipe', 'ignore', 'ignore'] },
+    {
+      cwd: '/',
+      detached: true,
+      stdio: ['pipe', 'ignore', 'ignore'],
+      env: { ...process.env, UBD_DISK_CACHE: 'off' },
+    },
   );
   child.on('error', () => {}); // no process: told by its missing number
   child.stdin!.on('error', () => {}); // it is gone already
@@ -147,14 +154,19 @@ export function endWithInput(): void {
   process.stdin.once('end', end).once('error', end).resume();
 }
 
-/** Its directories will be removed: so they must be those of a private daemon, and no others. */
-export function requirePrivate({ stateDir, runtimeDir }: Paths): void {
+/**
+ * The places of a private daemon: remote roots are on record with the host's. Its own directories
+ * will be removed: so they must be those of a private daemon, and no others.
+ */
+export function privatePaths(paths: Paths): Paths {
+  const { stateDir, runtimeDir } = paths;
   for (const directory of [stateDir, runtimeDir])
     if (!NAME.test(basename(directory)))
       throw new UbdError('usage', `--while-input would remove ${directory} at its end`, {
         place: { file: directory },
         next: 'it is for commands of ubd itself; `ubd serve` ends with Ctrl-C',
       });
+  return { ...paths, roots: findPaths({ stateDir: dirname(stateDir), runtimeDir }).roots };
 }
 
 /** The last that a private daemon does. */

@@ -13,8 +13,6 @@ import {
   type ForkSpec,
   type LeafChange,
   type LiveReconcileSpec,
-  QUOTA_ACTIONS,
-  type QuotaSpec,
   type ReplicaSpec,
   type SnapshotSpec,
   type Status,
@@ -43,9 +41,9 @@ import {
   isOneOf,
   isPath,
   isPlace,
+  isQuota,
   isRootOrName,
   isText,
-  isWhole,
 } from './validate.ts';
 
 const ATTACH_FIELDS = [
@@ -58,11 +56,6 @@ const ATTACH_FIELDS = [
   'transport',
   'quota',
 ] as const;
-
-const isQuota: Check<QuotaSpec> = isObject<QuotaSpec>(
-  { bytes: isDeviceBytes, warnBytes: isWhole, action: isOneOf(QUOTA_ACTIONS) },
-  ['warnBytes', 'action'],
-);
 
 export const isAttachSpec: Check<AttachSpec> = isObject<AttachSpec>(
   {

@@ -14,6 +14,7 @@
  * that the kernel answers what is left with errors and nobody waits for ever.
  */
 import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads';
+import { errnoName } from '../base/errno.ts';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { PartPool } from '../engine/union.ts';
 import { native } from '../native/binding.ts';
@@ -60,6 +61,25 @@ const PAGE_BYTES = 4096;
 /** prctl(2): this thread serves block I/O, so its allocations must not wait for block I/O. */
 const PR_SET_IO_FLUSHER = 57;
 
+/** The lowest: behind whatever else is realtime. */
+const REALTIME_PRIORITY = 1;
+
+/**
+ * UBD_REALTIME=1: before all other work of its processor. A request that comes then interrupts
+ * whoever asks, who does not sleep first; and what the scheduler does for fairness it does for
+ * nobody twice. Throws UbdError where the kernel refuses.
+ */
+function goFirst(): void {
+  const wanted = process.env.UBD_REALTIME ?? '0';
+  if (wanted === '0') return;
+  if (wanted !== '1') throw new UbdError('usage', `UBD_REALTIME is ${wanted}, and must be 0 or 1`);
+  const result = native.realtime(REALTIME_PRIORITY);
+  if (result < 0)
+    throw new UbdError('permission', `UBD_REALTIME: sched_setscheduler: ${errnoName(result)}`, {
+      next: 'run as root; in a container, give it the capability SYS_NICE; or leave it out',
+    });
+}
+
 class DataPlane {
   readonly #port: MessagePort;
   readonly #flags: Int32Array;
@@ -81,6 +101,7 @@ class DataPlane {
     this.#port = port;
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
+    goFirst();
     this.#ring = new Ring({ entries: RING_ENTRIES });
     this.#fuseSlots = new FuseSlots(this.#ring, SLOTS);
     this.#ublkSlots = new UblkSlots(this.#ring, SLOTS);
@@ -106,9 +127,11 @@ class DataPlane {
   /** Returns when it is told to end; throws what broke it. */
   run(): void {
     try {
-      while (!this.#stopped && Atomics.load(this.#flags, FLAG.ABANDON) === 0) {
+      while (!this.#stopped) {
         this.#ring.turn(true);
-        if (this.#woken) this.#takeCalls();
+        if (!this.#woken) continue;
+        if (Atomics.load(this.#flags, FLAG.ABANDON) !== 0) break; // whoever sets it wakes us
+        this.#takeCalls();
       }
     } finally {
       // ends what is under way, so that the descriptors are the last to hold their files

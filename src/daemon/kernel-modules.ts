@@ -6,7 +6,7 @@
  * that an attach does not pay for it each time.
  */
 import { execFile } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 
 const SECONDS_MAX = 30;
 
@@ -17,6 +17,11 @@ function modprobe(): string {
   } catch {
     return '/sbin/modprobe';
   }
+}
+
+/** Loaded, or a part of the kernel. */
+function isThere(name: string): boolean {
+  return existsSync(`/sys/module/${name.replaceAll('-', '_')}`);
 }
 
 export class KernelModules {
@@ -35,9 +40,13 @@ export class KernelModules {
     return this.#loading;
   }
 
-  /** Whether `load` could do it, and has not been asked yet. Changes nothing. */
+  /**
+   * Whether `load` could bring something, and has not been asked yet. Changes nothing. Modules that
+   * are there are not what a transport lacks.
+   */
   async loadable(): Promise<boolean> {
-    return this.#loading === null && this.#run('--dry-run');
+    if (this.#loading !== null || this.names.every(isThere)) return false;
+    return this.#run('--dry-run');
   }
 
   #run(...options: readonly string[]): Promise<boolean> {

@@ -306,6 +306,8 @@ export interface Exporter {
   open(device: TransportDevice): Promise<void>;
   /** Serves a client; the socket is the exporter's, whatever the outcome. */
   connect(id: number, channel: ClientChannel): Promise<void>;
+  /** Changes the quota of its leaf, durably; it holds at once. One change at a time. */
+  limit(id: number, quota: Quota | null): Promise<void>;
   /** Ends the connections, then makes the leaf durable and clean. */
   close(id: number): Promise<void>;
 }

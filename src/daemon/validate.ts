@@ -8,7 +8,7 @@ import { isAbsolute } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { DEVICE_BYTES_MAX } from '../base/units.ts';
 import { isUri } from '../base/uri.ts';
-import type { RootIdentity } from '../client/api.ts';
+import { QUOTA_ACTIONS, type QuotaSpec, type RootIdentity } from '../client/api.ts';
 import { NAME } from '../client/paths.ts';
 import { parseRootUri } from '../remote/uri.ts';
 
@@ -120,3 +120,8 @@ export const isRootIdentity: Check<RootIdentity> = isObject<RootIdentity>({
   sizeBytes: isWhole,
   fingerprint: isText,
 });
+
+export const isQuota: Check<QuotaSpec> = isObject<QuotaSpec>(
+  { bytes: isDeviceBytes, warnBytes: isWhole, action: isOneOf(QUOTA_ACTIONS) },
+  ['warnBytes', 'action'],
+);

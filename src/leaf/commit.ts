@@ -25,12 +25,13 @@
  * count as clean, so no later sync can be believed: the leaf takes no more writes until it is
  * opened again.
  */
-import { totalmem } from 'node:os';
 import { assert } from '../base/assert.ts';
 import { EDQUOT, EIO, ENOSPC } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
 import { Checkpoint } from './checkpoint.ts';
+import { type CommitLimits, LIMITS } from './commit-limits.ts';
+import { FinalStep } from './final-step.ts';
 import {
   extentsIn,
   type Geometry,
@@ -44,6 +45,7 @@ import { encodeRecord } from './log.ts';
 import { PendingExtents } from './pending.ts';
 import type { SectorMap } from './sector-map.ts';
 import { encodeSuperblock, type Superblock } from './superblock.ts';
+import { type Waiter, Waiters } from './waiters.ts';
 
 const STEP = {
   IDLE: 0,
@@ -56,42 +58,11 @@ const STEP = {
   AMEND: 7,
 };
 
-export interface CommitLimits {
-  /** The most extents in one record; with more, a checkpoint takes its place. */
-  recordExtents: number;
-  /**
-   * A cycle begins by itself after so many written bytes, to bound what one flush has to wait for:
-   * once there are as many in the leaf. What is written again and again waits only once.
-   */
-  unsyncedBytes: number;
-  /** Or when a checkpoint would have to write so many pages: it copies them all in one go. */
-  dirtyPages: number;
-}
-
-const MIB = 1024 * 1024;
-
-/**
- * A record of 48 KiB. A few seconds of a good disk's work, and no more than the kernel lets a plain
- * file keep in memory: a device that nobody flushes writes at the speed of the page cache, as a
- * file does. A cycle of our own now and then costs it little.
- */
-const LIMITS: CommitLimits = {
-  recordExtents: 4096,
-  unsyncedBytes: Math.min(1024 * MIB, Math.max(64 * MIB, totalmem() / 16)),
-  dirtyPages: 8192, // 4 MiB
-};
-
 /** What of a superblock may be changed while the leaf is in use. */
 export type Amendment = Partial<Pick<Superblock, 'freeze' | 'quota' | 'parent'>>;
 
 /** What of it a move changes. */
 type MovedTo = Amendment & Pick<Superblock, 'sizeSectors' | 'geometry'>;
-
-/** A flush that waits: the caller's operation, in a list without allocation. */
-export class Waiter {
-  op!: IoOp;
-  next: Waiter | null = null;
-}
 
 export interface CommitStart {
   io: Io;
@@ -136,7 +107,7 @@ export class Commit implements IoOp {
   #amendment: { changes: Amendment; op: IoOp } | null = null;
   #running: Waiter | null = null;
   #waiting: Waiter | null = null;
-  #freeWaiters: Waiter | null = null;
+  readonly #waiters = new Waiters();
   /** Changes done in all; those that the running cycle covers; those that are durable. */
   #changes = 1; // a process before this one may have left something that was never synced
   #covered = 0;
@@ -198,10 +169,11 @@ export class Commit implements IoOp {
         op.done(0, 0);
         return;
       }
-      this.#waiting = this.#waiter(op, this.#waiting);
+      this.#waiting = this.#waiters.add(op, this.#waiting);
       this.#begin();
-    } else if (this.#covered === this.#changes) this.#running = this.#waiter(op, this.#running);
-    else this.#waiting = this.#waiter(op, this.#waiting);
+    } else if (this.#covered === this.#changes)
+      this.#running = this.#waiters.add(op, this.#running);
+    else this.#waiting = this.#waiters.add(op, this.#waiting);
   }
 
   /**
@@ -275,7 +247,7 @@ export class Commit implements IoOp {
       return;
     }
     this.#closing = true;
-    this.#waiting = this.#waiter(op, null);
+    this.#waiting = this.#waiters.add(op, null);
     this.#begin();
   }
 
@@ -468,56 +440,11 @@ export class Commit implements IoOp {
       this.#move = null;
     } else if (this.#amendment !== null) this.#amend();
     else if (this.#waiting !== null || this.#move !== null) this.#begin();
-    this.#answer(ended, amended === null ? result : 0);
-    this.#answer(abandoned, -EIO);
+    this.#waiters.answer(ended, amended === null ? result : 0);
+    this.#waiters.answer(abandoned, -EIO);
     amended?.done(result, 0);
     refused?.done(-EIO, 0);
     moved?.done(result, 0);
     stranded?.done(-EIO, 0);
-  }
-
-  #waiter(op: IoOp, next: Waiter | null): Waiter {
-    const waiter = this.#freeWaiters ?? new Waiter();
-    this.#freeWaiters = waiter.next;
-    waiter.op = op;
-    waiter.next = next;
-    return waiter;
-  }
-
-  /** Answers the waiters of a list; each is free before its operation may start another flush. */
-  #answer(list: Waiter | null, result: number): void {
-    for (let waiter = list; waiter !== null; ) {
-      const { op, next } = waiter;
-      waiter.next = this.#freeWaiters;
-      this.#freeWaiters = waiter;
-      op.done(result, 0);
-      waiter = next;
-    }
-  }
-}
-
-/** The end of `close`: first a flush, then, if that was well, the last checkpoint. */
-class FinalStep implements IoOp {
-  readonly #commit: Commit;
-  readonly #op: IoOp;
-  /** Without the last checkpoint the close has failed. */
-  readonly #strict: boolean;
-  #flushed = false;
-
-  constructor(commit: Commit, op: IoOp, strict: boolean) {
-    this.#commit = commit;
-    this.#op = op;
-    this.#strict = strict;
-  }
-
-  done(result: number): void {
-    if (!this.#flushed && result === 0) {
-      this.#flushed = true;
-      this.#commit.finish(this);
-      return;
-    }
-    this.#commit.freeMemory();
-    const full = result === -ENOSPC || result === -EDQUOT;
-    this.#op.done(this.#flushed && full && !this.#strict ? 0 : result, 0);
   }
 }

@@ -24,12 +24,14 @@ import { EIO, ENOSPC, EROFS } from '../base/errno.ts';
 import { SECTOR_BYTES } from '../base/units.ts';
 import type { WritableLayer } from '../store/store.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
-import { type Amendment, Commit, type CommitLimits, Waiter } from './commit.ts';
+import { type Amendment, Commit } from './commit.ts';
+import type { CommitLimits } from './commit-limits.ts';
 import { geometryBehind } from './format.ts';
 import type { OpenedLeaf } from './opened.ts';
 import { SectorMap } from './sector-map.ts';
 import type { Shadow } from './shadow.ts';
 import type { Freeze, Quota, Superblock } from './superblock.ts';
+import type { Waiter } from './waiters.ts';
 
 const KIND = { WRITE: 0, ZEROES: 1, DISCARD: 2 } as const;
 type Kind = (typeof KIND)[keyof typeof KIND];
@@ -226,12 +228,8 @@ export class Leaf implements WritableLayer {
 
   flush(op: IoOp): void {
     if (this.readOnly) op.done(0, 0);
-    else if (this.#holding) {
-      const waiter = new Waiter();
-      waiter.op = op;
-      waiter.next = this.#held;
-      this.#held = waiter;
-    } else if (this.#below !== null) this.#below.flush(new BelowFirst(this.#commit, op));
+    else if (this.#holding) this.#held = { op, next: this.#held };
+    else if (this.#below !== null) this.#below.flush(new BelowFirst(this.#commit, op));
     else this.#commit.flush(op);
   }
 

@@ -137,17 +137,20 @@ export class Exchange {
       writeText(this.#world, markerOf(leaf), JSON.stringify(this.#replacement(leaf)));
   }
 
-  /** Somebody else may want the name while the root is being made. */
+  /**
+   * Somebody else may want the name while the root is being made. It never shows anything but the
+   * whole text, by which it is known as ours after a crash.
+   */
   #takeName(): void {
-    const file = this.#world.create(this.#output);
-    this.#placed = true;
+    const world = this.#world;
+    const text = placeholder(this.#id);
     try {
-      file.write(Buffer.from(placeholder(this.#id)), 0);
-      file.sync();
-    } finally {
-      file.close();
+      writeText(world, this.#output, text);
+      this.#placed = true;
+    } catch (error) {
+      this.#placed = world.exists(this.#output) && world.readText(this.#output) === text;
+      throw error;
     }
-    this.#world.syncDirectory(dirname(this.#output));
   }
 }
 

@@ -108,6 +108,7 @@ t.test('usage errors have status 2, a message and a hint', async t => {
   const { ubd } = shell(t.teardown);
   for (const [args, message] of [
     [['frobnicate'], /no command 'frobnicate'/],
+    [['replica', 'add', 'web', '/a/copy.img'], /no URI: .*\n.*file:\/\/\/a\/copy\.img/],
     [['constructor'], /no command 'constructor'/],
     [['list', '--colour'], /--colour/],
     [['attach', 'a', 'b'], /unexpected argument 'b'/],

@@ -1,7 +1,16 @@
 /** The data-plane thread and its client: calls, ends, and what a crash leaves. */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, mkdtempSync, openSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
@@ -30,6 +39,44 @@ t.test('a plane without devices answers, and stops', async t => {
   t.strictSame(await ended, [null], 'as asked: no error');
   await t.rejects(plane.stats(), { message: /has ended/ });
   await plane.stop();
+});
+
+/** Scheduling policies of this process's threads: 0 as everybody, 2 SCHED_RR (proc(5), stat). */
+function policies(): number[] {
+  return readdirSync('/proc/self/task').map(thread => {
+    const stat = readFileSync(`/proc/self/task/${thread}/stat`, 'utf8');
+    return Number(stat.split(') ')[1]!.split(' ')[38]) & 7;
+  });
+}
+
+t.test('its thread is realtime if that is wanted, and no other', { skip }, async t => {
+  t.teardown(() => {
+    delete process.env.UBD_REALTIME;
+  });
+  const plane = await DataPlane.start();
+  t.equal(policies().filter(policy => policy !== 0).length, 0);
+  await plane.stop();
+  process.env.UBD_REALTIME = '1';
+  const first = await DataPlane.start();
+  t.same(
+    policies().filter(policy => policy !== 0),
+    [2],
+  );
+  await first.stop();
+  process.env.UBD_REALTIME = 'yes';
+  await t.rejects(DataPlane.start(), { code: 'usage', message: /UBD_REALTIME is yes/ });
+});
+
+t.test('where it may not be realtime, that is said', { skip }, async t => {
+  const start = join(import.meta.dirname, '../../src/daemon/plane-client.js');
+  const program = `import { DataPlane } from '${start}';
+    DataPlane.start().catch(({ code, message }) => console.log(code, message));`;
+  const file = join(folder, 'start.mjs');
+  writeFileSync(file, program);
+  const poor = ['--bounding-set=-sys_nice', '--inh-caps=-sys_nice', process.execPath, file];
+  const env = { ...process.env, UBD_REALTIME: '1' };
+  const { stdout } = spawnSync('setpriv', poor, { encoding: 'utf8', env });
+  t.match(stdout, /^permission UBD_REALTIME: sched_setscheduler: EPERM/);
 });
 
 t.test('many calls at once are all answered', async t => {

@@ -7,7 +7,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'nod
 import { tmpdir } from 'node:os';
 import { UbdError } from '../../src/base/errors.ts';
 import { rangesBytes } from '../../src/cache/boot-pack.ts';
-import type { CheckReport, LeafInfo, RootIdentity } from '../../src/client/api.ts';
+import type { CheckReport, LeafInfo, Quota, RootIdentity } from '../../src/client/api.ts';
 import { findPaths, type Paths } from '../../src/client/paths.ts';
 import { Log } from '../../src/daemon/log.ts';
 import type {
@@ -31,6 +31,7 @@ import { Registry } from '../../src/daemon/registry.ts';
 export type Step =
   | 'exporter.open'
   | 'exporter.close'
+  | 'exporter.limit'
   | 'openRoot'
   | 'createLeaf'
   | 'openLeaf'
@@ -80,6 +81,8 @@ export class FakeMachine implements Machine {
   /** Exports that are open, by their number, and their clients. */
   readonly exported: Map<number, { device: TransportDevice; channels: ClientChannel[] }> =
     new Map();
+  /** What exports were told of their quotas. */
+  readonly limits: { id: number; quota: Quota | null }[] = [];
   readonly #attached = new Map<number, { node: string; device: TransportDevice }>();
   #nextNode = 0;
   missing: string | null = null;
@@ -98,7 +101,7 @@ export class FakeMachine implements Machine {
       createLeaf: leaf => this.#createLeaf(leaf),
       renewLeaf: leaf => this.#renewLeaf(leaf),
       removeLeaf: async path => rmSync(path),
-      openLeaf: path => this.#openLeaf(path),
+      openLeaf: (path, options) => this.#openLeaf(path, options?.quota ?? null),
       leafInfo: async path => leafInfo(path),
       leafRoot: async path => ({ root: leafInfo(path).root, problem: null }),
       foldLeaf: async () => 0,
@@ -133,6 +136,10 @@ export class FakeMachine implements Machine {
       },
       connect: async (id, channel) => {
         find(id).channels.push(channel);
+      },
+      limit: async (id, quota) => {
+        await this.#step('exporter.limit');
+        this.limits.push({ id: find(id).device.id, quota });
       },
       close: async id => {
         const { device } = find(id);
@@ -230,7 +237,7 @@ export class FakeMachine implements Machine {
     writeFileSync(path, `LEAF${JSON.stringify(file)}`, { flag: 'wx' });
   }
 
-  async #openLeaf(path: string): Promise<LeafHandle> {
+  async #openLeaf(path: string, quota: Quota | null): Promise<LeafHandle> {
     await this.#step('openLeaf');
     const file = readLeaf(path);
     const key = `leaf ${path}`;
@@ -240,7 +247,7 @@ export class FakeMachine implements Machine {
       path,
       ...file,
       changedBytes: 512,
-      quota: null,
+      quota,
       notes: [],
       close: () => this.open.delete(key),
     };

@@ -21,18 +21,18 @@ function modprobe(status: number): () => string[] {
 
 t.test('a module that can be loaded is, once', async t => {
   const called = modprobe(0);
-  const modules = new KernelModules(['fuse', 'loop'], program);
+  const modules = new KernelModules(['ubd_one', 'ubd_two'], program);
   t.equal(await modules.loadable(), true);
-  t.same(called(), ['--dry-run --quiet --use-blacklist --all fuse loop']);
+  t.same(called(), ['--dry-run --quiet --use-blacklist --all ubd_one ubd_two']);
   t.same(await Promise.all([modules.load(), modules.load()]), [true, true]);
   t.equal(await modules.load(), true);
-  t.same(called().slice(1), ['--quiet --use-blacklist --all fuse loop']);
+  t.same(called().slice(1), ['--quiet --use-blacklist --all ubd_one ubd_two']);
   t.equal(await modules.loadable(), false, 'it is no way out any more');
 });
 
 t.test('one that cannot is tried once, too', async t => {
   const called = modprobe(1);
-  const modules = new KernelModules(['nbd'], program);
+  const modules = new KernelModules(['ubd_one'], program);
   t.equal(await modules.loadable(), false);
   t.equal(await modules.load(), false);
   t.equal(await modules.load(), false);
@@ -40,7 +40,14 @@ t.test('one that cannot is tried once, too', async t => {
 });
 
 t.test('without modprobe nothing can be loaded', async t => {
-  const modules = new KernelModules(['nbd'], join(directory, 'none'));
+  const modules = new KernelModules(['ubd_one'], join(directory, 'none'));
   t.equal(await modules.loadable(), false);
   t.equal(await modules.load(), false);
+});
+
+t.test('modules that are there are not what is lacking: loading them is no way out', async t => {
+  const called = modprobe(0);
+  t.equal(await new KernelModules(['kernel'], program).loadable(), false);
+  t.same(called(), [], 'nobody is asked');
+  t.equal(await new KernelModules(['kernel', 'ubd_one'], program).loadable(), true);
 });

@@ -13,6 +13,7 @@ import { RemoteRoots } from '../../src/daemon/remote/remote-roots.ts';
 import { RootBook } from '../../src/daemon/remote/root-book.ts';
 import { remoteSettings } from '../../src/daemon/remote/settings.ts';
 import { Upstream } from '../../src/daemon/remote/upstream.ts';
+import { ManifestMaker } from '../../src/remote/manifest.ts';
 import { DEFAULTS } from '../../src/remote/options.ts';
 import { imageOf } from '../support/fake-place.ts';
 import { HttpRoot } from '../support/http-root.ts';
@@ -250,6 +251,32 @@ t.test('a damaged record is told, with its file', async t => {
   });
   await book.write({ ...record, replicas: [] });
   t.same(readdirSync(directory), [], 'none is no record');
+});
+
+t.test('a manifest that cannot be kept: an error, and nobody holds the root', async t => {
+  const server = await HttpRoot.start(image);
+  t.teardown(() => server.stop());
+  const { upstream, remote } = setUp(t.teardown);
+  const plain = await remote.open(server.url());
+  const maker = new ManifestMaker(SIZE);
+  for (let at = 0; at < SIZE; at += maker.chunkBytes)
+    maker.add(image.subarray(at, at + maker.chunkBytes));
+  const manifest = maker.finish(plain.identity.fingerprint).encode();
+  plain.close();
+  await until('it is closed', async () => (await upstream.call({ call: 'stats' })).length === 0);
+  server.answer = (request, response) => {
+    if (request.url !== '/root.img.ubdmanifest') return false;
+    response.end(manifest);
+    return true;
+  };
+  const inTheWay = join(folder, `roots${next - 1}`);
+  writeFileSync(inTheWay, 'a file');
+  await t.rejects(remote.open(server.url()), { code: 'EEXIST' });
+  t.same(await upstream.call({ call: 'stats' }), [], 'it is closed again');
+  rmSync(inTheWay);
+  const root = await remote.open(server.url());
+  t.type(root.treeDigest, 'string');
+  root.close();
 });
 
 t.test('settings from the environment', async t => {

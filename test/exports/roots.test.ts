@@ -5,7 +5,10 @@
  */
 import { readFileSync } from 'node:fs';
 import t, { type Test } from 'tap';
+import { CMD, ERROR, SIMPLE_REPLY } from '../../src/transport/nbd/wire.ts';
 import { ExportSandbox, ROOT_BYTES } from '../support/export-sandbox.ts';
+import { NbdCaller } from '../support/nbd-caller.ts';
+import { request } from '../support/nbd-client.ts';
 import { nbdkit, nginx } from '../support/remote-servers.ts';
 import { missing } from '../support/requires.ts';
 import { run, tryRun, until } from '../support/run.ts';
@@ -161,9 +164,22 @@ t.test(
       'what is there can be rewritten',
     );
     t.match(made.sandbox.log(), /export web: .*has used up its quota/);
-    await client.removeExport('web', { force: true });
-    await client.addExport({ ...quota, quotaBytes: 4 * MIB });
-    t.equal((await io(uri, 'write -P 2 4M 2M', 'flush')).status, 0);
+    const stays = await NbdCaller.connect({ path: made.socket });
+    await stays.begin();
+    await stays.go('web');
+    const write = async (): Promise<number> => {
+      stays.socket.write(
+        request({ type: CMD.WRITE, offset: 4 * MIB, data: Buffer.alloc(2 * MIB, 2) }),
+      );
+      return (await stays.take(SIMPLE_REPLY.size)).readUInt32BE(SIMPLE_REPLY.at.error);
+    };
+    t.equal(await write(), ERROR.ENOSPC);
+    const changed = await client.changeExport('web', { quota: { bytes: 4 * MIB } });
+    t.match(changed, { state: 'open', quota: { bytes: 4 * MIB } });
+    t.equal(await write(), 0, 'the client that was refused goes on, on the same connection');
+    stays.end();
+    await closed(made, 'web');
+    t.not((await io(uri, 'write -P 2 8M 2M')).status, 0, 'the next opening has the same quota');
     t.equal((await io(uri, 'read -P 3 0 1M', 'read -P 2 4M 2M')).status, 0);
     const left = readFileSync(root);
     t.ok(left.equals(made.content) && left.length === ROOT_BYTES, 'the root is as it was');

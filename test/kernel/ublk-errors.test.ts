@@ -3,8 +3,8 @@
  * that cannot be killed. Method: the daemon, and its parts, where the kernel refuses, where others
  * meddle, and where it is killed between two steps.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
@@ -14,8 +14,9 @@ import { MIB, makeRoot } from '../support/disk.ts';
 import { testGrowing } from '../support/growing.ts';
 import { here } from '../support/guest.ts';
 import { errorsInLog } from '../support/kernel-log.ts';
-import { run, sleep, tryRun, until } from '../support/run.ts';
+import { run, tryRun, until } from '../support/run.ts';
 import { type Attached, CLI, Sandbox } from '../support/sandbox.ts';
+import { endsBySigkill, testUnserved } from '../support/unserved.ts';
 
 const HALF_WAY = fileURLToPath(new URL('../support/ublk-half-way.js', import.meta.url));
 
@@ -40,14 +41,6 @@ function fio(sandbox: Sandbox, node: string, seconds: number): Promise<string> {
   ]);
 }
 
-/** Whether SIGKILL ends it, soon. */
-async function endsBySigkill(child: ChildProcess): Promise<boolean> {
-  if (child.exitCode !== null || child.signalCode !== null) return true;
-  const ended = new Promise<true>(resolve => child.once('exit', () => resolve(true)));
-  child.kill('SIGKILL');
-  return Promise.race([ended, sleep(10_000).then((): false => false)]);
-}
-
 const UBLK = { device: '/dev/ublk-control', modules: ['ublk_drv', 'ext4', 'loop', 'fuse'] };
 if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
   t.test('without the right to it, ublk is not offered, and auto takes another', async t => {
@@ -63,7 +56,7 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
     const socket = sandbox.path('run/ubd.sock');
     // On an emulated machine it needs longer to start than a command waits for it.
     const daemon = spawn('setpriv', poor('serve'), { env, stdio: 'ignore' });
-    await until('it listens', () => existsSync(socket), 300_000);
+    await until('it listens', () => existsSync(socket));
     const refused = await tryRun('setpriv', poor('attach', root, '--transport', 'ublk'), { env });
     t.match(refused, { status: 1, stderr: /EPERM[\s\S]*SYS_ADMIN/ });
     daemon.kill('SIGTERM');
@@ -96,7 +89,7 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
     const { node } = await attach(sandbox, 'web');
     const work = fio(sandbox, node, 12);
     const writes = async (): Promise<boolean> => (await sandbox.client.list())[0]!.changed! > 0;
-    await until('fio writes', writes, 300_000);
+    await until('fio writes', writes);
     await t.rejects(sandbox.client.detach('web'), {
       code: 'busy',
       message: /is in use: open in fio \(pid \d+\)/,
@@ -137,49 +130,7 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
     await sandbox.detach('web');
   });
 
-  t.test('a daemon can be killed while its device is mounted and nobody serves it', async t => {
-    const sandbox = await start(t);
-    const { device } = await attach(sandbox, 'web');
-    await run('mkfs.ext4', ['-q', '-F', device]);
-    const place = sandbox.path('mnt');
-    mkdirSync(place);
-    await run('mount', [device, place]);
-    await sandbox.kill(); // throws if it does not end
-    // Whoever waits for the device can be killed, too, once the device is given up.
-    const waiting = spawn('dd', ['if=/dev/zero', `of=${place}/x`, 'bs=1M', 'count=40'], {
-      stdio: 'ignore',
-    });
-    const syncing = spawn('sync', ['-f', place], { stdio: 'ignore' });
-    await sleep(500);
-    await sandbox.startDaemon();
-    await until('it is back', async () => (await sandbox.client.list())[0]?.state === 'attached');
-    for (const child of [waiting, syncing]) t.ok(await endsBySigkill(child));
-    await run('umount', [place]);
-    await sandbox.detach('web');
-  });
-
-  t.test('a device that does not come back is given up by a forced detach', async t => {
-    const sandbox = await start(t);
-    const { device, node } = await attach(sandbox, 'web');
-    await run('mkfs.ext4', ['-q', '-F', device]);
-    const place = sandbox.path('mnt');
-    mkdirSync(place);
-    await run('mount', [device, place]);
-    await sandbox.kill();
-    rmSync(sandbox.path('state/leaves/web.leaf')); // its leaf is lost
-    await sandbox.startDaemon();
-    await until('it says so', async () => (await sandbox.client.list())[0]?.state === 'failed');
-    const syncing = spawn('sh', ['-c', `echo x > '${place}/x'; sync -f '${place}'`], {
-      stdio: 'ignore',
-    });
-    await sleep(300);
-    t.ok(existsSync(node), 'who uses it waits');
-    await sandbox.client.detach('web', { force: true });
-    await until('they get errors', () => syncing.exitCode !== null);
-    await run('umount', [place]);
-    await until('the device is gone', () => !existsSync(node));
-    t.same(await sandbox.client.list(), []);
-  });
+  testUnserved(t, { start, attach, isGone: node => !existsSync(node) });
 
   for (const stage of ['made', 'opened', 'starting', 'live', 'stopping', 'removing'])
     t.test(`a daemon killed with a device that is ${stage} leaves nothing for long`, async t => {

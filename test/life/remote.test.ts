@@ -254,6 +254,19 @@ t.test('commands over a root in another place', { skip }, async t => {
       await alike(t, bench, uris, 'check', './a.leaf', '--json');
       await alike(t, bench, uris, 'find', './a.leaf', '*', '--json');
       copyFileSync(bench.path('keep'), bench.path('a.leaf'));
+
+      // The device that the command makes has what is on record of its root.
+      const away = await qemuNbd(bench.next, bench.path('away.sock')).start();
+      t.teardown(() => away.kill());
+      const { identity } = JSON.parse(await bench.ok('info', away.uri, '--json'));
+      await away.kill();
+      const book = new RootBook(bench.path('state/roots'));
+      await book.write({ version: 1, uri: away.uri, identity, replicas: [uris.next] });
+      await bench.over(uris.root);
+      await bench.ok('rebase', './a.far', '--root', away.uri);
+      const moved = JSON.parse(await bench.ok('info', './a.far', '--json'));
+      t.match(moved, { root: { path: away.uri } }, 'a root that only a replica has');
+      await book.write({ version: 1, uri: away.uri, identity, replicas: [] });
     },
   );
 

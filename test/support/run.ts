@@ -24,7 +24,12 @@ export interface RunResult {
   stderr: string;
 }
 
-const TIMEOUT_MS = 120_000;
+/** What a machine needs of patience: an emulated one (vm.ts) is some twenty times slower. */
+export const PATIENCE: number = (process.env.UBD_VM ?? 'uml') === 'uml' ? 1 : 10;
+
+const TIMEOUT_MS: number = 120_000 * PATIENCE;
+/** Of what is waited for. */
+const UNTIL_MS: number = 30_000 * PATIENCE;
 const LINGER_MS = 500;
 
 export function tryRun(
@@ -93,7 +98,7 @@ export function sleep(ms: number): Promise<void> {
 export async function until(
   what: string,
   condition: () => boolean | Promise<boolean>,
-  timeoutMs = 30_000,
+  timeoutMs: number = UNTIL_MS,
 ): Promise<void> {
   const end = Date.now() + timeoutMs;
   while (!(await condition())) {

@@ -15,7 +15,7 @@ import { fileURLToPath } from 'node:url';
 import type { AttachSpec, Device } from '../../src/client/api.ts';
 import { type Client, connect } from '../../src/client/client.ts';
 import { Cleanup } from './cleanup.ts';
-import { type RunOptions, type RunResult, run, tryRun, until } from './run.ts';
+import { PATIENCE, type RunOptions, type RunResult, run, tryRun, until } from './run.ts';
 
 /** dist/src/cli/main.js, seen from dist/test/support. */
 export const CLI: string = fileURLToPath(new URL('../../src/cli/main.js', import.meta.url));
@@ -25,9 +25,6 @@ export interface Attached extends Device {
   device: string;
   node: string;
 }
-
-/** An emulated machine starts it some twenty times slower. */
-const START_MS_MAX = (process.env.UBD_VM ?? 'uml') === 'uml' ? 30_000 : 200_000;
 
 export class Sandbox {
   readonly dir: string;
@@ -100,20 +97,16 @@ export class Sandbox {
   }
 
   async #answers(daemon: ChildProcess): Promise<void> {
-    await until(
-      'the daemon answers',
-      async () => {
-        if (daemon.exitCode !== null || daemon.signalCode !== null) {
-          throw new Error(`the daemon ended: ${this.log().slice(-2000)}`);
-        }
-        const client = await this.connect().catch(() => undefined);
-        const status = await client?.status().catch(() => undefined);
-        if (status?.pid !== daemon.pid) return false;
-        this.#client = client;
-        return true;
-      },
-      START_MS_MAX,
-    );
+    await until('the daemon answers', async () => {
+      if (daemon.exitCode !== null || daemon.signalCode !== null) {
+        throw new Error(`the daemon ended: ${this.log().slice(-2000)}`);
+      }
+      const client = await this.connect().catch(() => undefined);
+      const status = await client?.status().catch(() => undefined);
+      if (status?.pid !== daemon.pid) return false;
+      this.#client = client;
+      return true;
+    });
   }
 
   /** A client of our daemon; never starts another one. */
@@ -158,7 +151,7 @@ export class Sandbox {
     const timer = setTimeout(() => {
       hung = true;
       daemon.kill('SIGKILL');
-    }, 30_000);
+    }, 30_000 * PATIENCE);
     await ended;
     clearTimeout(timer);
     if (hung) throw new Error(`the daemon did not end on ${signal}: ${this.log().slice(-2000)}`);

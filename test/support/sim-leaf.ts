@@ -1,6 +1,6 @@
 /** A leaf on the simulated disk, for tests that look at one thing at a time. */
 import { NO_PARENT, planLeaf, writeLeaf } from '../../src/leaf/blank.ts';
-import type { CommitLimits } from '../../src/leaf/commit.ts';
+import type { CommitLimits } from '../../src/leaf/commit-limits.ts';
 import { Leaf } from '../../src/leaf/leaf.ts';
 import { loadLeaf } from '../../src/leaf/load.ts';
 import type { OpenedLeaf } from '../../src/leaf/opened.ts';

@@ -1,6 +1,8 @@
 /** `ubd replica`: the places of a remote root, added and removed while devices run. */
+import { pathToFileURL } from 'node:url';
 import { UbdError } from '../../base/errors.ts';
 import { formatSize } from '../../base/units.ts';
+import { isUri } from '../../base/uri.ts';
 import type { RootReplicas } from '../../client/api.ts';
 import { isNotRunning } from '../../client/http.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
@@ -32,6 +34,10 @@ export const replica: Command = {
     if (action === 'list' && uri === undefined) return list(args, root);
     if ((action !== 'add' && action !== 'remove') || root === undefined || uri === undefined)
       throw new UbdError('usage', wrong(action, root, uri), { next: helpHint(replica) });
+    if (!isUri(uri))
+      throw new UbdError('usage', `${uri} is no URI: a copy is named by one`, {
+        next: `a file of this machine: ${pathToFileURL(uri).href}`,
+      });
     await withDaemon(args, 'always', async client => {
       if (action === 'remove') {
         await client.removeReplica(root, uri);

@@ -5,7 +5,7 @@ import { CACHE_POLICIES, type CachePolicy, type CacheSpec } from '../../client/c
 import type { ListenerSpec } from '../../client/exports.ts';
 import { EXIT_LOCKED } from '../../client/launch.ts';
 import { findPaths } from '../../client/paths.ts';
-import { endWithInput, removeScrap, requirePrivate } from '../../client/private-daemon.ts';
+import { endWithInput, privatePaths, removeScrap } from '../../client/private-daemon.ts';
 import type { Serving } from '../../daemon/exports/exports.ts';
 import { parseCacheSize } from '../cache-options.ts';
 import type { Arguments, Command } from '../command.ts';
@@ -73,10 +73,10 @@ export const serve: Command = {
   ],
   needsRoot: true,
   async run(args) {
-    const paths = findPaths(givenDirs(args));
+    const given = findPaths(givenDirs(args));
     const foreground = !args.flags.has('background');
     const scrap = args.flags.has('while-input') ? (args.lists.get('scrap') ?? []) : null;
-    if (scrap !== null) requirePrivate(paths);
+    const paths = scrap === null ? given : privatePaths(given);
     const serving = await servingOf(args);
     const cache = cacheOf(args);
     // All is loaded before another daemon is asked to stop.

@@ -1,7 +1,9 @@
-/** `ubd set`: changes a device that is in use, or a leaf that is not. */
+/** `ubd set`: changes a device or an export that is in use, or a leaf that is not. */
 import { UbdError } from '../../base/errors.ts';
 import { parseSize } from '../../base/units.ts';
-import type { ChangeSpec } from '../../client/api.ts';
+import type { ChangeSpec, Device } from '../../client/api.ts';
+import type { Client } from '../../client/client.ts';
+import type { Export } from '../../client/exports.ts';
 import { type Arguments, type Command, EXIT } from '../command.ts';
 import { printJson } from '../output.ts';
 import { helpHint } from '../parse.ts';
@@ -11,8 +13,14 @@ import { leafFileOf } from '../work.ts';
 
 export const set: Command = {
   name: 'set',
-  about: 'change the size or the quota of a device in use, or of a leaf',
-  positionals: [{ name: 'DEV|NAME|LEAF', count: 'one', about: 'a device; or the path of a leaf' }],
+  about: 'change the size or the quota of a device in use, an export (quota), or a leaf',
+  positionals: [
+    {
+      name: 'DEV|NAME|LEAF',
+      count: 'one',
+      about: 'a device, or an export; or the path of a leaf that nobody uses',
+    },
+  ],
   options: {
     size: { type: 'text', value: 'SIZE', about: 'make the device larger: 20G' },
     ...QUOTA_OPTIONS,
@@ -28,12 +36,30 @@ export const set: Command = {
     const target = args.positionals[0]!;
     const leaf = leafFileOf(args, target);
     const changed = await withDaemon(args, 'always', async client =>
-      leaf === null ? client.change(target, change) : client.changeLeaf({ ...change, leaf }),
+      leaf === null ? changeUsed(client, target, change) : client.changeLeaf({ ...change, leaf }),
     );
     if (args.flags.has('json')) printJson(changed);
     return EXIT.OK;
   },
 };
+
+/** A device of that name, else an export of it. */
+async function changeUsed(
+  client: Client,
+  target: string,
+  change: ChangeSpec,
+): Promise<Device | Export> {
+  try {
+    return await client.change(target, change);
+  } catch (error) {
+    const { quota, sizeBytes } = change;
+    const mayBeExport = error instanceof UbdError && error.code === 'not-found';
+    if (!mayBeExport || quota === undefined || sizeBytes !== undefined) throw error;
+    return await client.changeExport(target, { quota }).catch((other: unknown) => {
+      throw other instanceof UbdError && other.code === 'not-found' ? error : other;
+    });
+  }
+}
 
 function changeOf(args: Arguments): ChangeSpec {
   const change: ChangeSpec = {};

@@ -10,6 +10,7 @@
  */
 import { mkdir } from 'node:fs/promises';
 import { asUbdError, UbdError } from '../../base/errors.ts';
+import type { Quota } from '../../client/api.ts';
 import type { Export, ExportSpec, Template, TemplateSpec } from '../../client/exports.ts';
 import type { Paths } from '../../client/paths.ts';
 import type { ListEntry, Refusal } from '../../transport/nbd/handshake.ts';
@@ -69,6 +70,8 @@ export class Catalog {
   readonly #plans: Plans;
   readonly #named = new Map<string, Named>();
   readonly #templates = new Map<string, TemplateEntry>();
+  /** Quotas that were changed, by name: each opening asks for them, until the name is removed. */
+  readonly #quotas = new Map<string, Quota | null>();
   #stopping = false;
 
   constructor(options: CatalogOptions) {
@@ -104,11 +107,11 @@ export class Catalog {
 
   async remove(name: string, options: { force: boolean }): Promise<Export> {
     const named = this.#named.get(name);
-    if (named === undefined)
-      throw new UbdError('not-found', `there is no export ${name}`, { place: { device: name } });
+    if (named === undefined) throw noExport(name);
     refuseUsed([named], options.force);
     const shown = this.#show(named, undefined);
     if (named.template === null) this.#named.delete(name);
+    this.#quotas.delete(name);
     await named.disk.close();
     return shown;
   }
@@ -122,6 +125,8 @@ export class Catalog {
     const shown = this.#showTemplate(entry);
     this.#templates.delete(prefix);
     for (const { disk } of made) this.#named.delete(disk.name);
+    for (const name of this.#quotas.keys()) // of those that are closed, too
+      if (!this.#named.has(name) && this.#templateOf(name) === undefined) this.#quotas.delete(name);
     await Promise.all(made.map(({ disk }) => disk.close()));
     return shown;
   }
@@ -134,10 +139,25 @@ export class Catalog {
   find(name: string, stats: readonly DeviceStats[]): Export {
     const named = this.#named.get(name);
     if (named !== undefined) return this.#showWith(named, stats);
-    throw new UbdError('not-found', `there is no export ${name}`, {
-      place: { device: name },
-      next: 'GET /v1/exports lists them',
-    });
+    throw noExport(name);
+  }
+
+  /** Changes what the leaf of an export may hold, at once; whoever uses it goes on. */
+  async limit(name: string, quota: Quota | null): Promise<void> {
+    const named = this.#named.get(name);
+    if (named === undefined) throw noExport(name);
+    const { disk, spec } = named;
+    if (spec.readOnly || disk.opened?.leaf === null)
+      throw new UbdError('usage', `the export ${name} is read-only: a quota means nothing to it`);
+    const before = this.#quotas.get(name);
+    this.#quotas.set(name, quota); // first: an opening that begins now asks for it
+    try {
+      await disk.limit(quota);
+    } catch (thrown) {
+      if (before === undefined) this.#quotas.delete(name);
+      else this.#quotas.set(name, before);
+      throw thrown;
+    }
   }
 
   get templates(): Template[] {
@@ -299,7 +319,7 @@ export class Catalog {
         shop,
         exporter,
         nextId,
-        plan: async () => this.#refuseUsedLeaf(await plan()),
+        plan: async () => this.#limited(name, this.#refuseUsedLeaf(await plan())),
         ...(lingerMs === undefined ? {} : { lingerMs }),
         onClosed: () => this.#tidy(named),
       }),
@@ -308,6 +328,11 @@ export class Catalog {
       plan,
     };
     return named;
+  }
+
+  #limited(name: string, plan: Plan): Plan {
+    const quota = this.#quotas.get(name);
+    return quota === undefined ? plan : { ...plan, quota };
   }
 
   /** A name that a template has made is kept only while its disk is in use. */
@@ -365,6 +390,7 @@ export class Catalog {
       readOnly: spec.readOnly ?? false,
       size: opened?.sizeBytes ?? null,
       changed: stats?.changedBytes ?? null,
+      quota: stats?.quota ?? null,
       state: disk.state,
       connections: disk.uses,
       requests: stats
@@ -389,6 +415,13 @@ export class Catalog {
       open: made.filter(({ disk }) => disk.state !== 'closed').length,
     };
   }
+}
+
+function noExport(name: string): UbdError {
+  return new UbdError('not-found', `there is no export ${name}`, {
+    place: { device: name },
+    next: 'ubd list --exports shows them',
+  });
 }
 
 function factsOf({ disk, spec }: Named, { sizeBytes, readOnly }: OpenedDisk): Facts {

@@ -51,6 +51,8 @@ export class Disk {
   #opened: OpenedDisk | null = null;
   #closing: Promise<void> | null = null;
   #linger: NodeJS.Timeout | undefined;
+  /** Changes of the leaf, one after the other; closing waits for them. */
+  #changes: Promise<void> = Promise.resolve();
 
   constructor(options: DiskOptions) {
     this.name = options.name;
@@ -93,6 +95,20 @@ export class Disk {
       this.close().catch(() => {}); // it is in the log
     }, this.#options.lingerMs ?? LINGER_MS);
     this.#linger.unref();
+  }
+
+  /** What its leaf may hold from now on. Of a closed disk the next opening asks for it. */
+  limit(quota: Quota | null): Promise<void> {
+    const change = this.#changes.then(() => this.#limit(quota));
+    this.#changes = change.catch(() => {});
+    return change;
+  }
+
+  async #limit(quota: Quota | null): Promise<void> {
+    const opened = await this.#opening?.catch(() => null); // why it cannot be opened was told
+    if (!opened?.leaf || this.#closing !== null) return;
+    await this.#options.exporter.limit(opened.id, quota);
+    opened.quotaAction = quota?.action ?? null;
   }
 
   /** Closes it, whoever uses it: their connections end. */
@@ -143,6 +159,7 @@ export class Disk {
     } catch {
       return; // it never was open
     }
+    await this.#changes;
     let failure: UbdError | null = null;
     try {
       await exporter.close(opened.id);

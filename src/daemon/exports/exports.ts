@@ -2,6 +2,7 @@
  * Exports as the daemon has them: the catalog of names, and the server that leads clients to it.
  */
 import { UbdError } from '../../base/errors.ts';
+import type { QuotaSpec } from '../../client/api.ts';
 import type {
   Export,
   ExportSpec,
@@ -13,7 +14,7 @@ import type {
 import type { Paths } from '../../client/paths.ts';
 import type { Log } from '../log.ts';
 import type { Machine } from '../machine.ts';
-import { refuseContradictions } from '../plan.ts';
+import { checkQuota, refuseContradictions } from '../plan.ts';
 import type { Registry } from '../registry.ts';
 import { Catalog } from './catalog.ts';
 import { planListening } from './listening.ts';
@@ -123,6 +124,12 @@ export class Exports {
 
   async find(name: string): Promise<Export> {
     return this.#catalog.find(name, await this.#registry.stats());
+  }
+
+  /** Changes the quota of an export, in use or not. */
+  async limit(name: string, quota: QuotaSpec | null): Promise<Export> {
+    await this.#catalog.limit(name, checkQuota(quota));
+    return this.find(name);
   }
 
   get templates(): Template[] {

@@ -1,4 +1,5 @@
 /** Exports in the data plane: devices whose transport is NBD, and that no kernel node leads to. */
+import type { Quota } from '../../client/api.ts';
 import { handOver } from '../hand-over.ts';
 import type { ClientChannel, Exporter, TransportDevice } from '../machine.ts';
 import type { DataPlane } from '../plane-client.ts';
@@ -25,6 +26,10 @@ export class PlaneExporter implements Exporter {
 
   connect(id: number, channel: ClientChannel): Promise<void> {
     return this.#plane.connect(id, channel);
+  }
+
+  limit(id: number, quota: Quota | null): Promise<void> {
+    return this.#plane.limit(id, quota);
   }
 
   async close(id: number): Promise<void> {

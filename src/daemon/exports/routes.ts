@@ -1,6 +1,6 @@
 /** What the requests of `client/exports.ts` mean: every field is checked here. */
 import { UbdError } from '../../base/errors.ts';
-import type { ExportSpec, ListenerSpec, TemplateSpec } from '../../client/exports.ts';
+import type { ExportChange, ExportSpec, ListenerSpec, TemplateSpec } from '../../client/exports.ts';
 import type { ApiAnswer, ApiRequest } from '../server.ts';
 import {
   type Check,
@@ -8,8 +8,10 @@ import {
   isBoolean,
   isDeviceBytes,
   isName,
+  isNullOr,
   isObject,
   isPath,
+  isQuota,
   isRootOrName,
   isText,
   isWhole,
@@ -83,6 +85,11 @@ export const isListenerSpec: Check<ListenerSpec> = isObject<ListenerSpec>(
   ['tlsDir', 'tlsPsk', 'tlsAnyClient', 'allowPlainTcp'],
 );
 
+const isExportChange: Check<ExportChange> = isObject<ExportChange>(
+  { quota: isNullOr(isQuota) },
+  [],
+);
+
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
 /** By the path below /v1, as in api-routes.ts. */
@@ -99,6 +106,8 @@ export function exportRoutes(
     },
     'exports/*': {
       GET: async ({ path }) => ok(await exports.find(`${path[2]}`)),
+      PATCH: async ({ path, body }) =>
+        ok(await exports.limit(`${path[2]}`, isExportChange(body, 'body').quota)),
       DELETE: async request =>
         ok(await exports.remove(`${request.path[2]}`, { force: force(request) })),
     },

@@ -149,8 +149,14 @@ export class RemoteRoots implements Replicas {
         manifest: await this.#book.readManifest(text),
       },
     });
-    if (facts.manifest !== null) await this.#book.writeManifest(text, facts.manifest);
-    return new UpstreamRoot(this.#upstream, facts);
+    const root = new UpstreamRoot(this.#upstream, facts);
+    try {
+      if (facts.manifest !== null) await this.#book.writeManifest(text, facts.manifest);
+      return root;
+    } catch (error) {
+      root.close();
+      throw error;
+    }
   }
 
   /**
@@ -208,8 +214,11 @@ export class RemoteRoots implements Replicas {
     await this.#book.write(record);
     if ((await this.#stats()).some(({ name }) => name === text)) {
       const root = await this.open(text);
-      await this.#upstream.call({ call: 'remove', root: root.number, uri: place });
-      root.close();
+      try {
+        await this.#upstream.call({ call: 'remove', root: root.number, uri: place });
+      } finally {
+        root.close();
+      }
     }
   }
 

@@ -238,10 +238,13 @@ export class NbdDevice {
     }
   }
 
-  /** The number may be anybody's next. The open also lets the kernel drop its partitions. */
+  /**
+   * The number may be anybody's next. The open also lets the kernel drop its partitions. The device
+   * is gone in any case, so nothing is said where that cannot be done.
+   */
   async #tidy(): Promise<void> {
     const timeout = this.#connections === 1 ? { io_timeout: IO_TIMEOUT_KERNEL_MS } : {};
-    await openAndSet(this.#index, timeout);
+    await openAndSet(this.#index, timeout).catch(() => {});
   }
 }
 

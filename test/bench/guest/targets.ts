@@ -11,6 +11,7 @@
  *     qsd        loop ─ FUSE ─ qemu-storage-daemon ─ qcow2 overlay ─ image (a speed reference only:
  *                QEMU 7.2 mixes up data of parallel requests there)
  *     ublk …     ublk ─ ubd: leaf, image; in each way to move the data
+ *     ublk-first the same by copy, its thread realtime (UBD_REALTIME)
  *     ublk-disks the same by copy, with leaf and image on disks of memory, as dm has them
  *     ubd-loop   loop ─ FUSE ─ ubd: leaf, image
  *     … cached, … uncached   what the daemon makes of both transports, by where unmodified blocks
@@ -173,6 +174,15 @@ export const TARGETS: readonly Target[] = [
   ublk('copy'),
   ublk('user copy'),
   ublk('zero copy'),
+  {
+    id: 'ublk-first',
+    title: 'ubd on ublk, copy, realtime',
+    modules: ['ublk_drv'],
+    up() {
+      process.env.UBD_REALTIME = '1';
+      return serve('copy', IMAGE, `${PLACE}/leaf`);
+    },
+  },
   {
     id: 'ublk-disks',
     title: 'ubd on ublk, copy, disks',

@@ -104,6 +104,68 @@ t.test('who comes while it closes waits, and finds the same disk', async t => {
   await closed(made);
 });
 
+const QUOTA = { bytes: 4096, warnBytes: 2048, action: 'event' } as const;
+
+t.test('a quota changes in use, and each later opening asks for it', async t => {
+  const made = world(t);
+  const { catalog, machine, root, leaves } = made;
+  catalog.add({ name: 'web', root, quotaBytes: 512 });
+  await catalog.addTemplate({ root, dir: leaves, prefix: 'vm-', quotaBytes: 512 });
+  for (const name of ['web', 'vm-1']) {
+    const use = granted(await catalog.open(name, PLAIN));
+    const bytes = (id: number): unknown => machine.exported.get(id)?.device.leaf?.quota?.bytes;
+    t.equal(bytes(use.id), 512, `${name}: as it was added`);
+    await catalog.limit(name, QUOTA);
+    t.same(machine.limits.splice(0), [{ id: use.id, quota: QUOTA }]);
+    use.release();
+    await closed(made);
+    const again = granted(await catalog.open(name, PLAIN));
+    t.equal(bytes(again.id), 4096, `${name}: as it was changed`);
+    await catalog.limit(name, null);
+    t.same(machine.limits.splice(0), [{ id: again.id, quota: null }]);
+    again.release();
+    await closed(made);
+    const free = granted(await catalog.open(name, PLAIN));
+    t.equal(bytes(free.id), undefined, `${name}: without one`);
+    free.release();
+    await closed(made);
+  }
+  await catalog.limit('web', QUOTA);
+  t.same(machine.limits, [], 'a closed disk is told when it opens');
+  await catalog.remove('web', { force: false });
+  catalog.add({ name: 'web', root, quotaBytes: 512 });
+  const anew = granted(await catalog.open('web', PLAIN));
+  t.equal(machine.exported.get(anew.id)?.device.leaf?.quota?.bytes, 512, 'removed with its name');
+  anew.release();
+  await closed(made);
+});
+
+t.test('a quota that cannot be changed stays; closing waits for one that is', async t => {
+  const made = world(t);
+  const { catalog, machine, root } = made;
+  catalog.add({ name: 'web', root });
+  catalog.add({ name: 'fixed', root, readOnly: true });
+  await t.rejects(catalog.limit('fixed', QUOTA), { code: 'usage' });
+  await t.rejects(catalog.limit('nobody', QUOTA), { code: 'not-found' });
+  const use = granted(await catalog.open('web', PLAIN));
+  machine.failAt = 'exporter.limit';
+  await t.rejects(catalog.limit('web', QUOTA), { code: 'io' });
+  machine.failAt = null;
+  const steps: string[] = [];
+  machine.onStep = async step => {
+    steps.push(step);
+    if (step === 'exporter.limit') await sleep(10);
+    steps.push(`${step} ended`);
+  };
+  const changes = [catalog.limit('web', QUOTA), catalog.limit('web', null)];
+  await sleep(1);
+  use.release();
+  await Promise.all([...changes, catalog.remove('web', { force: true })]);
+  const limit = ['exporter.limit', 'exporter.limit ended'];
+  const close = ['exporter.close', 'exporter.close ended'];
+  t.same(steps, [...limit, ...close], 'what comes too late is for the next opening');
+});
+
 t.test('many at once open it once', async t => {
   const made = world(t);
   const { catalog, machine, root } = made;
