@@ -198,6 +198,7 @@ export class IndexWriter {
       if (from !== undefined) copyFileSync(from, this.#temporary, constants.COPYFILE_FICLONE);
       this.#database = new (sqlite())(this.#temporary);
     } catch (cause) {
+      rmSync(this.#temporary, { force: true });
       if (cause instanceof UbdError) throw cause;
       const { message } = cause as Error;
       throw new UbdError('io', `${this.#temporary}: cannot be made (${message})`, {
@@ -211,29 +212,29 @@ export class IndexWriter {
       begin(database);
       if (from === undefined) makeTables(database, onRoot);
       else if (hasNameSearch(database)) database.exec(NAME_SEARCH_FOLLOWS);
+      this.#inode = database.prepare(`INSERT INTO inode VALUES (${'?, '.repeat(14)}?)`);
+      this.#entry = database.prepare('INSERT INTO entry VALUES (NULL, ?, ?, ?, ?)');
+      this.#extent = database.prepare('INSERT INTO extent VALUES (?, ?, ?, ?, ?)');
+      this.#shared = database.prepare('INSERT OR IGNORE INTO extent VALUES (?, ?, ?, ?, ?)');
+      const ifOnRoot = (sql: string) => (onRoot ? database.prepare(sql) : null);
+      this.#touchedInode = ifOnRoot(
+        `INSERT INTO touched_inode VALUES (?, ?)
+         ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
+      );
+      this.#touchedDirectory = ifOnRoot(
+        `INSERT INTO touched_directory VALUES (?, ?)
+         ON CONFLICT DO UPDATE SET digest = excluded.digest`,
+      );
+      this.#forgetInode = ['inode WHERE number', 'extent WHERE inode', 'touched_inode WHERE number']
+        .map(from => `DELETE FROM ${from} = ?`)
+        .map(sql => (this.#goesOn ? database.prepare(sql) : null));
+      this.#forgetDirectory = ['entry WHERE parent', 'touched_directory WHERE number']
+        .map(from => `DELETE FROM ${from} = ?`)
+        .map(sql => (this.#goesOn ? database.prepare(sql) : null));
     } catch (error) {
       this.abandon();
       throw indexError(error, path);
     }
-    this.#inode = database.prepare(`INSERT INTO inode VALUES (${'?, '.repeat(14)}?)`);
-    this.#entry = database.prepare('INSERT INTO entry VALUES (NULL, ?, ?, ?, ?)');
-    this.#extent = database.prepare('INSERT INTO extent VALUES (?, ?, ?, ?, ?)');
-    this.#shared = database.prepare('INSERT OR IGNORE INTO extent VALUES (?, ?, ?, ?, ?)');
-    const ifOnRoot = (sql: string) => (onRoot ? database.prepare(sql) : null);
-    this.#touchedInode = ifOnRoot(
-      `INSERT INTO touched_inode VALUES (?, ?)
-       ON CONFLICT DO UPDATE SET content = max(content, excluded.content)`,
-    );
-    this.#touchedDirectory = ifOnRoot(
-      `INSERT INTO touched_directory VALUES (?, ?)
-       ON CONFLICT DO UPDATE SET digest = excluded.digest`,
-    );
-    this.#forgetInode = ['inode WHERE number', 'extent WHERE inode', 'touched_inode WHERE number']
-      .map(from => `DELETE FROM ${from} = ?`)
-      .map(sql => (this.#goesOn ? database.prepare(sql) : null));
-    this.#forgetDirectory = ['entry WHERE parent', 'touched_directory WHERE number']
-      .map(from => `DELETE FROM ${from} = ?`)
-      .map(sql => (this.#goesOn ? database.prepare(sql) : null));
   }
 
   addInode(r: InodeRecord): void {

@@ -8,6 +8,7 @@
 import {
   chmodSync,
   closeSync,
+  copyFileSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -24,7 +25,7 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
-import { openIndex } from '../../src/fsindex/database.ts';
+import { openDatabase, openIndex } from '../../src/fsindex/database.ts';
 import { diffLeaf } from '../../src/fsindex/diff.ts';
 import { makeLeafIndex, makeRootIndex } from '../../src/fsindex/make.ts';
 import { MergedIndex } from '../../src/fsindex/merged.ts';
@@ -282,4 +283,14 @@ t.test('an index that goes on takes up what changed since, and no more', { skip 
   t.ok(make(index('fifth'), index('damaged')) > 300, 'a damaged one');
   t.same(rows(index('fifth')), rows(index('anew')));
   t.ok(make(index('sixth'), index('nowhere')) > 300, 'none');
+  copyFileSync(index('second'), index('old'));
+  const before = openDatabase(index('old'));
+  before.exec('ALTER TABLE touched_directory DROP COLUMN digest');
+  before.close();
+  t.ok(make(index('seventh'), index('old')) > 300, 'of a time before it told digests');
+  t.ok(make(index('eighth'), index('root')) > 300, "a root's");
+  t.notOk(
+    readdirSync(dir).some(file => file.endsWith('.new')),
+    'nothing is left behind',
+  );
 });
