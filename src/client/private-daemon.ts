@@ -34,6 +34,8 @@ export interface PrivateDaemonOptions {
   dirs: Partial<Dirs>;
   /** What it is for: one at a time. */
   subject: string;
+  /** Of several that one command has for the same subject: which. */
+  part?: string;
   /** Removed at its end, if it is there. */
   scrap?: readonly string[];
 }
@@ -48,8 +50,13 @@ export class PrivateDaemon {
   }
 
   /** Throws `busy` where another command is at work on the same. */
-  static async start({ dirs, subject, scrap = [] }: PrivateDaemonOptions): Promise<PrivateDaemon> {
-    const paths = placesFor(dirs, subject);
+  static async start({
+    dirs,
+    subject,
+    part,
+    scrap = [],
+  }: PrivateDaemonOptions): Promise<PrivateDaemon> {
+    const paths = placesFor(dirs, part === undefined ? subject : `${subject}\0${part}`);
     const child = launch(paths, scrap);
     const client = new Client(paths, { start: false });
     try {
@@ -69,9 +76,9 @@ export class PrivateDaemon {
   }
 }
 
-function placesFor(dirs: Partial<Dirs>, subject: string): Paths {
+function placesFor(dirs: Partial<Dirs>, purpose: string): Paths {
   const { stateDir, runtimeDir } = findPaths(dirs);
-  const name = createHash('sha256').update(subject).digest('hex').slice(0, NAME_DIGITS);
+  const name = createHash('sha256').update(purpose).digest('hex').slice(0, NAME_DIGITS);
   return findPaths({
     stateDir: `${stateDir}/private-${name}`,
     runtimeDir: `${runtimeDir}/private-${name}`,

@@ -5,6 +5,9 @@
  *     directory ─▶ names ─▶ lstat ─▶ inode records
  *                              └ regular files: FIEMAP ─▶ extents, where the kernel tells them
  *
+ * Each directory is opened without following links, and what it holds is reached by its descriptor:
+ * whatever the image says of itself the next time, nobody leaves it.
+ *
  * What the kernel does not tell is replaced: the generation of an inode by the moment of its birth.
  * Numbers of inodes are the kernel's, where they stay the same from mount to mount; else, and in
  * subvolumes, they follow from the path.
@@ -19,7 +22,8 @@ import {
   readSync,
 } from 'node:fs';
 import { crc32 } from 'node:zlib';
-import { corrupt, UbdError } from '../base/errors.ts';
+import { errnoName } from '../base/errno.ts';
+import { UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
 import {
   decodeName,
@@ -31,6 +35,7 @@ import {
 
 /** <fcntl.h> */
 const O_RDONLY_NOFOLLOW_NONBLOCK = 0o400000 | 0o4000;
+const O_DIRECTORY = 0o200000;
 /** FS_IOC_FIEMAP of <linux/fiemap.h>, and its structures. */
 const FIEMAP = 0xc020660b;
 const FIEMAP_HEADER_BYTES = 32;
@@ -106,6 +111,19 @@ export async function walkMount(
   return walk.run();
 }
 
+/** A name, and the directory that it is in. */
+interface At {
+  fd: number;
+  name: Buffer;
+  /** From the top, for messages. */
+  path: Buffer;
+}
+
+interface Directory {
+  number: number;
+  path: Buffer;
+}
+
 class Walk {
   readonly #fd: number;
   readonly #name: string;
@@ -126,44 +144,50 @@ class Walk {
   }
 
   async run(): Promise<number> {
-    const top = this.#stat(Buffer.alloc(0));
+    const here: At = { fd: this.#fd, name: Buffer.from('.'), path: Buffer.alloc(0) };
+    const top = this.#asked(here, full => lstatSync(full, { bigint: true }));
     this.#device = top.dev;
-    const root = this.#number(top, Buffer.alloc(0));
-    this.#file(root, top, Buffer.alloc(0));
-    const pending: { number: number; path: Buffer }[] = [{ number: root, path: Buffer.alloc(0) }];
+    const root = this.#number(top, here.path);
+    this.#file(root, top, here);
+    const pending: Directory[] = [{ number: root, path: here.path }];
     for (let next = pending.pop(); next !== undefined; next = pending.pop()) {
-      const { number, path } = next;
-      const entries: EntryRecord[] = [];
-      for (const bytes of this.#list(path)) {
-        const child = path.length === 0 ? bytes : Buffer.concat([path, Buffer.from('/'), bytes]);
-        const stats = this.#stat(child);
-        const inode = this.#number(stats, child);
-        entries.push({ parent: number, ...decodeName(bytes), inode });
-        this.#file(inode, stats, child);
-        if (stats.isDirectory()) pending.push({ number: inode, path: child });
-        if (++this.#files % BREATHE_FILES === 0) await this.#options.breathe(this.#files);
+      const fd = this.#open({ ...here, name: next.path.length === 0 ? here.name : next.path });
+      try {
+        await this.#directory(next, fd, pending);
+      } finally {
+        closeSync(fd);
       }
-      this.#sink.directory(number, entries);
     }
     return root;
   }
 
-  /** A path below the mount, as others of this process can open it. */
-  #full(path: Buffer): Buffer {
-    return Buffer.concat([Buffer.from(`/proc/self/fd/${this.#fd}/`), path]);
-  }
-
-  #stat(path: Buffer): BigIntStats {
-    try {
-      return lstatSync(this.#full(path), { bigint: true });
-    } catch (cause) {
-      throw this.#unreadable(path, cause);
+  async #directory({ number, path }: Directory, fd: number, pending: Directory[]): Promise<void> {
+    const entries: EntryRecord[] = [];
+    const self: At = { fd, name: Buffer.from('.'), path };
+    for (const name of this.#asked(self, full => readdirSync(full, 'buffer'))) {
+      const child = path.length === 0 ? name : Buffer.concat([path, Buffer.from('/'), name]);
+      const at: At = { fd, name, path: child };
+      const stats = this.#asked(at, full => lstatSync(full, { bigint: true }));
+      const inode = this.#number(stats, child);
+      entries.push({ parent: number, ...decodeName(name), inode });
+      this.#file(inode, stats, at);
+      if (stats.isDirectory()) pending.push({ number: inode, path: child });
+      if (++this.#files % BREATHE_FILES === 0) await this.#options.breathe(this.#files);
     }
+    this.#sink.directory(number, entries);
   }
 
-  #list(path: Buffer): Buffer[] {
+  /** The caller closes it. */
+  #open({ fd, name, path }: At, flags: number = O_DIRECTORY): number {
+    const opened = native.openBelow(fd, name, O_RDONLY_NOFOLLOW_NONBLOCK | flags);
+    if (opened < 0) throw this.#unreadable(path, { code: errnoName(opened) });
+    return opened;
+  }
+
+  /** @param ask is given a path that others of this process can open */
+  #asked<T>({ fd, name, path }: At, ask: (full: Buffer) => T): T {
     try {
-      return readdirSync(this.#full(path), 'buffer');
+      return ask(Buffer.concat([Buffer.from(`/proc/self/fd/${fd}/`), name]));
     } catch (cause) {
       throw this.#unreadable(path, cause);
     }
@@ -178,6 +202,13 @@ class Walk {
     });
   }
 
+  #damaged(what: string): UbdError {
+    return new UbdError('corrupt', `${this.#name}: ${what}`, {
+      place: { file: this.#name },
+      next: 'check the file system on a copy',
+    });
+  }
+
   #number({ dev, ino }: BigIntStats, path: Buffer): number {
     if (this.#kind.numbers && dev === this.#device && ino <= Number.MAX_SAFE_INTEGER)
       return Number(ino);
@@ -186,29 +217,29 @@ class Walk {
     return hash.digest().readUIntBE(0, 6) + 2 ** 51;
   }
 
-  #file(number: number, stats: BigIntStats, path: Buffer): void {
+  #file(number: number, stats: BigIntStats, at: At): void {
     if (stats.isDirectory()) {
       const key = `${stats.dev}:${stats.ino}`;
       if (this.#directories.has(key))
-        throw corrupt(this.#name, 0, `/${path.toString()}: a directory that is met twice`);
+        throw this.#damaged(`/${at.path.toString()}: a directory that is met twice`);
       this.#directories.add(key);
     }
     if (this.#seen.has(number)) return;
     this.#seen.add(number);
-    const link = stats.isSymbolicLink() ? readlinkSync(this.#full(path), 'buffer') : null;
+    const isLink = stats.isSymbolicLink();
+    const link = isLink ? this.#asked(at, full => readlinkSync(full, 'buffer')) : null;
     const wanted = stats.isFile() && stats.size > 0n;
-    const { digest, ...map } = wanted ? this.#content(number, path) : NOTHING;
+    const { digest, ...map } = wanted ? this.#content(number, at) : NOTHING;
     this.#sink.file({ inode: { ...record(number, stats, link), digest }, ...map });
   }
 
-  #content(number: number, path: Buffer): FileMap & { digest: Buffer | null } {
-    const fd = native.openBelow(this.#fd, path, O_RDONLY_NOFOLLOW_NONBLOCK);
-    if (fd < 0) throw this.#unreadable(path, { code: `errno ${-fd}` });
+  #content(number: number, at: At): FileMap & { digest: Buffer | null } {
+    const fd = this.#open(at, 0);
     try {
       const digest = this.#options.digests ? contentDigest(fd) : null;
       return { ...fileExtents(fd, number), digest };
     } catch (cause) {
-      throw cause instanceof UbdError ? cause : this.#unreadable(path, cause);
+      throw cause instanceof UbdError ? cause : this.#unreadable(at.path, cause);
     } finally {
       closeSync(fd);
     }

@@ -5,7 +5,7 @@
  *     fsopen ─▶ fsconfig ─▶ fsmount ─▶ descriptor of its top directory (Linux 5.2)
  */
 import { closeSync } from 'node:fs';
-import { EACCES, EBUSY, ENODEV, EPERM, errnoName } from '../base/errno.ts';
+import { EACCES, EBUSY, EEXIST, ENODEV, EPERM, errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
 
@@ -33,25 +33,24 @@ export interface MountRequest {
   device: string;
   /** As the kernel calls it. */
   type: string;
+  /** What lies on the device, for messages: the device may be gone when they are read. */
+  image?: string;
   readOnly: boolean;
   /** Of the file system: `norecovery`, or `name=value`. */
   options?: readonly string[];
 }
 
-export function mountDetached({
-  device,
-  type,
-  readOnly,
-  options = [],
-}: MountRequest): DetachedMount {
+export function mountDetached(request: MountRequest): DetachedMount {
+  const { device, type, readOnly, options = [] } = request;
+  const refused = (step: string, errno: number): UbdError => refusal(request, step, errno);
   const context = native.fsopen(type, FSOPEN_CLOEXEC);
-  if (context < 0) throw refused(device, type, 'fsopen', context);
+  if (context < 0) throw refused('fsopen', context);
   let fd: number;
   try {
     const set = (key: string, value: string | null): void => {
       const command = value === null ? FSCONFIG_SET_FLAG : FSCONFIG_SET_STRING;
       const result = native.fsconfig(context, command, key, value, 0);
-      if (result < 0) throw refused(device, type, `option ${key}`, result);
+      if (result < 0) throw refused(`option ${key}`, result);
     };
     set('source', device);
     if (readOnly) set('ro', null);
@@ -60,11 +59,11 @@ export function mountDetached({
       set(key, value ?? null);
     }
     const created = native.fsconfig(context, FSCONFIG_CMD_CREATE, null, null, 0);
-    if (created < 0) throw refused(device, type, 'mount', created);
+    if (created < 0) throw refused('mount', created);
     const attributes =
       MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_NOATIME;
     fd = native.fsmount(context, FSMOUNT_CLOEXEC, attributes | (readOnly ? MOUNT_ATTR_RDONLY : 0));
-    if (fd < 0) throw refused(device, type, 'fsmount', fd);
+    if (fd < 0) throw refused('fsmount', fd);
   } finally {
     closeSync(context);
   }
@@ -79,10 +78,10 @@ export function mountDetached({
   };
 }
 
-function refused(device: string, type: string, step: string, errno: number): UbdError {
+function refusal({ device, image, type }: MountRequest, step: string, errno: number): UbdError {
   const number = Math.abs(errno);
-  const message = `${device}: ${type}: ${step}: ${errnoName(errno)}`;
-  const place = { device };
+  const message = `${image ?? device}: ${type}: ${step}: ${errnoName(errno)}`;
+  const place = image === undefined ? { device } : { file: image };
   if (number === EPERM || number === EACCES)
     return new UbdError('permission', message, {
       place,
@@ -93,9 +92,14 @@ function refused(device: string, type: string, step: string, errno: number): Ubd
       place,
       next: `this kernel has no ${type}: load its module (modprobe ${type})`,
     });
+  if (number === EEXIST)
+    return new UbdError('busy', message, {
+      place,
+      next: `a ${type} with the same UUID is mounted: unmount it; Linux 6.7 can have both`,
+    });
   if (number === EBUSY) return new UbdError('busy', message, { place });
   return new UbdError('corrupt', message, {
     place,
-    next: '`dmesg | tail` has the reason of the kernel; check the file system: fsck -n',
+    next: '`dmesg | tail` has the reason of the kernel; check the file system on a copy',
   });
 }

@@ -26,8 +26,19 @@ export interface Image {
   path: string;
 }
 
-/** Two mounts of one file system, of a root and of its leaf, have the same identity. */
-const OPTIONS: ReadonlyMap<string, readonly string[]> = new Map([['xfs', ['nouuid']]]);
+/** What has no owners and modes has those, whoever makes the index: they are compared later. */
+const NOBODYS = ['uid=0', 'gid=0', 'umask=022'];
+
+const OPTIONS: ReadonlyMap<string, readonly string[]> = new Map([
+  // Two mounts of one file system, of a root and of its leaf, have the same identity.
+  ['xfs', ['nouuid']],
+  // All subvolumes, whichever the image would have mounted.
+  ['btrfs', ['subvolid=5']],
+  // Every name as it is, and times that do not follow the clock of the host.
+  ['vfat', [...NOBODYS, 'utf8', 'tz=UTC']],
+  ['exfat', NOBODYS],
+  ['ntfs3', NOBODYS],
+]);
 /** The kernel makes the nodes of partitions soon after the device. */
 const NODE_MS_MAX = 3000;
 const NODE_POLL_MS = 20;
@@ -67,7 +78,9 @@ export class ImageMounts {
   async #mountOn(device: string, type: string, partition: number | null): Promise<DetachedMount> {
     const node = partition === null ? device : await partitionNode(device, partition);
     const options = OPTIONS.get(type) ?? [];
-    return mountDetached({ device: node, type, readOnly: true, options });
+    const { path } = this.#image;
+    const image = partition === null ? path : `${path}, partition ${partition}`;
+    return mountDetached({ device: node, type, image, readOnly: true, options });
   }
 
   async #device(overlay: boolean): Promise<string> {

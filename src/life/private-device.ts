@@ -23,7 +23,9 @@ export async function withPrivateDevice<T>(
   work: (node: string) => Promise<T>,
 ): Promise<T> {
   const subject = attach.leaf ?? attach.root ?? '';
-  const daemon = await PrivateDaemon.start({ dirs, subject, scrap });
+  // A root that is read already may be overlaid as well, by the same command.
+  const part = attach.ephemeral ? { part: 'overlay' } : {};
+  const daemon = await PrivateDaemon.start({ dirs, subject, ...part, scrap });
   try {
     // Loop: a device that outlives its server is the last that is wanted here.
     const spec = { ...attach, name: 'private', transport: 'loop' } as const;

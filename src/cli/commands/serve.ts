@@ -98,7 +98,10 @@ export const serve: Command = {
       if (scrap !== null) removeScrap(paths, scrap);
       return status;
     } catch (error) {
-      if (error instanceof LockedError && !foreground) return EXIT_LOCKED;
+      if (error instanceof LockedError && !foreground) {
+        if (scrap !== null) process.stdin.destroy(); // it would keep us here
+        return EXIT_LOCKED;
+      }
       throw error;
     }
   },
