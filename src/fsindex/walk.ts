@@ -180,7 +180,7 @@ class Walk {
   /** The caller closes it. */
   #open({ fd, name, path }: At, flags: number = O_DIRECTORY): number {
     const opened = native.openBelow(fd, name, O_RDONLY_NOFOLLOW_NONBLOCK | flags);
-    if (opened < 0) throw this.#unreadable(path, { code: errnoName(opened) });
+    if (opened < 0) throw this.#unreadable(path, { errno: opened });
     return opened;
   }
 
@@ -194,8 +194,9 @@ class Walk {
   }
 
   #unreadable(path: Buffer, cause: unknown): UbdError {
-    const { code = 'error' } = cause as NodeJS.ErrnoException;
-    return new UbdError('io', `${this.#name}: /${path.toString()} cannot be read (${code})`, {
+    const { errno } = cause as NodeJS.ErrnoException;
+    const why = errno === undefined ? String(cause) : errnoName(errno);
+    return new UbdError('io', `${this.#name}: /${path.toString()} cannot be read (${why})`, {
       place: { file: this.#name },
       cause,
       next: '`dmesg | tail` has the reason of the kernel; check the file system on a copy',
