@@ -50,7 +50,7 @@ async function compare(view: View, views: Views, path: string) {
   const binary = !isText(old) || !isText(now);
   if (binary || !differs) return { patch: '', binary, differs };
   const name = (side: string, bytes: Buffer | null): string =>
-    bytes === null ? '/dev/null' : `${side}${path}`;
+    bytes === null ? '/dev/null' : quoted(`${side}${path}`);
   const names = [name('a', before), name('b', after)] as const;
   const texts = [old.toString('utf8'), now.toString('utf8')] as const;
   const patch =
@@ -59,6 +59,18 @@ async function compare(view: View, views: Views, path: string) {
       timeout: COMPARE_MS_MAX,
     }) ?? wholly(names, texts);
   return { patch: patch.replace(/^=+\n/, ''), binary, differs };
+}
+
+/**
+ * A name as git and GNU patch read it: what would end the line, or move a cursor, makes it a string
+ * of C. Else whoever named the file could have the patch change another one.
+ */
+function quoted(name: string): string {
+  const odd = /[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}"\\]/gu;
+  const octal = (character: string): string =>
+    [...Buffer.from(character)].map(byte => `\\${byte.toString(8).padStart(3, '0')}`).join('');
+  const text = name.replace(odd, octal);
+  return text === name ? name : `"${text}"`;
 }
 
 /** All old lines out, all new ones in. */
