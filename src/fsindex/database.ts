@@ -337,9 +337,10 @@ export class IndexWriter {
 }
 
 function begin(database: Database): void {
-  // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed.
+  // Nobody reads it before it is complete, and a crash leaves no index: no journal is needed. None
+  // at all (OFF) is refused; this one stays empty but for pages of an index that it goes on from.
   database.pragma('locking_mode = EXCLUSIVE');
-  database.pragma('journal_mode = OFF');
+  database.pragma('journal_mode = MEMORY');
   database.pragma('synchronous = OFF');
   database.pragma('page_size = 8192');
   database.exec('BEGIN EXCLUSIVE');

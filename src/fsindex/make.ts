@@ -16,7 +16,14 @@ export interface MakeOptions {
   digests: boolean;
   /** What the index is of, for who looks at it: written as it is. */
   about: Readonly<Record<string, string | number | null>>;
-  onProgress?: (done: number, all: number) => void;
+}
+
+export interface MakeRootOptions extends MakeOptions {
+  /**
+   * Called now and then with the inodes that were looked at, and all there may be: lets the thread
+   * see to other things, and throws if the work is to stop.
+   */
+  breathe?: (done: number, all: number) => Promise<void>;
 }
 
 export interface MadeIndex {
@@ -28,14 +35,18 @@ export interface MadeIndex {
  * Indexes a whole file system.
  * @param key identifies the content: the root's identity
  */
-export function makeRootIndex(source: BlockSource, key: string, options: MakeOptions): MadeIndex {
+export async function makeRootIndex(
+  source: BlockSource,
+  key: string,
+  options: MakeRootOptions,
+): Promise<MadeIndex> {
   requireExt4(source);
   const fs = Ext4.open(source);
   const writer = new IndexWriter(options.output);
   try {
     let inodes = 0;
-    const { digests, onProgress, about } = options;
-    ext4Records(
+    const { digests, breathe, about } = options;
+    await ext4Records(
       fs,
       {
         addInode: record => {
@@ -45,7 +56,7 @@ export function makeRootIndex(source: BlockSource, key: string, options: MakeOpt
         addEntry: record => writer.addEntry(record),
         addExtent: record => writer.addExtent(record),
       },
-      onProgress === undefined ? { digests } : { digests, onProgress },
+      { digests, ...(breathe && { breathe }) },
     );
     const fileSystem = describe(fs);
     writeFileSystem(writer, fileSystem);

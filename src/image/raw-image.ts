@@ -115,7 +115,7 @@ export async function openRoot(path: string, forItsDevice = false): Promise<Open
     const foreign = foreignFormat(head.subarray(0, bytesRead), path);
     if (foreign !== undefined) throw badRoot(path, `is ${foreign.what}`, foreign.next);
     checkSize(path, sizeBytes);
-    if (!forItsDevice) takeMark(fd);
+    if (!forItsDevice) takeMark(fd, path);
     return { path, fd, kind: stats.isFile() ? 'file' : 'block device', sizeBytes };
   } catch (thrown) {
     await closeAsync(fd);

@@ -93,7 +93,7 @@ export async function rebaseFiles(
     opened.push(newRoot.file);
     const stack = new Stack(leaves, oldRoot);
     if (!isExt4(stackSource(stack)) || !isExt4(rootSource(newRoot))) return null;
-    const sides = openSides(path, stack, oldRoot, newRoot, options);
+    const sides = await openSides(path, stack, oldRoot, newRoot, options);
     opened.push(sides.base, sides.ours, sides.theirs);
     work.begin('comparing', 0);
     const plan = planRebase(sides, resolver(spec));
@@ -108,15 +108,15 @@ export async function rebaseFiles(
   }
 }
 
-function openSides(
+async function openSides(
   path: string,
   stack: Stack,
   oldRoot: OpenedRoot,
   newRoot: OpenedRoot,
   options: IndexOptions,
-): Sides {
-  const { report, rootIndex } = ensureLeafIndex(stack, path, options);
-  const newIndex = ensureRootIndex(newRoot, options);
+): Promise<Sides> {
+  const { report, rootIndex } = await ensureLeafIndex(stack, path, options);
+  const newIndex = await ensureRootIndex(newRoot, options);
   return {
     base: new Side(MergedIndex.open(rootIndex), Ext4.open(rootSource(oldRoot))),
     ours: new Side(MergedIndex.openLeaf(report.path, rootIndex), Ext4.open(stackSource(stack))),

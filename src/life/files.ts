@@ -404,14 +404,22 @@ function planRoot(
   };
 }
 
-function makeRoot(plan: RootPlan, { source }: Pick<Volume, 'source'>, options: IndexOptions) {
+async function makeRoot(
+  plan: RootPlan,
+  { source }: Pick<Volume, 'source'>,
+  options: IndexOptions,
+): Promise<IndexReport> {
   const path = plan.place();
-  new Work(options).begin('indexing', 0);
-  const { inodes } = makeRootIndex(source, plan.key, {
+  const work = new Work(options);
+  work.begin('indexing', 0);
+  const { inodes } = await makeRootIndex(source, plan.key, {
     output: path,
     digests: options.digests ?? false,
     about: plan.about,
-    onProgress: (done, all) => options.onProgress?.(done, all, 'indexing'),
+    breathe: (done, all) => {
+      options.onProgress?.(done, all, 'indexing');
+      return work.breathe();
+    },
   });
   giveAccessOf(String(plan.about.root), path);
   return { path, made: true, inodes };
@@ -433,25 +441,28 @@ function planLeaf(
 }
 
 /** The index of a root with ext2, ext3 or ext4 on the whole device, made if there is none. */
-export function ensureRootIndex(opened: OpenedRoot, options: IndexOptions): IndexReport {
+export async function ensureRootIndex(
+  opened: OpenedRoot,
+  options: IndexOptions,
+): Promise<IndexReport> {
   const plan = planRoot(opened, options, null);
   if (plan.there !== null) return { path: plan.there, made: false, inodes: null };
   return makeRoot(plan, { source: rootSource(opened) }, options);
 }
 
 /** Likewise of a leaf, and of the root that it stands on. */
-export function ensureLeafIndex(
+export async function ensureLeafIndex(
   stack: Stack,
   leaf: string,
   options: IndexOptions,
-): { report: IndexReport; rootIndex: string } {
+): Promise<{ report: IndexReport; rootIndex: string }> {
   const opened = rootOf(stack);
   if (opened === null)
     throw new UbdError('unsupported', `${leaf} stands on no root: nothing to compare with`, {
       place: { file: leaf },
     });
   const { output: _, force: __, ...common } = options;
-  const root = ensureRootIndex(opened, common);
+  const root = await ensureRootIndex(opened, common);
   const plan = planLeaf(stack, leaf, options, null);
   if (plan.there)
     return { report: { path: plan.path, made: false, inodes: null }, rootIndex: root.path };

@@ -126,7 +126,7 @@ for (const [name, features, rounds] of FEATURES)
         new FileSource(path, openSync(path, 'r'), IMAGE_BYTES);
       const rootIndex = join(dir, 'root.index');
       const options = { digests: true, about: {} };
-      makeRootIndex(source(root), 'the root', { ...options, output: rootIndex });
+      await makeRootIndex(source(root), 'the root', { ...options, output: rootIndex });
       const first = readFileSync(rootIndex);
       let changesSeen = 0;
       for (let seed = 0; seed < rounds; seed++) {
@@ -148,7 +148,7 @@ for (const [name, features, rounds] of FEATURES)
         await run('umount', [mnt]);
 
         const [whole, part] = [join(dir, 'whole.index'), join(dir, 'leaf.index')];
-        makeRootIndex(source(leaf), 'whole', { ...options, output: whole });
+        await makeRootIndex(source(leaf), 'whole', { ...options, output: whole });
         const changed = changedBlocks(root, leaf);
         makeLeafIndex(source(leaf), changed, rootIndex, { ...options, output: part });
         const [full, merged, below] = [
@@ -215,7 +215,7 @@ t.test('an index that goes on takes up what changed since, and no more', { skip 
   writeFileSync(join(mnt, 'plain'), 'as it was');
   await run('umount', [mnt]);
   const about = { digests: 0 };
-  makeRootIndex(source(root), 'key', { digests: false, about, output: index('root') });
+  await makeRootIndex(source(root), 'key', { digests: false, about, output: index('root') });
   await copyImage(root, leaf);
   const work = async (what: () => void): Promise<void> => {
     await run('mount', ['-o', 'loop', leaf, mnt]);
@@ -276,7 +276,7 @@ t.test('an index that goes on takes up what changed since, and no more', { skip 
 
   // What cannot be gone on from is left alone.
   const other = { digests: false, about, output: index('other') };
-  makeRootIndex(source(root), 'another key', { ...other, output: index('other-root') });
+  await makeRootIndex(source(root), 'another key', { ...other, output: index('other-root') });
   makeLeafIndex(source(leaf), [], index('other-root'), other);
   t.ok(make(index('fourth'), index('other')) > 300, "another root's");
   writeFileSync(index('damaged'), readFileSync(index('second')).fill(0x5a, 8192 * 3));

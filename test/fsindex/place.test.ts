@@ -44,8 +44,8 @@ t.test('what is no ext2, ext3 or ext4 is called by its name', async t => {
     [disk(), /holds no file system that is known here/],
   ];
   for (const [source, message] of disks)
-    t.throws(
-      () => makeRootIndex(source, 'key', { output: `${dir}/i`, digests: false, about: {} }),
+    await t.rejects(
+      makeRootIndex(source, 'key', { output: `${dir}/i`, digests: false, about: {} }),
       {
         code: 'unsupported',
         message,
@@ -53,13 +53,12 @@ t.test('what is no ext2, ext3 or ext4 is called by its name', async t => {
       },
     );
   // A superblock whose magic is right is looked at, whatever else lies there.
-  t.throws(
-    () =>
-      makeRootIndex(disk(boot, [1080, '\x53\xef']), 'key', {
-        output: `${dir}/i`,
-        digests: false,
-        about: {},
-      }),
+  await t.rejects(
+    makeRootIndex(disk(boot, [1080, '\x53\xef']), 'key', {
+      output: `${dir}/i`,
+      digests: false,
+      about: {},
+    }),
     { code: 'corrupt' },
   );
   t.strictSame(readdirSync(dir), []);
@@ -105,7 +104,7 @@ t.test('an index for which there is no room says so, and leaves nothing', { skip
   for (const leftBytes of [0, 16 * 1024]) {
     writeFileSync(`${full}/ballast`, Buffer.alloc(64 * 1024 - leftBytes));
     const output = `${full}/i.ubdindex`;
-    t.throws(() => makeRootIndex(source, 'key', { output, digests: false, about: {} }), {
+    await t.rejects(makeRootIndex(source, 'key', { output, digests: false, about: {} }), {
       code: 'no-space',
       message: /i\.ubdindex: the index cannot be written: .*full/,
       next: /is there room in .*full/,

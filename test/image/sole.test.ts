@@ -2,12 +2,21 @@
  * Goal: a root that is one device's alone is known as such until somebody else opens it. Method: a
  * file.
  */
-import { closeSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdtempSync,
+  openSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import t from 'tap';
 import { openRoot } from '../../src/image/raw-image.ts';
-import { isSole, markSole, takeMarkAt } from '../../src/image/sole.ts';
+import { isSole, markSole, removeSole, takeMark, takeMarkAt } from '../../src/image/sole.ts';
 import { deviceWorld, diskWorld } from '../../src/life/world.ts';
+import { native } from '../../src/native/binding.ts';
 
 const dir = mkdtempSync(`${tmpdir()}/ubd-sole-`);
 t.teardown(() => rmSync(dir, { recursive: true }));
@@ -42,4 +51,27 @@ t.test('what is not there, or no file, has no mark', t => {
   markSole(`${dir}/none`);
   takeMarkAt('nbd://host/export');
   t.end();
+});
+
+t.test('it is removed while it has the mark, and nobody has it by then', async t => {
+  const made = `${dir}/made.img`;
+  const make = (): number => {
+    writeFileSync(made, Buffer.alloc(2 ** 20, 7));
+    markSole(made);
+    return openSync(made, 'r');
+  };
+  const shared = 1;
+  const first = make();
+  native.flock(first, shared);
+  t.notOk(removeSole(made), 'somebody is taking the mark away');
+  closeSync(first);
+  const second = openSync(made, 'r');
+  t.ok(removeSole(made));
+  t.notOk(existsSync(made));
+  t.throws(() => takeMark(second, made), { code: 'not-found', message: /made\.img: was removed/ });
+  closeSync(second);
+  closeSync(make());
+  closeSync((await openRoot(made)).fd);
+  t.notOk(removeSole(made), 'it was opened, and has no mark');
+  t.ok(existsSync(made));
 });

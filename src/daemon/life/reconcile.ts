@@ -14,7 +14,7 @@ import { renameSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import type { FrozenMount, LiveReconcile } from '../../client/api.ts';
-import { isSole, markSole } from '../../image/sole.ts';
+import { markSole, removeSole } from '../../image/sole.ts';
 import { giveName } from '../../leaf/create.ts';
 import { lineageOf } from '../../leaf/info.ts';
 import { isStillOf, stillPath } from '../../leaf/still.ts';
@@ -170,8 +170,7 @@ export class LiveReconciler {
 
   /** Nothing that this daemon has made stands on it, unless somebody has opened it. */
   #removeRoot({ log }: Workshop, name: string, root: string): void {
-    if (this.#registry.entries.some(entry => entry.root === root) || !isSole(root)) return;
-    rmSync(root, { force: true });
+    if (this.#registry.entries.some(entry => entry.root === root) || !removeSole(root)) return;
     log.info(`${name}: removed ${root}: made at its quota, and nobody else has opened it`);
   }
 

@@ -22,6 +22,9 @@ const DIGEST_BYTES = 4 << 20;
 /** Inodes that are not files: from 1 on, but for the top directory (2). The journal is 8. */
 export const RESERVED_INODES = 10;
 
+/** Inode numbers and directories between two breaths. */
+const SLICE = 4096;
+
 /** Where the records go. */
 export interface RecordSink {
   addInode(record: InodeRecord): void;
@@ -32,28 +35,37 @@ export interface RecordSink {
 export interface Ext4RecordOptions {
   /** Also read all files, and keep a digest of each. */
   digests: boolean;
-  /** Called now and then with the inodes that were seen, and all there may be. */
-  onProgress?: (done: number, all: number) => void;
+  /** Called now and then with the inodes that were looked at, and all there may be. */
+  breathe?: (done: number, all: number) => Promise<void>;
 }
 
 /** All records of a file system. */
-export function ext4Records(fs: Ext4, sink: RecordSink, options: Ext4RecordOptions): void {
+export async function ext4Records(
+  fs: Ext4,
+  sink: RecordSink,
+  { digests, breathe }: Ext4RecordOptions,
+): Promise<void> {
   const directories: { number: number; blocks: FileBlocks; position: number }[] = [];
-  let seen = 0;
-  fs.eachInode(inode => {
+  const onInode = (inode: Inode): void => {
     const blocks = fs.blocks(inode);
     for (const extent of extentRecords(fs, inode, blocks)) sink.addExtent(extent);
     if (inode.number <= RESERVED_INODES && inode.number !== fs.root) return;
-    sink.addInode(inodeRecord(fs, inode, blocks, options.digests));
+    sink.addInode(inodeRecord(fs, inode, blocks, digests));
     if (isDirectory(inode)) {
       const position = blocks.extents[0]?.physical ?? 0;
       directories.push({ number: inode.number, blocks, position });
     }
-    if (++seen % 4096 === 0) options.onProgress?.(inode.number, fs.geometry.inodesCount);
-  });
+  };
+  const { inodesCount } = fs.geometry;
+  for (let from = 1; from <= inodesCount; from += SLICE) {
+    fs.eachInode(onInode, from, Math.min(from + SLICE - 1, inodesCount));
+    await breathe?.(Math.min(from + SLICE - 1, inodesCount), inodesCount);
+  }
   directories.sort((a, b) => a.position - b.position);
-  for (const { number, blocks } of directories)
+  for (const [i, { number, blocks }] of directories.entries()) {
     directoryRecords(fs, fs.inode(number), blocks, entry => sink.addEntry(entry));
+    if (i % SLICE === SLICE - 1) await breathe?.(inodesCount, inodesCount);
+  }
 }
 
 /** The entries of one directory. */
