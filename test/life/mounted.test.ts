@@ -345,6 +345,93 @@ t.test(
 );
 
 t.test(
+  'a root of xfs that was not unmounted: its log is replayed, and not into the root',
+  { skip: skip || (await missing('mkfs.xfs')) },
+  async t => {
+    const at = place(t);
+    const { dir, root, copy, mnt } = at;
+    writeFileSync(root, '');
+    truncateSync(root, 320 << 20);
+    await run('mkfs.xfs', ['-q', '-f', root]);
+    let now: string[] = [];
+    await mounted(root, at, async () => {
+      fill(mnt);
+      await run('sync', ['-f', mnt]);
+      now = names(mnt);
+      copyFileSync(root, copy);
+    });
+    const before = readFileSync(copy);
+    const found = await findInRoot(copy, '*', { directory: dir });
+    t.same(found.map(({ path }) => path).sort(), now);
+    t.ok(before.equals(readFileSync(copy)), 'the root was not written');
+    await nothingIsLeft(t, at);
+  },
+);
+
+t.test(
+  'btrfs: subvolumes and snapshots are all there, whichever of them is the one to be mounted',
+  {
+    skip: skip || (await missing('mkfs.btrfs')) || (!kernel.includes('\tbtrfs\n') && 'no btrfs'),
+  },
+  async t => {
+    const at = place(t);
+    const { dir, root, copy, leaf, mnt } = at;
+    writeFileSync(root, '');
+    truncateSync(root, 160 << 20);
+    await run('mkfs.btrfs', ['-q', '-f', root]);
+    const btrfs = (...args: string[]): Promise<string> => run('btrfs', args);
+    await mounted(root, at, async () => {
+      for (const name of ['@', 'home']) await btrfs('subvolume', 'create', join(mnt, name));
+      fill(join(mnt, '@'));
+      writeFileSync(join(mnt, 'home/user'), 'user');
+      await btrfs('subvolume', 'snapshot', '-r', join(mnt, '@'), join(mnt, 'home/then'));
+      await btrfs('subvolume', 'set-default', join(mnt, '@'));
+    });
+    copyFileSync(root, copy);
+    let now: string[] = [];
+    await mounted(
+      copy,
+      at,
+      async () => {
+        change(join(mnt, '@'));
+        writeFileSync(join(mnt, 'home/user'), 'another');
+        await btrfs('subvolume', 'snapshot', join(mnt, '@'), join(mnt, 'now'));
+        writeFileSync(join(mnt, 'now/etc/passwd'), 'only here');
+        await btrfs('subvolume', 'set-default', join(mnt, 'home'));
+        now = names(mnt);
+      },
+      'loop,subvolid=5',
+    );
+    await makeImageLeaf(root, leaf, copy);
+    const use = { directory: dir };
+    const found = await findInLeaf(leaf, '*', use);
+    t.same(found.map(({ path }) => path).sort(), now, 'every file of each, and no other');
+    const changes = await diffFiles(leaf, use);
+    const isNew = (path: string): boolean => path === '/now' || path.startsWith('/now/');
+    t.same(
+      changes
+        .filter(({ path }) => !isNew(path))
+        .map(({ change, path }) => [change, path])
+        .sort(),
+      [
+        ...CHANGES.filter(([change]) => change !== 'renamed').map(([change, path]) => [
+          change,
+          `/@${path}`,
+        ]),
+        // A subvolume counts its files anew, so their names are their numbers.
+        ['added', '/@/etc/hosts.old'],
+        ['deleted', '/@/etc/hosts'],
+        ['modified', '/home/user'],
+      ].sort(),
+    );
+    const fresh = changes.filter(({ path }) => isNew(path));
+    t.ok(fresh.every(({ change }) => change === 'added'));
+    t.same(fresh.map(({ path }) => path).sort(), now.filter(isNew), 'a new snapshot is all added');
+    await nothingIsLeft(t, at);
+  },
+);
+
+t.test(
   'partitions: each file system by itself, the others by their names',
   {
     skip: skip || (await missing('sfdisk', 'mke2fs')),

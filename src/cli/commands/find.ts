@@ -102,7 +102,10 @@ interface Found {
 
 function long(found: Found): string {
   const { mode, uid, gid, size, modified } = found;
-  const time = new Date(modified * 1000).toISOString().slice(0, 16).replace('T', ' ');
+  // What an image says may lie beyond all calendars.
+  const date = new Date(modified * 1000);
+  const known = !Number.isNaN(date.getTime());
+  const time = known ? date.toISOString().slice(0, -8).replace('T', ' ') : `@${modified}`;
   const bits = (mode & 0o7777).toString(8).padStart(4, '0');
   const owner = `${uid}:${gid}`.padEnd(9);
   return `${bits} ${owner} ${formatSize(size).padStart(6)} ${time} ${placeOf(found)}`;
