@@ -29,6 +29,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { contentDiff } from '../../src/life/content-diff.ts';
 import { diffFiles, findInLeaf, findInRoot, indexRoot } from '../../src/life/files.ts';
+import { withPrivateDevice } from '../../src/life/private-device.ts';
 import { scanFiles } from '../../src/life/scan.ts';
 import { why } from '../../src/life/why.ts';
 import { native } from '../../src/native/binding.ts';
@@ -428,6 +429,24 @@ t.test(
     t.ok(fresh.every(({ change }) => change === 'added'));
     t.same(fresh.map(({ path }) => path).sort(), now.filter(isNew), 'a new snapshot is all added');
     await nothingIsLeft(t, at);
+  },
+);
+
+t.test(
+  'who comes second to an image that must be mounted is told that it is busy',
+  { skip: skip || (await missing('mkfs.btrfs')) },
+  async t => {
+    const { dir, root } = place(t);
+    writeFileSync(root, '');
+    truncateSync(root, 160 << 20);
+    await run('mkfs.btrfs', ['-q', '-f', root]);
+    await withPrivateDevice({ attach: { root, readOnly: true } }, async () => {
+      await t.rejects(findInRoot(root, '*', { directory: dir }), {
+        code: 'busy',
+        message: `another command is at work on ${root}`,
+      });
+    });
+    t.same(await findInRoot(root, '*', { directory: dir }), []);
   },
 );
 
