@@ -12,19 +12,11 @@
  * readable by us alone, and gone after each batch.
  */
 import { spawn } from 'node:child_process';
-import {
-  closeSync,
-  ftruncateSync,
-  mkdirSync,
-  mkdtempSync,
-  openSync,
-  rmSync,
-  writeSync,
-} from 'node:fs';
-import { tmpdir } from 'node:os';
+import { closeSync, ftruncateSync, mkdirSync, openSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { type Contents, eachPiece, type FileOf } from './contents.ts';
+import { Scratch } from './scratch.ts';
 import type { Work } from './work.ts';
 
 const BATCH_FILES = 500;
@@ -54,8 +46,9 @@ export async function runScanner(
 ): Promise<Map<number, string>> {
   const verdicts = new Map<number, string>();
   const scan = async (batch: readonly ScanFile[]): Promise<void> => {
-    const directory = mkdtempSync(join(tmpdir(), 'ubd-scan-'));
+    const scratch = Scratch.make('ubd-scan-');
     try {
+      const directory = scratch.path;
       const copies: Copy[] = [];
       for (const one of batch) {
         copies.push({ number: one.file.inode, path: copyOut(directory, one) });
@@ -65,7 +58,7 @@ export async function runScanner(
       for (const [number, verdict] of await judge(command, directory, copies, work))
         verdicts.set(number, verdict);
     } finally {
-      rmSync(directory, { recursive: true, force: true });
+      scratch.remove();
     }
   };
   let batch: ScanFile[] = [];

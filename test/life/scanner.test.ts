@@ -3,12 +3,21 @@
  * asking again; what contradicts itself is an error, never a file that counts as clean.
  * Method: scanners of one line of shell, over files in memory.
  */
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import {
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import type { Contents } from '../../src/life/contents.ts';
 import { runScanner, type ScanFile } from '../../src/life/scanner.ts';
+import { Scratch } from '../../src/life/scratch.ts';
 import { Work } from '../../src/life/work.ts';
 
 const directory = mkdtempSync(join(tmpdir(), 'ubd-scanner-'));
@@ -88,4 +97,29 @@ t.test('no copy is left', async t => {
     readdirSync(directory).filter(name => name.startsWith('ubd-scan-')),
     [],
   );
+});
+
+t.test('what a killed scan left goes with the next one', t => {
+  const old = new Date(Date.now() - 120_000);
+  const leave = (name: string): string => {
+    const path = join(directory, name);
+    mkdirSync(path);
+    writeFileSync(join(path, 'copy'), 'private');
+    utimesSync(path, old, old);
+    return name;
+  };
+  const other = leave('ubd-scan-elsewhere');
+  const inUse = Scratch.make('ubd-scan-');
+  utimesSync(inUse.path, old, old);
+  leave('ubd-scan-abc123');
+  const young = Scratch.make('ubd-scan-');
+  young.remove();
+  t.same(
+    readdirSync(directory)
+      .filter(name => name.startsWith('ubd-scan-'))
+      .sort(),
+    [...[other, inUse.path.slice(directory.length + 1)].sort()],
+  );
+  inUse.remove();
+  t.end();
 });
