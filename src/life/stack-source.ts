@@ -13,7 +13,8 @@ export function stackSource(stack: Stack): BlockSource {
       checkRange(name, sizeBytes, length, position);
       const first = Math.floor(position / SECTOR_BYTES);
       const end = Math.ceil((position + length) / SECTOR_BYTES);
-      for (const { sector, count, layer, data } of stack.pieces(first, end)) {
+      // A hole of a leaf reads as zeroes at less than it costs to find it.
+      for (const { sector, count, layer, data } of stack.pieces(first, end, undefined, false)) {
         // A piece is whole sectors: only as much of it as was asked for.
         const from = Math.max(position, sector * SECTOR_BYTES);
         const to = Math.min(position + length, (sector + count) * SECTOR_BYTES);

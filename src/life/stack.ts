@@ -84,21 +84,30 @@ export class Stack {
   /**
    * The pieces of a range, in order, without gaps. Only the first `depth` layers are asked: what
    * none of them has is NOWHERE's.
+   * @param leafHoles false: what a leaf has is data, without a look at its file
    */
-  *pieces(from: number, end: number, depth: number = this.layers.length): Generator<Piece> {
+  *pieces(
+    from: number,
+    end: number,
+    depth: number = this.layers.length,
+    leafHoles = true,
+  ): Generator<Piece> {
     for (let sector = from; sector < end; ) {
-      const piece = this.locate(sector, end, depth);
+      const piece = this.locate(sector, end, depth, leafHoles);
       yield piece;
       sector += piece.count;
     }
   }
 
   /** The piece that begins at `sector`, and ends before `end`. */
-  locate(sector: number, end: number, depth: number): Piece {
+  locate(sector: number, end: number, depth: number, leafHoles = true): Piece {
     let limit = end;
     for (let layer = 0; layer < depth; layer++) {
       const run = this.layers[layer]!.run(sector, limit);
-      if (run > 0) return this.#sparsePiece(sector, sector + run, layer);
+      if (run > 0)
+        return leafHoles || this.layers[layer]!.kind === 'root'
+          ? this.#sparsePiece(sector, sector + run, layer)
+          : { sector, count: run, layer, data: true };
       limit = sector - run;
     }
     return { sector, count: limit - sector, layer: NOWHERE, data: false };

@@ -79,7 +79,7 @@ export function* changedRanges(
   const start = volume.positionBytes;
   const end = start + volume.source.sizeBytes;
   const [from, to] = [Math.floor(start / SECTOR_BYTES), Math.ceil(end / SECTOR_BYTES)];
-  for (const { sector, count, layer } of stack.pieces(from, to, stack.depth))
+  for (const { sector, count, layer } of stack.pieces(from, to, stack.depth, false))
     if (layer !== NOWHERE)
       yield { position: sector * SECTOR_BYTES - start, length: count * SECTOR_BYTES };
 }
