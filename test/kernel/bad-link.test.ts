@@ -4,12 +4,11 @@
  * nginx in a network namespace behind such a link (support/bad-link.ts); devices are read and
  * written through the kernel, written by fio with verification; no cache helps.
  */
-import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { once } from 'node:events';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import t, { type Test } from 'tap';
 import { BadLink, LINK_NEEDS } from '../support/bad-link.ts';
+import { deviceDigest } from '../support/device-digest.ts';
 import { nbdkit, type ServerProcess } from '../support/remote-servers.ts';
 import { DEVICES, missing } from '../support/requires.ts';
 import { run, tryRun, until } from '../support/run.ts';
@@ -67,15 +66,6 @@ async function setUp(t: Test): Promise<Lab> {
   };
 }
 
-async function digest(node: string): Promise<string> {
-  const dd = spawn('dd', [`if=${node}`, 'bs=256k', 'iflag=direct', 'status=none']);
-  const hash = createHash('sha256');
-  dd.stdout.on('data', (chunk: Buffer) => hash.update(chunk));
-  const [status] = await once(dd, 'close');
-  if (status !== 0) throw new Error(`the device fails: dd ended with ${status}`);
-  return hash.digest('hex');
-}
-
 /** How long one read of 4 KiB takes; throws where it fails. */
 async function readMs(node: string, block: number): Promise<number> {
   const started = performance.now();
@@ -99,7 +89,7 @@ t.test('a link that is slow, loses and reorders: every byte is right', { skip },
     const read = await sandbox.attach({ root: uri, ephemeral: true });
     const written = await sandbox.attach({ root: uri, ephemeral: true });
     link.become({ delayMs: 5, jitterMs: 10, lost: 0.02 });
-    const [found] = await Promise.all([digest(read.node), verify(written.node)]);
+    const [found] = await Promise.all([deviceDigest(read.node), verify(written.node)]);
     t.equal(found, wanted, uri);
     link.become({ delayMs: 0, jitterMs: 0, lost: 0 });
     const { requests } = (await sandbox.client.info(read.name)) as {
@@ -124,7 +114,7 @@ t.test('a link that is dead for a while: reads wait, and go on', { skip }, async
     await until('it is seen', async () => (await replicaOf()).state === 'down');
     link.become({ delayMs: 1, jitterMs: 0, lost: 0 });
     for (const ms of await Promise.all(reads)) t.ok(ms < READ_MS_MAX, `${Math.round(ms)} ms`);
-    t.equal(await digest(device.node), wanted, uri);
+    t.equal(await deviceDigest(device.node), wanted, uri);
     await sandbox.detach(device.name);
   }
 });
@@ -142,6 +132,6 @@ t.test('with a replica near, a bad link costs little', { skip }, async t => {
       worst = Math.max(worst, await readMs(device.node, (i * 97 + lost * 50) % (SIZE / 4096)));
     // One try's time is 10 s: nobody waited for the bad link's.
     t.ok(worst < 8000, `the slowest read took ${Math.round(worst)} ms`);
-    t.equal(await digest(device.node), wanted, `${lost * 100} % lost`);
+    t.equal(await deviceDigest(device.node), wanted, `${lost * 100} % lost`);
   }
 });

@@ -4,11 +4,10 @@
  * server, nbdkit with TLS, with errors, with a slow line, and with damage; some are killed or
  * stopped while the device is read over and over; no cache helps.
  */
-import { spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { once } from 'node:events';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import t from 'tap';
+import { deviceDigest } from '../support/device-digest.ts';
 import {
   makeCertificates,
   nbdkit,
@@ -30,15 +29,6 @@ const SIZE = 24 * MIB;
  * is asked again soon. Only a bound: no figure.
  */
 const READ_MS_MAX = 15_000;
-
-async function digest(node: string): Promise<string> {
-  const dd = spawn('dd', [`if=${node}`, 'bs=256k', 'iflag=direct', 'status=none']);
-  const hash = createHash('sha256');
-  dd.stdout.on('data', (chunk: Buffer) => hash.update(chunk));
-  const [status] = await once(dd, 'close');
-  if (status !== 0) throw new Error(`the device fails: dd ended with ${status}`);
-  return hash.digest('hex');
-}
 
 t.test('servers that fail, lie, crawl and hang beside one that is well', { skip }, async t => {
   Object.assign(process.env, {
@@ -101,7 +91,7 @@ t.test('servers that fail, lie, crawl and hang beside one that is well', { skip 
   let rounds = 0;
   const reader = (async () => {
     for (; !isOver; rounds++)
-      if ((await digest(device.node)) !== wanted) throw new Error('wrong content');
+      if ((await deviceDigest(device.node)) !== wanted) throw new Error('wrong content');
   })();
   let singles = 0;
   const pokes = (async () => {
