@@ -15,6 +15,7 @@
  */
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
+import { lacksAdministration } from '../base/capabilities.ts';
 import { errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
@@ -71,6 +72,8 @@ export class LoopTransport implements Transport {
     const [major = 0, minor = 0] = release().split('.').map(Number);
     if (major < KERNEL_MIN[0] || (major === KERNEL_MIN[0] && minor < KERNEL_MIN[1]))
       return `Linux ${KERNEL_MIN.join('.')} or later is needed; this is ${release()}`;
+    const refusal = lacksAdministration('loop', { own: true });
+    if (refusal !== null) return `${refusal.message}: ${refusal.next}`;
     for (const [file, module] of [
       ['/dev/fuse', 'fuse'],
       ['/dev/loop-control', 'loop'],
