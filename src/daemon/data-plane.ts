@@ -177,7 +177,7 @@ class DataPlane {
         done(null);
         return;
       case 'close':
-        this.#close(this.#device(call.id), done);
+        this.#close(this.#device(call.id), done, call.patient);
         return;
       case 'flush':
         this.#device(call.id).flush(done);
@@ -284,11 +284,11 @@ class DataPlane {
     this.#device(id).connect(channel);
   }
 
-  #close(device: PlaneDevice, done: (error: UbdError | null) => void): void {
+  #close(device: PlaneDevice, done: (error: UbdError | null) => void, patient = false): void {
     device.close(error => {
       this.#devices.delete(device.spec.id);
       done(error);
-    });
+    }, patient);
   }
 
   /**

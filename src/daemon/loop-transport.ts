@@ -133,7 +133,8 @@ export class LoopTransport implements Transport {
     const fd = native.takeDescriptor(process.pid, attached.fuseFd);
     if (fd < 0) throw new UbdError('io', `/dev/fuse: another descriptor: ${errnoName(fd)}`);
     this.#attached.delete(id);
-    await this.#plane.close(id);
+    // What was read of /dev/fuse and is not answered is answered by nobody else.
+    await this.#plane.close(id, true);
     return { transport: this.name, name: attached.name, fd };
   }
 
