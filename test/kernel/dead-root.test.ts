@@ -1,8 +1,8 @@
 /**
  * Goal: a daemon that is told to stop does not wait for a root that nobody answers for; and a
  * device that outlives it outlives its root's absence, too: a read that waits then is answered by
- * the next daemon, with the right bytes. Method: a mounted device over nbdkit, which is killed, in a
- * guest that has ublk and nbd.
+ * the next daemon, with the right bytes. Method: a mounted device over nbdkit, which is killed; in
+ * a guest that has ublk and nbd.
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
