@@ -8,7 +8,7 @@
  *     UBD_SEEDS=20000 node dist/test/life/history.test.js     many more lives
  *     UBD_SEED=17 node dist/test/life/history.test.js         one life again, or more from it on
  */
-import '../support/sim-fs.ts';
+import '../support/sim-node-fs.ts';
 
 import t from 'tap';
 import { type Counts, liveMixedHistory } from '../support/mixed/history.ts';

@@ -1,4 +1,4 @@
-/** Requests to disks that are attached: random ones at once, and a reading of all that was touched. */
+/** Requests to disks that are attached: random ones, and a reading of all that was touched. */
 import { OP, Request } from '../../../src/engine/request.ts';
 import { fillSectors } from '../sector-model.ts';
 import type { Disk, Disks, Served, Slot } from './disks.ts';
