@@ -150,23 +150,30 @@ Napi::Value RingSetup(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// ringEnter(fd, toSubmit, minComplete, flags): submitted | -errno
-Napi::Value RingEnter(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  Args args(info, "ringEnter");
-  const int fd = args.Fd(0);
-  const uint32_t toSubmit = args.Uint32(1, "toSubmit");
-  const uint32_t minComplete = args.Uint32(2, "minComplete");
-  const uint32_t flags = args.Uint32(3, "flags");
-  if ((flags & ~kEnterFlags) != 0) args.OutOfRange("flags", "GETEVENTS, SQ_WAKEUP or SQ_WAIT");
-  if (!args.ok()) return env.Undefined();
-  const Ring* ring = Environment::Of(info).rings.Find(fd);
-  if (ring == nullptr) return ToNumber(env, -EBADF);
-  if (!ring->LooksSane()) {
-    args.OutOfRange("fd", "a ring whose counters were not overwritten");
-    return env.Undefined();
+// enterCall(): ArrayBuffer
+Napi::Value GetEnterCall(const Napi::CallbackInfo& info) {
+  // SAFETY: the environment outlives all JavaScript that can reach the buffer.
+  return Napi::ArrayBuffer::New(info.Env(), &Environment::Of(info).enterCall, sizeof(EnterCall));
+}
+
+// ringEnter(). Without the C++ wrapper, which would read arguments that there are none of.
+napi_value RingEnter(napi_env env, napi_callback_info info) {
+  void* data = nullptr;
+  napi_get_cb_info(env, info, nullptr, nullptr, nullptr, &data);
+  auto* environment = static_cast<Environment*>(data);
+  const EnterCall call = environment->enterCall;
+  const Ring* ring = environment->rings.Find(call.fd);
+  if (ring == nullptr) {
+    environment->enterCall.result = -EBADF;
+  } else if ((call.flags & ~kEnterFlags) != 0) {
+    napi_throw_range_error(env, nullptr, "ringEnter: flags must be GETEVENTS, SQ_WAKEUP or SQ_WAIT");
+  } else if (!ring->LooksSane()) {
+    napi_throw_range_error(env, nullptr, "ringEnter: the counters of the ring were overwritten");
+  } else {
+    environment->enterCall.result = static_cast<int32_t>(
+        Enter(call.fd, call.toSubmit, call.minComplete, call.flags, nullptr, 0));
   }
-  return ToNumber(env, Enter(fd, toSubmit, minComplete, flags, nullptr, 0));
+  return nullptr;
 }
 
 // ringRegister(fd, opcode, argument, count): result | -errno
@@ -379,7 +386,8 @@ void Rings::Clear(MemoryRegistry* memory) {
 
 void DefineRing(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("ringSetup", Napi::Function::New<RingSetup>(env, "ringSetup", environment));
-  exports.Set("ringEnter", Napi::Function::New<RingEnter>(env, "ringEnter", environment));
+  exports.Set("enterCall", Napi::Function::New<GetEnterCall>(env, "enterCall", environment));
+  exports.Set("ringEnter", NewFunction(env, "ringEnter", RingEnter, environment));
   exports.Set("ringRegister", Napi::Function::New<RingRegister>(env, "ringRegister", environment));
   exports.Set("ringClose", Napi::Function::New<RingClose>(env, "ringClose", environment));
 }

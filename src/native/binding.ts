@@ -74,8 +74,16 @@ export interface Native {
    * the thread ends.
    */
   ringSetup(entries: number, flags: number, cqEntries: number): RingMaps;
-  /** io_uring_enter without signal mask or timeout. Submitted count or -errno. */
-  ringEnter(fd: number, toSubmit: number, minComplete: number, flags: number): number;
+  /**
+   * What `ringEnter` takes and answers, as 32-bit words: fd, number to submit, number to wait for,
+   * flags; result. The same memory each time.
+   */
+  enterCall(): ArrayBuffer;
+  /**
+   * io_uring_enter without signal mask or timeout, as `enterCall` says: the result is the submitted
+   * count or -errno.
+   */
+  ringEnter(): void;
   /**
    * io_uring_register; `argument` is read and written by the kernel, or null. Throws for opcodes
    * that the addon does not know and where `argument` is too short or holds addresses outside of

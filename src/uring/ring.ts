@@ -37,6 +37,10 @@ import {
 /** Looked up once: the addon's object is large, and a property of it costs a search each time. */
 const { ringEnter } = native;
 
+/** Words of the call to enter, see native.enterCall. */
+const ENTER = { FD: 0, TO_SUBMIT: 1, MIN_COMPLETE: 2, FLAGS: 3, RESULT: 4 } as const;
+const enterCall = new Int32Array(native.enterCall());
+
 const ENTER_GETEVENTS = 1;
 const SQ_CQ_OVERFLOW = 2;
 const SQ_TASKRUN = 4;
@@ -256,7 +260,12 @@ export class Ring {
     this.#submissions = (this.#submissions + 1) | 0;
     this.#publishHead();
     rings[this.#sqTailAt] = this.#sqTail;
-    const result = ringEnter(this.fd, this.#unsubmitted, minComplete, flags);
+    enterCall[ENTER.FD] = this.fd;
+    enterCall[ENTER.TO_SUBMIT] = this.#unsubmitted;
+    enterCall[ENTER.MIN_COMPLETE] = minComplete;
+    enterCall[ENTER.FLAGS] = flags;
+    ringEnter();
+    const result = enterCall[ENTER.RESULT]!;
     // The kernel's head is the truth: an error while waiting hides how many were submitted.
     this.#unsubmitted = (this.#sqTail - rings[this.#sqHeadAt]!) | 0;
     // EAGAIN: no memory for a request. EBUSY: completions that overflowed wait for room. Both pass.
