@@ -341,15 +341,16 @@ Napi::Value Prctl(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(prctl(option, values[0], values[1], values[2], values[3])));
 }
 
-// realtime(priority): 0 | -errno. Of the calling thread alone: what it starts is not.
-Napi::Value Realtime(const Napi::CallbackInfo& info) {
+// setRealtime(priority): 0 | -errno. Of the calling thread alone: what it starts is not.
+Napi::Value SetRealtime(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  Args args(info, "realtime");
+  Args args(info, "setRealtime");
   sched_param parameter = {};
   parameter.sched_priority = static_cast<int>(args.Uint32(0, "priority", 99));
   if (!args.ok()) return env.Undefined();
-  return ToNumber(env, ResultOrErrno(
-                           sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameter)));
+  const int policy = parameter.sched_priority > 0 ? SCHED_RR : SCHED_OTHER;
+  return ToNumber(env,
+                  ResultOrErrno(sched_setscheduler(0, policy | SCHED_RESET_ON_FORK, &parameter)));
 }
 
 Napi::Value Mlockall(const Napi::CallbackInfo& info) {
@@ -392,7 +393,7 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("prctl", Napi::Function::New<Prctl>(env, "prctl", environment));
   exports.Set("netlinkSocket",
               Napi::Function::New<NetlinkSocket>(env, "netlinkSocket", environment));
-  exports.Set("realtime", Napi::Function::New<Realtime>(env, "realtime", environment));
+  exports.Set("setRealtime", Napi::Function::New<SetRealtime>(env, "setRealtime", environment));
   exports.Set("mlockall", Napi::Function::New<Mlockall>(env, "mlockall", environment));
 }
 
