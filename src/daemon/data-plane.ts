@@ -14,7 +14,6 @@
  * that the kernel answers what is left with errors and nobody waits for ever.
  */
 import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads';
-import { errnoName } from '../base/errno.ts';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { PartPool } from '../engine/union.ts';
 import { native } from '../native/binding.ts';
@@ -41,6 +40,7 @@ import {
 } from './plane-protocol.ts';
 import { Seeks } from './plane-seeks.ts';
 import { Precedence } from './precedence.ts';
+import { ThreadScheduler } from './thread-scheduler.ts';
 
 /** Submission entries: a turn that prepares more submits in between. */
 const RING_ENTRIES = 512;
@@ -62,30 +62,21 @@ const PAGE_BYTES = 4096;
 /** prctl(2): this thread serves block I/O, so its allocations must not wait for block I/O. */
 const PR_SET_IO_FLUSHER = 57;
 
-/** The lowest: behind whatever else is realtime. */
-const REALTIME_PRIORITY = 1;
-
-const goFirst = (first: boolean): number => native.setRealtime(first ? REALTIME_PRIORITY : 0);
-
 /**
  * UBD_REALTIME=1: this thread goes first as long as that pays. Null: not wanted. Throws UbdError
  * where the kernel refuses.
  */
-function takePrecedence(): Precedence | null {
+function scheduleThread(): ThreadScheduler | null {
   const wanted = process.env.UBD_REALTIME ?? '0';
   if (wanted === '0') return null;
   if (wanted !== '1') throw new UbdError('usage', `UBD_REALTIME is ${wanted}, and must be 0 or 1`);
-  const result = goFirst(true);
-  if (result < 0)
-    throw new UbdError('permission', `UBD_REALTIME: sched_setscheduler: ${errnoName(result)}`, {
-      next: 'run as root; in a container, give it the capability SYS_NICE; or leave it out',
-    });
-  return new Precedence(goFirst);
+  return new ThreadScheduler();
 }
 
 class DataPlane {
   readonly #port: MessagePort;
   readonly #flags: Int32Array;
+  readonly #scheduler: ThreadScheduler | null;
   readonly #precedence: Precedence | null;
   readonly #ring: Ring;
   readonly #fuseSlots: FuseSlots;
@@ -105,7 +96,8 @@ class DataPlane {
     this.#port = port;
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
-    this.#precedence = takePrecedence();
+    this.#scheduler = scheduleThread();
+    this.#precedence = this.#scheduler && new Precedence(this.#scheduler);
     this.#ring = new Ring({ entries: RING_ENTRIES });
     this.#fuseSlots = new FuseSlots(this.#ring, SLOTS);
     this.#ublkSlots = new UblkSlots(this.#ring, SLOTS);
@@ -150,6 +142,7 @@ class DataPlane {
       this.#plant.cache.close();
       this.#nbdSlots.close();
       this.#plant.memory.free();
+      this.#scheduler?.close();
     }
   }
 

@@ -186,10 +186,11 @@ export interface Native {
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   /**
-   * The calling thread goes before all that is not realtime (SCHED_RR); with priority 0, as
-   * everybody else (SCHED_OTHER): 0, or -errno. What it starts does not.
+   * How the calling thread is scheduled, as everybody (SCHED_OTHER, 0), before all that is not
+   * realtime (SCHED_RR, 2), or without interrupting others (SCHED_BATCH, 3): 0, or -errno. What it
+   * starts is as everybody. `priority` is 0, with SCHED_RR 1 to 99.
    */
-  setRealtime(priority: number): number;
+  setScheduler(policy: number, priority: number): number;
   mlockall(flags: number): number;
   /**
    * Starts a program without copying our tables of pages, as a fork would: its number, or -errno.

@@ -1,41 +1,49 @@
 /** When the thread that serves goes first: what it sees, what it does, and how often. */
 import t from 'tap';
 import { assert } from '../../src/base/assert.ts';
-import { Precedence } from '../../src/daemon/precedence.ts';
+import { Precedence, type Scheduler } from '../../src/daemon/precedence.ts';
+
+const SLICE_NS = 3e6;
 
 /**
- * A thread whose turns bring `together` requests where it takes its turn, and one where it goes
- * first.
+ * A thread whose turns bring `together` requests where it goes last, and one where it goes first.
  */
-class Thread {
+class Thread implements Scheduler {
   first = true;
   together = 1;
+  /** Others compute: who goes last waits for each turn. */
+  busy = false;
   changes = 0;
   /** Turns in which it went first, and in which it did not. */
   turnsFirst = 0;
-  turnsBehind = 0;
-  refusal = 0;
+  turnsLast = 0;
+  #waitedNs = 12345;
   #requests: number;
-  readonly #precedence = new Precedence(first => {
-    this.changes++;
-    if (first && this.refusal < 0) return this.refusal;
-    assert(this.first !== first, 'it is told of changes, and of nothing else');
-    this.first = first;
-    return 0;
-  });
+  readonly #precedence: Precedence = new Precedence(this);
 
   constructor(requests = 0) {
     this.#requests = requests;
     this.#precedence.turned(requests);
   }
 
+  goFirst(first: boolean): void {
+    assert(this.first !== first, 'it is told of changes, and of nothing else');
+    this.changes++;
+    this.first = first;
+  }
+
+  waitedNs(): number {
+    return this.#waitedNs;
+  }
+
   turn(turns: number, bring?: (turn: number) => number): void {
     this.turnsFirst = 0;
-    this.turnsBehind = 0;
+    this.turnsLast = 0;
     this.changes = 0;
     for (let i = 0; i < turns; i++) {
       if (this.first) this.turnsFirst++;
-      else this.turnsBehind++;
+      else this.turnsLast++;
+      if (this.busy && !this.first) this.#waitedNs += SLICE_NS;
       this.#requests = (this.#requests + (this.first ? 1 : (bring?.(i) ?? this.together))) | 0;
       this.#precedence.turned(this.#requests);
     }
@@ -50,8 +58,8 @@ t.test('alone: first, but for a look now and then', async t => {
   const thread = new Thread();
   thread.turn(5000);
   thread.turn(100_000);
-  t.ok(thread.turnsBehind > 300, 'it looks');
-  t.ok(thread.turnsBehind < 500, 'rarely');
+  t.ok(thread.turnsLast > 300, 'it looks');
+  t.ok(thread.turnsLast < 500, 'rarely');
   t.ok(thread.changes <= 200);
 });
 
@@ -120,11 +128,20 @@ t.test('the count of requests may wrap, anywhere', async t => {
   t.equal(thread.changes, 0);
 });
 
-t.test('where it may not go first any more, it stays in turn', async t => {
+t.test('where others compute it goes first, whatever comes, and rarely looks', async t => {
   const thread = new Thread();
-  thread.refusal = -1;
-  thread.turn(128 + 4);
-  t.equal(thread.first, false);
+  thread.busy = true;
+  thread.turn(20_000);
   thread.turn(100_000);
-  t.equal(thread.changes, 0);
+  t.ok(thread.turnsLast > 5, 'it looks');
+  t.ok(thread.turnsLast < 15, 'rarely, and for one turn');
+  thread.together = 8;
+  thread.turn(100_000);
+  t.ok(thread.turnsLast < 15);
+  thread.busy = false;
+  thread.turn(8192 + 4);
+  t.equal(thread.first, false, 'until they do not any more');
+  thread.busy = true;
+  thread.turn(16);
+  t.equal(thread.first, true, 'and from when they do again');
 });
