@@ -9,8 +9,8 @@
 
 namespace ubd {
 
-// What ringEnter is called with, and its result. In memory, since a number that is passed costs more
-// than the crossing: some 70 instructions each.
+// What ringEnter is called with, and its result. In memory, since numbers that are passed cost more
+// than the crossing itself.
 struct EnterCall {
   int32_t fd = -1;
   uint32_t toSubmit = 0;

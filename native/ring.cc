@@ -161,7 +161,7 @@ napi_value RingEnter(napi_env env, napi_callback_info info) {
   if (ring == nullptr) {
     environment->enterCall.result = -EBADF;
   } else if ((call.flags & ~kEnterFlags) != 0) {
-    napi_throw_range_error(env, nullptr, "ringEnter: flags are GETEVENTS, SQ_WAKEUP, SQ_WAIT, NO_IOWAIT");
+    napi_throw_range_error(env, nullptr, "ringEnter: flags without those that take arguments");
   } else if (!ring->LooksSane()) {
     napi_throw_range_error(env, nullptr, "ringEnter: the counters of the ring were overwritten");
   } else {
