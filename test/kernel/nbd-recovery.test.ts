@@ -208,7 +208,6 @@ if (await here(import.meta.url, NBD)) {
     await driver.reconfigure(index, { identifier, clientFlags });
     await sandbox.startDaemon();
     await run('blockdev', ['--flushbufs', disk.node]);
-    await run('blockdev', ['--flushbufs', disk.node]);
     t.equal(readDevice(index)?.identifier, identifier);
     await sandbox.detach('disk');
   });
