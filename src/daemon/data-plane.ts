@@ -176,7 +176,7 @@ class DataPlane {
         done(null);
         return;
       case 'close':
-        this.#close(this.#device(call.id), done, call.patient);
+        this.#close(this.#known(call.id), done, call.patient);
         return;
       case 'flush':
         this.#device(call.id).flush(done);
@@ -233,9 +233,16 @@ class DataPlane {
     }
   }
 
-  #device(id: number): PlaneDevice {
+  #known(id: number): PlaneDevice {
     const device = this.#devices.get(id);
     if (device === undefined) throw new UbdError('not-found', `the data plane has no device ${id}`);
+    return device;
+  }
+
+  /** One that is not about to end. */
+  #device(id: number): PlaneDevice {
+    const device = this.#known(id);
+    if (device.isClosing) throw new UbdError('not-found', `the data plane closes device ${id}`);
     return device;
   }
 
@@ -261,26 +268,29 @@ class DataPlane {
   }
 
   #succeed(call: { id: number } & SuccessionSpec, answer: Answer<Succeeded>): void {
-    const device = this.#devices.get(call.id);
-    if (device !== undefined) {
-      device.succeed(call, answer);
-      return;
-    }
-    closeLeaf(call.leaf, call.shadow);
-    native.close(call.names.directoryFd);
-    this.#device(call.id); // throws
+    const device = this.#deviceOr(call.id, () => {
+      closeLeaf(call.leaf, call.shadow);
+      native.close(call.names.directoryFd);
+    });
+    device.succeed(call, answer);
   }
 
   #move(id: number, root: RootLayerSpec, done: (error: UbdError | null) => void): void {
-    const device = this.#devices.get(id);
-    if (device === undefined) closeRoot(root);
-    this.#device(id).move(root, done);
+    this.#deviceOr(id, () => closeRoot(root)).move(root, done);
   }
 
   #connect(id: number, channel: NbdChannel): void {
-    const device = this.#devices.get(id);
-    if (device === undefined) native.close(channel.fd);
-    this.#device(id).connect(channel);
+    this.#deviceOr(id, () => native.close(channel.fd)).connect(channel);
+  }
+
+  /** The same where descriptors came along: they are closed if it throws. */
+  #deviceOr(id: number, closeWhatCame: () => void): PlaneDevice {
+    try {
+      return this.#device(id);
+    } catch (error) {
+      closeWhatCame();
+      throw error;
+    }
   }
 
   #close(device: PlaneDevice, done: (error: UbdError | null) => void, patient = false): void {

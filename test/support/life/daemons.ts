@@ -145,7 +145,7 @@ export async function testDaemons(transport: TransportName): Promise<void> {
     await end('SIGTERM');
     const log = readFileSync(`${dir}/state/ubd.log`, 'utf8');
     if (outlives) {
-      t.match(log, /is in use and waits for the next daemon/);
+      t.match(log, /waits for the next daemon \(in use: mounted on /);
       // Nobody serves it: what is asked of it waits.
       const late = run('sh', ['-c', 'echo late > "$1" && sync -f "$1"', 'sh', `${place}/late`]);
       const [back] = await json<Device[]>('list');
