@@ -4,16 +4,16 @@
  *
  * First (SCHED_RR), a request that comes alone is cheap: most of what a change of processes costs
  * is the scheduler's fairness. But whoever submits many at once on one processor is interrupted for
- * each of them, so they are all served alone. Last (SCHED_BATCH), nobody is interrupted: what they
- * submit before they sleep is served together. How much that is cannot be seen by who goes first.
- * So it looks:
+ * each of them, so they are all served alone; as they are, less often, where first means as
+ * everybody (SCHED_OTHER). Last (SCHED_BATCH), nobody is interrupted: what they submit before they
+ * sleep is served together. How much that is cannot be seen by who goes first. So it looks:
  *
  *                  `#interval` turns
  *      FIRST ──────────────────────────▶ LOOK ── together ──▶ LAST
  *        ▲ ▲                              │                    │
- *        │ └── alone: next look later ────┤                    │
- *        │     kept waiting: much later ──┘                    │
- *        └──── alone: next look soon; kept waiting: later ─────┘
+ *        │ └─ alone, or kept waiting: ────┘                    │
+ *        │    the next look is later                           │
+ *        └─── alone, or kept waiting: the next look is soon ───┘
  *
  * Kept waiting: others compute and do not sleep, programs or the guests whose disks these are. Then
  * to go first is what is wanted, whatever comes.
@@ -27,9 +27,9 @@
 
 /** Turns from one look to the next; twice as many while looks find the same. */
 const INTERVAL_MIN = 128;
-const INTERVAL_MAX = 1024;
-/** After a look that had to wait: each costs a time slice of somebody else's, some milliseconds. */
-const INTERVAL_WAITING = 8192;
+const INTERVAL_ALONE_MAX = 1024;
+/** While looks have to wait: each costs a time slice of somebody else's, some milliseconds. */
+const INTERVAL_WAITING_MAX = 8192;
 /**
  * Turns of a look. A few: they cost more than others, and whoever was interrupted submits all it
  * has before the second one.
@@ -40,8 +40,11 @@ const LOOK_ALONE = 1.75 * LOOK_TURNS;
 /** Turns, and requests of them, by which it is judged afterwards. */
 const WINDOW_TURNS = 16;
 const WINDOW_ALONE = 1.25 * WINDOW_TURNS;
-/** A turn that was ready to run for longer than this was kept waiting. */
-const WAIT_NS = 1e6;
+/**
+ * Turns that were ready to run for longer than this, on an average, were kept waiting: a time slice
+ * is 3 milliseconds or more, and whoever submits a hundred requests is faster.
+ */
+const WAIT_NS = 2e6;
 
 const STATE = { FIRST: 0, LOOK: 1, LAST: 2 } as const;
 type State = (typeof STATE)[keyof typeof STATE];
@@ -86,17 +89,18 @@ export class Precedence {
     this.#watch(STATE.LOOK, LOOK_TURNS);
   }
 
-  /** A turn of a look: the first one that had to wait ends it. */
+  /** A turn of a look: one that is kept waiting does not come to its end. */
   #seen(): void {
-    if (this.#waited() > WAIT_NS) this.#first(INTERVAL_WAITING);
+    const twice = this.#interval * 2;
+    if (this.#waited() > WAIT_NS * LOOK_TURNS) this.#first(Math.min(twice, INTERVAL_WAITING_MAX));
     else if (this.#left > 0) return;
-    else if (this.#come() < LOOK_ALONE) this.#first(Math.min(this.#interval * 2, INTERVAL_MAX));
+    else if (this.#come() < LOOK_ALONE) this.#first(Math.min(twice, INTERVAL_ALONE_MAX));
     else this.#watch(STATE.LAST, WINDOW_TURNS);
   }
 
   #judge(): void {
-    if (this.#waited() > WAIT_NS * WINDOW_TURNS) this.#first(INTERVAL_WAITING);
-    else if (this.#come() < WINDOW_ALONE) this.#first(INTERVAL_MIN);
+    const waiting = this.#waited() > WAIT_NS * WINDOW_TURNS;
+    if (waiting || this.#come() < WINDOW_ALONE) this.#first(INTERVAL_MIN);
     else this.#watch(STATE.LAST, WINDOW_TURNS);
   }
 
@@ -111,7 +115,7 @@ export class Precedence {
   #first(interval: number): void {
     this.#scheduler.goFirst(true);
     this.#state = STATE.FIRST;
-    this.#interval = Math.min(interval, INTERVAL_MAX);
+    this.#interval = interval;
     this.#left = interval;
   }
 

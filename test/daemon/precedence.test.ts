@@ -132,16 +132,28 @@ t.test('where others compute it goes first, whatever comes, and rarely looks', a
   const thread = new Thread();
   thread.busy = true;
   thread.turn(20_000);
+  t.ok(thread.turnsLast < 30, 'looks become rare soon');
   thread.turn(100_000);
   t.ok(thread.turnsLast > 5, 'it looks');
-  t.ok(thread.turnsLast < 15, 'rarely, and for one turn');
+  t.ok(thread.turnsLast < 3 * 15, 'rarely, and not to the end');
   thread.together = 8;
   thread.turn(100_000);
-  t.ok(thread.turnsLast < 15);
+  t.ok(thread.turnsLast < 3 * 15);
   thread.busy = false;
   thread.turn(8192 + 4);
   t.equal(thread.first, false, 'until they do not any more');
   thread.busy = true;
-  thread.turn(16);
+  thread.turn(2 * 16);
   t.equal(thread.first, true, 'and from when they do again');
+});
+
+t.test('a look that was kept waiting by chance is soon followed by another', async t => {
+  const thread = new Thread();
+  thread.together = 8;
+  thread.busy = true;
+  thread.turn(128 + 3);
+  t.equal(thread.first, true);
+  thread.busy = false;
+  thread.turn(256 + 4);
+  t.equal(thread.first, false);
 });

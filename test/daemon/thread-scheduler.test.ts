@@ -1,0 +1,39 @@
+/**
+ * How the kernel schedules a thread that serves: what it is told, and what it is left alone with.
+ * On the main thread of this test, which nobody else is asked for.
+ */
+import { readFileSync } from 'node:fs';
+import t from 'tap';
+import { ThreadScheduler } from '../../src/daemon/thread-scheduler.ts';
+import { native } from '../../src/native/binding.ts';
+
+const [OTHER, BATCH] = [0, 3];
+
+function policy(): number {
+  const stat = readFileSync('/proc/thread-self/stat', 'utf8');
+  return Number(stat.split(') ')[1]!.split(' ')[38]);
+}
+
+t.test('as everybody, and behind others', async t => {
+  const scheduler = ThreadScheduler.ordinary();
+  if (scheduler === null) {
+    t.pass('no /proc/thread-self/schedstat here, or another policy');
+    return;
+  }
+  t.equal(policy(), OTHER);
+  scheduler.goFirst(false);
+  t.equal(policy(), BATCH);
+  scheduler.goFirst(true);
+  t.equal(policy(), OTHER);
+  const before = scheduler.waitedNs();
+  t.ok(Number.isSafeInteger(before) && before >= 0);
+  t.ok(scheduler.waitedNs() >= before, 'waits are counted, never taken back');
+  scheduler.close();
+});
+
+t.test('a policy that somebody else has chosen is left alone', async t => {
+  native.setScheduler(BATCH, 0);
+  t.teardown(() => native.setScheduler(OTHER, 0));
+  t.equal(ThreadScheduler.ordinary(), null);
+  t.equal(policy(), BATCH);
+});
