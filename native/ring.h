@@ -40,7 +40,7 @@ class Ring {
   bool LooksSane() const;
 
   // Cancels all that is under way and waits for it. False if something would not end in time.
-  bool ComeToRest();
+  bool ComeToRest(int64_t milliseconds);
 
   // Detaches the ArrayBuffers. A mapping that cannot be detached stays for the process's life.
   void Detach();

@@ -18,6 +18,7 @@ const PWRITE_DURABLE = 5;
 const READ_NEXT = 6;
 const PREAD_CACHED = 7;
 const SEND = 8;
+const COPY = 9;
 const EBADF = -9;
 const EAGAIN = -11;
 const EFAULT = -14;
@@ -94,6 +95,22 @@ t.test('calls run in order, and each has its own result', t => {
   t.equal(content.length, 6144);
   t.ok(content.subarray(0, 2048).every(byte => byte === 1));
   t.ok(content.subarray(2048).every(byte => byte === 2));
+  closeSync(fd);
+  t.end();
+});
+
+t.test('a copy is made in its turn, overlapping or not', t => {
+  const fd = openSync(join(t.testdir({ file: 'abcdef' }), 'file'), 'r');
+  bytes.fill(0, 0, 300);
+  const results = run(
+    [COPY, -1, address + 100, 6, address],
+    [PREAD, fd, address, 6, 0],
+    [COPY, -1, address + 200, 6, address],
+    [COPY, -1, address + 202, 6, address + 200],
+  );
+  t.same(results, [6, 6, 6, 6]);
+  t.same([...bytes.subarray(100, 106)], [0, 0, 0, 0, 0, 0], 'before the read');
+  t.equal(Buffer.from(bytes.subarray(200, 208)).toString(), 'ababcdef', 'after it');
   closeSync(fd);
   t.end();
 });
