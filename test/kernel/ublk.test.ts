@@ -5,9 +5,11 @@
  */
 import { constants, existsSync, readdirSync, readFileSync } from 'node:fs';
 import { mkdtemp, open, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { release, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { openUblk } from '../../src/transport/ublk/probe.ts';
+import { hasFeature, MODE_FEATURES } from '../../src/transport/ublk/wire.ts';
 import { allocateMemory } from '../../src/uring/memory.ts';
 import { here } from '../support/guest.ts';
 import { MODEL_BYTES, runModel } from '../support/live-model.ts';
@@ -45,7 +47,20 @@ async function withDevices(
 }
 
 if (await here(import.meta.url, { device: '/dev/ublk-control' })) {
+  const { control, features } = await openUblk();
+  control.close();
   for (const data of DATA) {
+    const lacks = MODE_FEATURES[data].filter(name => !hasFeature(features, name));
+    if (lacks.length > 0) {
+      const skip = `Linux ${release()} lacks ${lacks.join(' and ')}`;
+      t.test(`${data}: all of its tests`, { skip }, async () => {});
+      t.test(`${data}, which this kernel lacks, becomes user copy`, async t => {
+        await withDevices(t, [{ data }], async ({ shown }) => {
+          t.equal(shown[0]!.data, 'user copy');
+        });
+      });
+      continue;
+    }
     t.test(`${data}: ext4 is made, filled, trimmed, checked, and read again`, async t => {
       await withDevices(t, [{ data }], async ({ node }, directory) => {
         const place = join(directory, 'mnt');
