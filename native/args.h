@@ -15,6 +15,13 @@
 
 namespace ubd {
 
+// A function without the C++ wrapper, for the few that are called for each request.
+inline napi_value NewFunction(napi_env env, const char* name, napi_callback callback, void* data) {
+  napi_value function = nullptr;
+  napi_create_function(env, name, NAPI_AUTO_LENGTH, callback, data, &function);
+  return function;
+}
+
 // The largest whole number that a JavaScript number holds exactly.
 inline constexpr double kSafeIntegerMax = 9007199254740991.0;
 

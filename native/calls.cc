@@ -111,8 +111,8 @@ void CopyAhead(char* target, const char* source, size_t length, const char* next
   memcpy(target + lines, source + lines, length - lines);
 }
 
-// No system call: `position` is an address, too, that of the source. `next`: the record behind it, or
-// null.
+// No system call: `position` is an address, too, that of the source. `next`: the record behind it,
+// or null.
 int32_t Copy(const MemoryRegistry& memory, const Call& call, const Call* next) {
   if (!IsWhole(call.length, 0, kTransferMax)) return -EINVAL;
   if (!memory.ContainsAnonymous(call.address, call.length)) return -EFAULT;
@@ -164,28 +164,33 @@ int32_t Run(const MemoryRegistry& memory, const Call& call) {
 }
 
 // runCalls(calls, count)
-Napi::Value RunCalls(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  Args args(info, "runCalls");
-  bool isArrayBuffer = false;
-  napi_is_arraybuffer(env, info[0], &isArrayBuffer);
-  if (!isArrayBuffer) args.WrongType("calls", "an ArrayBuffer");
-  const uint32_t count = args.Uint32(1, "count");
-  if (!args.ok()) return env.Undefined();
-
+napi_value RunCalls(napi_env env, napi_callback_info info) {
+  napi_value arguments[2] = {};
+  size_t argumentCount = 2;
+  void* environment = nullptr;
+  napi_get_cb_info(env, info, &argumentCount, arguments, nullptr, &environment);
   void* data = nullptr;
   size_t length = 0;
-  napi_get_arraybuffer_info(env, info[0], &data, &length);
-  if (count > length / sizeof(Call)) {
-    args.OutOfRange("count", "at most the number of whole records in the buffer");
-    return env.Undefined();
+  if (napi_get_arraybuffer_info(env, arguments[0], &data, &length) != napi_ok) {
+    napi_throw_type_error(env, nullptr, "runCalls: calls must be an ArrayBuffer");
+    return nullptr;
+  }
+  double count = 0;
+  if (napi_get_value_double(env, arguments[1], &count) != napi_ok) {
+    napi_throw_type_error(env, nullptr, "runCalls: count must be a number");
+    return nullptr;
+  }
+  if (!IsWhole(count, 0, static_cast<double>(length / sizeof(Call)))) {
+    napi_throw_range_error(env, nullptr,
+                           "runCalls: count must be at most the whole records in the buffer");
+    return nullptr;
   }
   // SAFETY: `count` records lie in the buffer, which nothing can detach or shrink before we return.
   // A call may write into the records themselves (they can be mapped memory): each is copied before
   // it is checked.
   Call* calls = static_cast<Call*>(data);
-  const MemoryRegistry& memory = Environment::Of(info).memory;
-  for (uint32_t i = 0; i < count; i++) {
+  const MemoryRegistry& memory = static_cast<Environment*>(environment)->memory;
+  for (size_t i = 0; i < static_cast<size_t>(count); i++) {
     const Call call = calls[i];
     if (call.which == kReadNext && i > 0 && calls[i - 1].result <= 0)
       calls[i].result = calls[i - 1].result;
@@ -194,13 +199,13 @@ Napi::Value RunCalls(const Napi::CallbackInfo& info) {
     else
       calls[i].result = Run(memory, call);
   }
-  return env.Undefined();
+  return nullptr;
 }
 
 }  // namespace
 
 void DefineCalls(Napi::Env env, Napi::Object exports, void* environment) {
-  exports.Set("runCalls", Napi::Function::New<RunCalls>(env, "runCalls", environment));
+  exports.Set("runCalls", NewFunction(env, "runCalls", RunCalls, environment));
 }
 
 }  // namespace ubd

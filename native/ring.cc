@@ -31,20 +31,15 @@ constexpr uint32_t kSetupFlags = IORING_SETUP_CLAMP | IORING_SETUP_SUBMIT_ALL |
                                  IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN |
                                  IORING_SETUP_SQE128;
 
-// EXT_ARG would need an argument, and REGISTERED_RING another kind of descriptor.
+// EXT_ARG would need an argument, and REGISTERED_RING is Ring's own.
+constexpr uint32_t kNoIowait = 1U << 7;  // IORING_ENTER_NO_IOWAIT; not in older headers
 constexpr uint32_t kEnterFlags =
-    IORING_ENTER_GETEVENTS | IORING_ENTER_SQ_WAKEUP | IORING_ENTER_SQ_WAIT;
+    IORING_ENTER_GETEVENTS | IORING_ENTER_SQ_WAKEUP | IORING_ENTER_SQ_WAIT | kNoIowait;
 
 constexpr uint32_t kRestMillisecondsMax = 5000;
 
 int64_t Setup(uint32_t entries, io_uring_params* params) {
   return syscall(SYS_io_uring_setup, entries, params);
-}
-
-int64_t Enter(int fd, uint32_t toSubmit, uint32_t minComplete, uint32_t flags, const void* argument,
-              size_t argumentLength) {
-  return ResultOrErrno(
-      syscall(SYS_io_uring_enter, fd, toSubmit, minComplete, flags, argument, argumentLength));
 }
 
 int64_t Register(int fd, uint32_t opcode, void* argument, uint32_t count) {
@@ -150,23 +145,30 @@ Napi::Value RingSetup(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// ringEnter(fd, toSubmit, minComplete, flags): submitted | -errno
-Napi::Value RingEnter(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  Args args(info, "ringEnter");
-  const int fd = args.Fd(0);
-  const uint32_t toSubmit = args.Uint32(1, "toSubmit");
-  const uint32_t minComplete = args.Uint32(2, "minComplete");
-  const uint32_t flags = args.Uint32(3, "flags");
-  if ((flags & ~kEnterFlags) != 0) args.OutOfRange("flags", "GETEVENTS, SQ_WAKEUP or SQ_WAIT");
-  if (!args.ok()) return env.Undefined();
-  const Ring* ring = Environment::Of(info).rings.Find(fd);
-  if (ring == nullptr) return ToNumber(env, -EBADF);
-  if (!ring->LooksSane()) {
-    args.OutOfRange("fd", "a ring whose counters were not overwritten");
-    return env.Undefined();
+// enterCall(): ArrayBuffer
+Napi::Value GetEnterCall(const Napi::CallbackInfo& info) {
+  // SAFETY: the environment outlives all JavaScript that can reach the buffer.
+  return Napi::ArrayBuffer::New(info.Env(), &Environment::Of(info).enterCall, sizeof(EnterCall));
+}
+
+// ringEnter(). Without the C++ wrapper, which would read arguments that there are none of.
+napi_value RingEnter(napi_env env, napi_callback_info info) {
+  void* data = nullptr;
+  napi_get_cb_info(env, info, nullptr, nullptr, nullptr, &data);
+  auto* environment = static_cast<Environment*>(data);
+  const EnterCall call = environment->enterCall;
+  const Ring* ring = environment->rings.Find(call.fd);
+  if (ring == nullptr) {
+    environment->enterCall.result = -EBADF;
+  } else if ((call.flags & ~kEnterFlags) != 0) {
+    napi_throw_range_error(env, nullptr, "ringEnter: flags without those that take arguments");
+  } else if (!ring->LooksSane()) {
+    napi_throw_range_error(env, nullptr, "ringEnter: the counters of the ring were overwritten");
+  } else {
+    environment->enterCall.result = static_cast<int32_t>(
+        ring->Enter(call.toSubmit, call.minComplete, call.flags));
   }
-  return ToNumber(env, Enter(fd, toSubmit, minComplete, flags, nullptr, 0));
+  return nullptr;
 }
 
 // ringRegister(fd, opcode, argument, count): result | -errno
@@ -247,7 +249,30 @@ std::unique_ptr<Ring> Ring::Make(uint32_t entries, uint32_t flags, uint32_t cqEn
     errno = ENOMEM;
     return nullptr;
   }
+  ring->EnterByNumber();
   return ring;
+}
+
+Ring::~Ring() {
+  // The table holds the ring open, too.
+  io_uring_rsrc_update place = {};
+  place.offset = static_cast<uint32_t>(number_);
+  if (number_ >= 0) Register(fd(), IORING_UNREGISTER_RING_FDS, &place, 1);
+}
+
+void Ring::EnterByNumber() {
+  io_uring_rsrc_update place = {};
+  place.offset = UINT32_MAX;  // any
+  place.data = static_cast<uint32_t>(fd());
+  if (Register(fd(), IORING_REGISTER_RING_FDS, &place, 1) == 1)
+    number_ = static_cast<int>(place.offset);
+}
+
+int64_t Ring::Enter(uint32_t toSubmit, uint32_t minComplete, uint32_t flags) const {
+  const bool numbered = number_ >= 0;
+  if (numbered) flags |= IORING_ENTER_REGISTERED_RING;
+  return ResultOrErrno(syscall(SYS_io_uring_enter, numbered ? number_ : fd(), toSubmit, minComplete,
+                               flags, nullptr, 0));
 }
 
 void Ring::Expose(Napi::Env env, Napi::Object result) {
@@ -342,8 +367,7 @@ bool Ring::ComeToRest(int64_t milliseconds) {
   // never end, not even by SIGKILL (seen on 6.18).
   bool submitted = false;
   for (int64_t waited = 0; waited <= milliseconds; waited++) {
-    const int64_t result =
-        Enter(fd(), submitted ? 0 : 1, 0, IORING_ENTER_GETEVENTS, nullptr, 0);
+    const int64_t result = Enter(submitted ? 0 : 1, 0, IORING_ENTER_GETEVENTS);
     if (result == 1) submitted = true;
     if (Consume(kMark)) return true;
     if (result < 0 && result != -EINTR && result != -EAGAIN && result != -EBUSY) return false;
@@ -382,7 +406,8 @@ void Rings::Clear(MemoryRegistry* memory) {
 
 void DefineRing(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("ringSetup", Napi::Function::New<RingSetup>(env, "ringSetup", environment));
-  exports.Set("ringEnter", Napi::Function::New<RingEnter>(env, "ringEnter", environment));
+  exports.Set("enterCall", Napi::Function::New<GetEnterCall>(env, "enterCall", environment));
+  exports.Set("ringEnter", NewFunction(env, "ringEnter", RingEnter, environment));
   exports.Set("ringRegister", Napi::Function::New<RingRegister>(env, "ringRegister", environment));
   exports.Set("ringClose", Napi::Function::New<RingClose>(env, "ringClose", environment));
 }

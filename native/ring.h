@@ -26,6 +26,11 @@ class MemoryRegistry;
 
 class Ring {
  public:
+  Ring() = default;
+  Ring(const Ring&) = delete;
+  Ring& operator=(const Ring&) = delete;
+  ~Ring();
+
   // Null with errno set if the kernel refuses.
   static std::unique_ptr<Ring> Make(uint32_t entries, uint32_t flags, uint32_t cqEntries);
 
@@ -39,6 +44,9 @@ class Ring {
   // kernel.
   bool LooksSane() const;
 
+  // io_uring_enter, without signal mask or timeout: what was submitted, or -errno.
+  int64_t Enter(uint32_t toSubmit, uint32_t minComplete, uint32_t flags) const;
+
   // Cancels all that is under way and waits for it. False if something would not end in time.
   bool ComeToRest(int64_t milliseconds);
 
@@ -50,10 +58,15 @@ class Ring {
   size_t SqeBytes() const {
     return sizeof(io_uring_sqe) * ((params_.flags & IORING_SETUP_SQE128) != 0 ? 2 : 1);
   }
+  // Enters by a number in this thread's own table from now on, if the kernel gives one: looking a
+  // descriptor up takes a reference, since other threads may close it meanwhile.
+  void EnterByNumber();
   volatile uint32_t* Word(uint32_t offset) const;
   bool Consume(uint64_t mark);
 
   io_uring_params params_ = {};
+  // In the table of rings of the thread that made it, which alone uses it; -1: none.
+  int number_ = -1;
   // Order of teardown, from the last to the first: buffers, munmap(sqes), munmap(rings), close(fd).
   Descriptor fd_;
   Mapping rings_;

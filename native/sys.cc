@@ -341,15 +341,19 @@ Napi::Value Prctl(const Napi::CallbackInfo& info) {
   return ToNumber(env, ResultOrErrno(prctl(option, values[0], values[1], values[2], values[3])));
 }
 
-// realtime(priority): 0 | -errno. Of the calling thread alone: what it starts is not.
-Napi::Value Realtime(const Napi::CallbackInfo& info) {
+// setScheduler(policy, priority): 0 | -errno. Of the calling thread alone: what it starts is as
+// everybody else.
+Napi::Value SetScheduler(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  Args args(info, "realtime");
+  Args args(info, "setScheduler");
+  const int policy = args.Int32(0, "policy");
   sched_param parameter = {};
-  parameter.sched_priority = static_cast<int>(args.Uint32(0, "priority", 99));
+  parameter.sched_priority = static_cast<int>(args.Uint32(1, "priority", 99));
+  if (policy != SCHED_OTHER && policy != SCHED_RR && policy != SCHED_BATCH)
+    args.OutOfRange("policy", "SCHED_OTHER, SCHED_RR or SCHED_BATCH");
   if (!args.ok()) return env.Undefined();
-  return ToNumber(env, ResultOrErrno(
-                           sched_setscheduler(0, SCHED_RR | SCHED_RESET_ON_FORK, &parameter)));
+  return ToNumber(env,
+                  ResultOrErrno(sched_setscheduler(0, policy | SCHED_RESET_ON_FORK, &parameter)));
 }
 
 Napi::Value Mlockall(const Napi::CallbackInfo& info) {
@@ -392,7 +396,7 @@ void DefineSys(Napi::Env env, Napi::Object exports, void* environment) {
   exports.Set("prctl", Napi::Function::New<Prctl>(env, "prctl", environment));
   exports.Set("netlinkSocket",
               Napi::Function::New<NetlinkSocket>(env, "netlinkSocket", environment));
-  exports.Set("realtime", Napi::Function::New<Realtime>(env, "realtime", environment));
+  exports.Set("setScheduler", Napi::Function::New<SetScheduler>(env, "setScheduler", environment));
   exports.Set("mlockall", Napi::Function::New<Mlockall>(env, "mlockall", environment));
 }
 

@@ -14,7 +14,6 @@
  * that the kernel answers what is left with errors and nobody waits for ever.
  */
 import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_threads';
-import { errnoName } from '../base/errno.ts';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { PartPool } from '../engine/union.ts';
 import { native } from '../native/binding.ts';
@@ -42,6 +41,8 @@ import {
   type SuccessionSpec,
 } from './plane-protocol.ts';
 import { Seeks } from './plane-seeks.ts';
+import { Precedence } from './precedence.ts';
+import { ThreadScheduler } from './thread-scheduler.ts';
 
 /** Submission entries: a turn that prepares more submits in between. */
 const RING_ENTRIES = 512;
@@ -63,28 +64,22 @@ const PAGE_BYTES = 4096;
 /** prctl(2): this thread serves block I/O, so its allocations must not wait for block I/O. */
 const PR_SET_IO_FLUSHER = 57;
 
-/** The lowest: behind whatever else is realtime. */
-const REALTIME_PRIORITY = 1;
-
 /**
- * UBD_REALTIME=1: before all other work of its processor, and without the scheduler's fairness,
- * which is the largest part of a request that comes alone. Many at once cost more on one processor:
- * they are taken as they are submitted, not in batches. Throws UbdError where the kernel refuses.
+ * UBD_REALTIME=1: this thread goes first as long as that pays. Null: not wanted. Throws UbdError
+ * where the kernel refuses.
  */
-function goFirst(): void {
+function scheduleThread(): ThreadScheduler | null {
   const wanted = process.env.UBD_REALTIME ?? '0';
-  if (wanted === '0') return;
+  if (wanted === '0') return null;
   if (wanted !== '1') throw new UbdError('usage', `UBD_REALTIME is ${wanted}, and must be 0 or 1`);
-  const result = native.realtime(REALTIME_PRIORITY);
-  if (result < 0)
-    throw new UbdError('permission', `UBD_REALTIME: sched_setscheduler: ${errnoName(result)}`, {
-      next: 'run as root; in a container, give it the capability SYS_NICE; or leave it out',
-    });
+  return new ThreadScheduler();
 }
 
 class DataPlane {
   readonly #port: MessagePort;
   readonly #flags: Int32Array;
+  readonly #scheduler: ThreadScheduler | null;
+  readonly #precedence: Precedence | null;
   readonly #ring: Ring;
   readonly #fuseSlots: FuseSlots;
   readonly #fuseQueues: FuseQueues | null;
@@ -104,7 +99,8 @@ class DataPlane {
     this.#port = port;
     this.#flags = new Int32Array(flags);
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
-    goFirst();
+    this.#scheduler = scheduleThread();
+    this.#precedence = this.#scheduler && new Precedence(this.#scheduler);
     const uring = uringWanted();
     this.#ring = new Ring({ entries: RING_ENTRIES, largeCommands: uring });
     this.#fuseSlots = new FuseSlots(this.#ring, SLOTS);
@@ -135,6 +131,7 @@ class DataPlane {
     try {
       while (!this.#stopped) {
         this.#ring.turn(true);
+        this.#precedence?.turned(this.#plant.parts.requests);
         if (!this.#woken) continue;
         if (Atomics.load(this.#flags, FLAG.ABANDON) !== 0) break; // whoever sets it wakes us
         this.#takeCalls();
@@ -152,6 +149,7 @@ class DataPlane {
       this.#plant.cache.close();
       this.#nbdSlots.close();
       this.#plant.memory.free();
+      this.#scheduler?.close();
     }
   }
 
@@ -184,7 +182,7 @@ class DataPlane {
         done(null);
         return;
       case 'close':
-        this.#close(this.#device(call.id), done);
+        this.#close(this.#device(call.id), done, call.patient);
         return;
       case 'flush':
         this.#device(call.id).flush(done);
@@ -291,11 +289,11 @@ class DataPlane {
     this.#device(id).connect(channel);
   }
 
-  #close(device: PlaneDevice, done: (error: UbdError | null) => void): void {
+  #close(device: PlaneDevice, done: (error: UbdError | null) => void, patient = false): void {
     device.close(error => {
       this.#devices.delete(device.spec.id);
       done(error);
-    });
+    }, patient);
   }
 
   /**

@@ -18,7 +18,8 @@ export interface DeviceOrder extends DeviceSpec {
 
 export interface Plane {
   open(device: DeviceOrder): Promise<void>;
-  close(id: number): Promise<void>;
+  /** @param patient reads of a root that does not answer are waited for as ever, not given up */
+  close(id: number, patient?: boolean): Promise<void>;
   flush(id: number): Promise<void>;
 }
 

@@ -3,10 +3,12 @@
  *
  * By modprobe, with what the machine's administrator has configured for it; so one that is
  * blacklisted stays out. Where loading has failed once it is not tried again by this process, so
- * that an attach does not pay for it each time.
+ * that an attach does not pay for it each time; nor where it is not allowed, or no device could be
+ * made all the same.
  */
 import { execFile } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
+import { type Capability, hasCapability } from '../base/capabilities.ts';
 
 const SECONDS_MAX = 30;
 
@@ -27,11 +29,17 @@ function isThere(name: string): boolean {
 export class KernelModules {
   readonly names: readonly string[];
   readonly #program: string;
+  readonly #has: (capability: Capability) => boolean;
   #loading: Promise<boolean> | null = null;
 
-  constructor(names: readonly string[], program: string = modprobe()) {
+  constructor(
+    names: readonly string[],
+    program: string = modprobe(),
+    has: (capability: Capability) => boolean = hasCapability,
+  ) {
     this.names = names;
     this.#program = program;
+    this.#has = has;
   }
 
   /** True if modprobe says that they are there now. */
@@ -50,6 +58,7 @@ export class KernelModules {
   }
 
   #run(...options: readonly string[]): Promise<boolean> {
+    if (!this.#has('SYS_MODULE') || !this.#has('SYS_ADMIN')) return Promise.resolve(false);
     const words = [...options, '--quiet', '--use-blacklist', '--all', ...this.names];
     return new Promise(resolve => {
       const limits = { timeout: SECONDS_MAX * 1000 };

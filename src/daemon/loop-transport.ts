@@ -17,6 +17,7 @@
  */
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
+import { lacksAdministration } from '../base/capabilities.ts';
 import { errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
@@ -85,6 +86,8 @@ export class LoopTransport implements Transport {
     const [major = 0, minor = 0] = release().split('.').map(Number);
     if (major < KERNEL_MIN[0] || (major === KERNEL_MIN[0] && minor < KERNEL_MIN[1]))
       return `Linux ${KERNEL_MIN.join('.')} or later is needed; this is ${release()}`;
+    const refusal = lacksAdministration('loop', { own: true });
+    if (refusal !== null) return `${refusal.message}: ${refusal.next}`;
     for (const [file, module] of [
       ['/dev/fuse', 'fuse'],
       ['/dev/loop-control', 'loop'],
@@ -157,7 +160,8 @@ export class LoopTransport implements Transport {
     const fd = native.takeDescriptor(process.pid, attached.fuseFd);
     if (fd < 0) throw new UbdError('io', `/dev/fuse: another descriptor: ${errnoName(fd)}`);
     this.#attached.delete(id);
-    await this.#plane.close(id);
+    // What was read of /dev/fuse and is not answered is answered by nobody else.
+    await this.#plane.close(id, true);
     return { transport: this.name, name: attached.name, fd };
   }
 

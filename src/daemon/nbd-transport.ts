@@ -94,17 +94,18 @@ export class NbdTransport implements Transport {
     const { name, sizeBytes, leaf } = device;
     const readOnly = device.readOnly || leaf === null;
     const left = listOwned(this.#owner).find(shown => shown.name === name);
-    const goingOn = left !== undefined;
-    // A leaf that has grown just before its daemon died has a device that has not.
-    const hasGrown = goingOn && left.sizeBytes < sizeBytes;
-    if (goingOn && left.sizeBytes > sizeBytes)
-      throw new UbdError('busy', `${nodeOf(left.index)} of ${name} lives on with another size`, {
-        place: { device: nodeOf(left.index) },
+    const adopted = left === undefined ? null : await NbdDevice.adopt(driver, left);
+    const goingOn = adopted !== null;
+    if (goingOn && left!.sizeBytes > sizeBytes) {
+      for (const fd of adopted.sockets) native.close(fd);
+      throw new UbdError('busy', `${nodeOf(left!.index)} of ${name} lives on with another size`, {
+        place: { device: nodeOf(left!.index) },
         next: `take it away first: ubd detach ${name}`,
       });
-    const made = goingOn
-      ? await NbdDevice.adopt(driver, left)
-      : await this.#create(driver, device, readOnly);
+    }
+    // A leaf that has grown just before its daemon died has a device that has not.
+    const hasGrown = goingOn && left!.sizeBytes < sizeBytes;
+    const made = adopted ?? (await this.#create(driver, device, readOnly));
     await this.#serve(device, made, { goingOn, readOnly });
     try {
       if (!goingOn) await made.device.settle();

@@ -136,9 +136,9 @@ export class DataPlane extends EventEmitter<Events> {
     this.#lent.set(device.id, lent);
   }
 
-  async close(id: number): Promise<void> {
+  async close(id: number, patient = false): Promise<void> {
     try {
-      await this.#call({ call: 'close', id });
+      await this.#call({ call: 'close', id, patient });
     } finally {
       this.#giveBack(id);
     }

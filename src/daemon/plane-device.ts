@@ -27,6 +27,7 @@ import { NbdSession } from '../transport/nbd/session.ts';
 import type { NbdSlots } from '../transport/nbd/slots.ts';
 import { UblkSession } from '../transport/ublk/session.ts';
 import type { UblkSlots } from '../transport/ublk/slots.ts';
+import { after } from '../uring/after.ts';
 import type { Io, IoOp, Memory } from '../uring/io.ts';
 import type { Ring } from '../uring/ring.ts';
 import { IOSQE_ASYNC, OPCODE, setFlags } from '../uring/sqe.ts';
@@ -75,9 +76,14 @@ export type Answer<T> = (result: T | null, error: UbdError | null) => void;
 /** What every transport has: it answers what it holds, and ends. */
 interface Session {
   stop(): void;
+  /** After `stop`, where its users can ask another server: what fails is not answered. */
+  abandon?(): void;
   /** The device has grown. */
   resized?(done: IoOp): void;
 }
+
+/** How long the end of a device waits for what was asked of a root in another place. */
+const GIVE_UP_SECONDS = 2;
 
 /** Closes what a device has besides its leaves; the descriptors of a frozen chain are lent. */
 function closeOthers({ transport, layers }: DeviceSpec): void {
@@ -108,7 +114,10 @@ export class PlaneDevice {
   readonly #faults: FaultLimiter;
   #serving = true;
   #closing = false;
+  #givenUp = false;
   #whenCutOff: (() => void) | null = null;
+  #upstreamLeft = 0;
+  readonly #whenUpstreamClosed: (() => void)[] = [];
 
   constructor(plant: Plant, spec: DeviceSpec, events: PlaneDeviceEvents) {
     const { io, parts } = plant;
@@ -129,7 +138,9 @@ export class PlaneDevice {
       layers: this.#leaves.readable,
       leaf: this.#leaves.writable,
       parts,
-      onFault: (fault: Fault) => this.#faults.report(fault),
+      onFault: (fault: Fault) => {
+        if (!this.#givenUp) this.#faults.report(fault);
+      },
     });
     this.#leaves.serve(this.#union);
     this.#session = this.#openSession();
@@ -225,7 +236,6 @@ export class PlaneDevice {
           this.#passRing(() => {
             for (const old of layers.splice(0, layers.length, root))
               if (old.kind !== 'frozen') closeRoot(old);
-            this.#upstream.length = 0;
             cache.attach({ id, name, layers }, [layer]);
             done(null);
           }),
@@ -256,14 +266,27 @@ export class PlaneDevice {
     this.#leaves.limit(quota, { done: result => done(this.#failure('limiting', result)) });
   }
 
-  /** Stops serving; then the leaf is made durable and clean, and everything is closed. */
-  close(done: Done): void {
+  /**
+   * Stops serving; then the leaf is made durable and clean, and everything is closed. Reads of a
+   * root that does not answer are given up after a moment.
+   * @param patient not these: their users can ask nobody else
+   */
+  close(done: Done, patient = false): void {
     this.#closing = true;
     const { cache } = this.#plant;
     this.#whenCutOff = () =>
       this.#closeUpstream(() => cache.detach(this.spec.id, () => this.#closeLeaf(done)));
     if (this.#serving) this.#session.stop();
     else this.#whenCutOff();
+    if (this.#serving && this.#upstream.length > 0 && !patient)
+      after(this.#plant.ring, GIVE_UP_SECONDS, () => this.#giveUp());
+  }
+
+  #giveUp(): void {
+    if (!this.#serving) return;
+    this.#givenUp = true;
+    this.#session.abandon?.();
+    this.#closeUpstream(() => {});
   }
 
   stats(): DeviceStats {
@@ -304,14 +327,21 @@ export class PlaneDevice {
 
   /** Nothing is received any more, so that their sockets may be closed. */
   #closeUpstream(then: () => void): void {
-    let left = this.#upstream.length;
-    if (left === 0) then();
+    const layers = this.#upstream.splice(0);
+    this.#upstreamLeft += layers.length;
+    this.#whenUpstreamClosed.push(then);
     const closed: IoOp = {
       done: () => {
-        if (--left === 0) then();
+        this.#upstreamLeft--;
+        this.#tellUpstreamClosed();
       },
     };
-    for (const layer of this.#upstream) layer.close(closed);
+    for (const layer of layers) layer.close(closed);
+    this.#tellUpstreamClosed();
+  }
+
+  #tellUpstreamClosed(): void {
+    if (this.#upstreamLeft === 0) for (const then of this.#whenUpstreamClosed.splice(0)) then();
   }
 
   #passRing(then: () => void): void {

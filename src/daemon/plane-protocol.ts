@@ -146,7 +146,7 @@ export type PlaneCall =
    * Stops serving, makes the leaf durable and clean, closes all descriptors of the device. A ublk
    * device that was not stopped before waits for its next server, which this thread's end lets in.
    */
-  | { call: 'close'; id: number }
+  | { call: 'close'; id: number; patient: boolean }
   /** Makes everything written so far durable. */
   | { call: 'flush'; id: number }
   /** The leaf is about to be frozen: it says so, durably. With null: it is not after all. */

@@ -10,7 +10,7 @@ import { readdir, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { asUbdError } from '../base/errors.ts';
 import type { TransportName } from '../client/api.ts';
-import { clearIndexLeftovers } from '../fsindex/database.ts';
+import { clearIndexLeftovers } from '../fsindex/leftovers.ts';
 import { clearOrphans } from '../leaf/orphans.ts';
 import { isStillOf } from '../leaf/still.ts';
 import { abandonSuccessor } from '../leaf/successor.ts';

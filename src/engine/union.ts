@@ -56,6 +56,8 @@ export class PartPool {
   #waitingHead: UnionDevice | null = null;
   #waitingTail: UnionDevice | null = null;
   #waitingCount = 0;
+  /** Requests that all devices have been given so far (wraps at 2^31). */
+  requests = 0;
 
   constructor(count: number) {
     for (let i = 0; i < count; i++) this.#add(new Part(this));
@@ -249,6 +251,7 @@ export class UnionDevice {
     request.pending = 0;
     request.flushing = false;
     request.cursor = request.sector;
+    this.#parts.requests = (this.#parts.requests + 1) | 0;
     this.inFlight++;
     request.time = this.#time;
     this.#inFlightIn[this.#time]++;

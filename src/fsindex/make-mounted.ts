@@ -2,12 +2,15 @@
  * Makes indexes from a walk of a mount. That of a leaf costs a walk of everything, since nobody
  * tells which blocks belong to which inode; what it holds is as small as any leaf's.
  */
-import { type Database, IndexWriter, indexError, openIndex, writeFileSystem } from './database.ts';
+
 import type { MadeIndex, MakeOptions } from './make.ts';
 import { keyOf, seconds } from './make.ts';
+import { openIndex } from './open.ts';
 import { type ByteRange, RangeSet } from './ranges.ts';
 import type { EntryRecord, ExtentRecord } from './record.ts';
+import type { Database } from './sqlite.ts';
 import { mountedKind, type WalkedFile, type WalkSink, walkMount } from './walk.ts';
+import { IndexWriter, indexError, writeFileSystem } from './writer.ts';
 
 export interface MountedSource {
   /** The top directory of the mount. */

@@ -1,13 +1,15 @@
 /** Makes indexes: of a whole file system, and of what a leaf changed in it. */
 
-import { type Database, IndexWriter, indexError, openIndex, writeFileSystem } from './database.ts';
 import { type ChangeSink, ext4Changes, type Previous } from './ext4/changes.ts';
 import { Ext4 } from './ext4/filesystem.ts';
 import { ext4Records } from './ext4/records.ts';
+import { openIndex } from './open.ts';
 import { type ByteRange, RangeSet } from './ranges.ts';
 import { requireExt4 } from './recognize.ts';
 import type { FileSystemRecord } from './record.ts';
 import type { BlockSource } from './source.ts';
+import type { Database } from './sqlite.ts';
+import { IndexWriter, indexError, writeFileSystem } from './writer.ts';
 
 export interface MakeOptions {
   /** Where the index goes. */

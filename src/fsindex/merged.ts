@@ -7,7 +7,8 @@
  * Both are read through the same two views, `inodes` and `entries`.
  */
 import { UbdError } from '../base/errors.ts';
-import { type Database, openIndex } from './database.ts';
+import { openIndex } from './open.ts';
+import type { Database } from './sqlite.ts';
 
 export interface EntryRow {
   parent: number;

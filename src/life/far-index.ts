@@ -5,11 +5,14 @@
  *     https://host/debian.img?key            the root
  *     https://host/debian.img.ubdindex?key   its index; s3:// likewise
  *
- * It is found by a name, and used only if it says that it is of this root. Whoever may write there
- * is trusted with it as with the root itself.
+ * It is found by a name, and used only if it says that it is of this root, and holds what an index
+ * holds. What it says of files is believed: whoever may write there is trusted with it as with the
+ * root itself, and with no more. Nothing that it brings is run, no loop is followed, and it fills
+ * no disk.
  */
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, renameSync, rmSync, writeSync } from 'node:fs';
+import { requireSoundIndex } from '../fsindex/open.ts';
 import { indexSays, partitionSuffix, SUFFIX } from './index-place.ts';
 import type { World } from './world.ts';
 
@@ -29,7 +32,7 @@ export function farIndexUri(root: string, partition: number | null): string | nu
  */
 export async function fetchIndex(
   world: World,
-  { root, partition }: { root: string; partition: number | null },
+  { root, partition, sizeBytes }: { root: string; partition: number | null; sizeBytes: number },
   place: string,
   facts: Readonly<Record<string, string | number>>,
 ): Promise<boolean> {
@@ -39,6 +42,7 @@ export async function fetchIndex(
   try {
     const { file } = await world.openRoot(uri);
     try {
+      if (file.sizeBytes > sizeBytes) return false; // all that is said of files is less than these
       const fd = openSync(beside, 'wx', 0o600);
       try {
         const piece = Buffer.allocUnsafe(PIECE_BYTES);
@@ -54,6 +58,7 @@ export async function fetchIndex(
       file.close();
     }
     if (!indexSays(beside, facts)) return false;
+    requireSoundIndex(beside);
     renameSync(beside, place);
     return true;
   } catch {

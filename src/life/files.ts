@@ -306,7 +306,8 @@ async function rootIndex(
   if (isUri(name) && !options.force) {
     const { fetchIndex } = await import('./far-index.ts');
     const { world } = new Work(options);
-    const of = { root: name, partition: volume.partition };
+    const { sizeBytes } = opened.identity;
+    const of = { root: name, partition: volume.partition, sizeBytes };
     if (await fetchIndex(world, of, plan.place(), plan.facts))
       return { path: plan.place(), made: false, inodes: null };
   }

@@ -15,7 +15,7 @@ import { closeSync, constants, existsSync, openSync, rmSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
-import { leftovers } from '../fsindex/database.ts';
+import { leftovers } from '../fsindex/leftovers.ts';
 import { leafInfo } from '../leaf/info.ts';
 import { native } from '../native/binding.ts';
 import { type DetachedMount, mountDetached } from './detached-mount.ts';

@@ -14,7 +14,7 @@ import { accessSync, chmodSync, chownSync, constants, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { isUri } from '../base/uri.ts';
-import { openIndex } from '../fsindex/database.ts';
+import { openIndex } from '../fsindex/open.ts';
 import { leafOfStill } from '../leaf/still.ts';
 import type { RootIdentity } from './world.ts';
 

@@ -12,8 +12,8 @@
  */
 import { createHash, randomBytes } from 'node:crypto';
 import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { leftovers } from '../fsindex/database.ts';
 import { TYPE, TYPE_MASK } from '../fsindex/ext4/format.ts';
+import { leftovers } from '../fsindex/leftovers.ts';
 import type { MergedIndex } from '../fsindex/merged.ts';
 import { PathTree, pathText } from '../fsindex/path-tree.ts';
 import { contentsOf } from './contents.ts';

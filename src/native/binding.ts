@@ -74,8 +74,16 @@ export interface Native {
    * the thread ends.
    */
   ringSetup(entries: number, flags: number, cqEntries: number): RingMaps;
-  /** io_uring_enter without signal mask or timeout. Submitted count or -errno. */
-  ringEnter(fd: number, toSubmit: number, minComplete: number, flags: number): number;
+  /**
+   * What `ringEnter` takes and answers, as 32-bit words: fd, number to submit, number to wait for,
+   * flags; result. The same memory each time.
+   */
+  enterCall(): ArrayBuffer;
+  /**
+   * io_uring_enter without signal mask or timeout, as `enterCall` says: the result is the submitted
+   * count or -errno.
+   */
+  ringEnter(): void;
   /**
    * io_uring_register; `argument` is read and written by the kernel, or null. Throws for opcodes
    * that the addon does not know and where `argument` is too short or holds addresses outside of
@@ -183,10 +191,11 @@ export interface Native {
   /** Only for options that take numbers and stop nothing (sys.cc lists them). */
   prctl(option: number, a2: number, a3: number, a4: number, a5: number): number;
   /**
-   * The calling thread goes before all that is not realtime (SCHED_RR): 0, or -errno. What it
-   * starts does not.
+   * How the calling thread is scheduled, as everybody (SCHED_OTHER, 0), before all that is not
+   * realtime (SCHED_RR, 2), or without interrupting others (SCHED_BATCH, 3): 0, or -errno. What it
+   * starts is as everybody. `priority` is 0, with SCHED_RR 1 to 99.
    */
-  realtime(priority: number): number;
+  setScheduler(policy: number, priority: number): number;
   mlockall(flags: number): number;
   /**
    * Starts a program without copying our tables of pages, as a fork would: its number, or -errno.

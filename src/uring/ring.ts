@@ -37,7 +37,13 @@ import {
 /** Looked up once: the addon's object is large, and a property of it costs a search each time. */
 const { ringEnter } = native;
 
+/** Words of the call to enter, see native.enterCall. */
+const ENTER = { FD: 0, TO_SUBMIT: 1, MIN_COMPLETE: 2, FLAGS: 3, RESULT: 4 } as const;
+const enterCall = new Int32Array(native.enterCall());
+
 const ENTER_GETEVENTS = 1;
+const ENTER_NO_IOWAIT = 1 << 7;
+const FEATURE_NO_IOWAIT = 1 << 17;
 const SQ_CQ_OVERFLOW = 2;
 const SQ_TASKRUN = 4;
 
@@ -73,6 +79,7 @@ export class Ring {
   /** The maps of the kernel's rings, in words, and where in them the counters lie. */
   readonly #rings: Int32Array;
   readonly #ownCompletions: boolean;
+  readonly #waitFlags: number;
   readonly #sqHeadAt: number;
   readonly #sqTailAt: number;
   readonly #sqFlagsAt: number;
@@ -106,6 +113,10 @@ export class Ring {
     this.words = new Uint32Array(maps.sqes);
     this.#rings = new Int32Array(maps.rings);
     this.#ownCompletions = maps.ownCompletions;
+    // Who waits in a ring mostly waits for others to ask, not for a disk. Where the kernel cannot
+    // be told (before 6.15), an idle daemon counts as a processor that waits for I/O.
+    const tellable = (maps.features & FEATURE_NO_IOWAIT) !== 0;
+    this.#waitFlags = tellable ? ENTER_GETEVENTS | ENTER_NO_IOWAIT : ENTER_GETEVENTS;
     this.#sqEntries = maps.sqEntries;
     this.#sqMask = maps.sqEntries - 1;
     this.#cqMask = maps.cqEntries - 1;
@@ -241,7 +252,7 @@ export class Ring {
       const flags = Atomics.load(this.#rings, this.#sqFlagsAt);
       if ((flags & (SQ_TASKRUN | SQ_CQ_OVERFLOW)) === 0) return;
     }
-    this.#submit(minComplete, ENTER_GETEVENTS);
+    this.#submit(minComplete, this.#waitFlags);
   }
 
   /** The queue is full in the middle of a turn: submits without waiting. */
@@ -260,7 +271,12 @@ export class Ring {
     this.#submissions = (this.#submissions + 1) | 0;
     this.#publishHead();
     rings[this.#sqTailAt] = this.#sqTail;
-    const result = ringEnter(this.fd, this.#unsubmitted, minComplete, flags);
+    enterCall[ENTER.FD] = this.fd;
+    enterCall[ENTER.TO_SUBMIT] = this.#unsubmitted;
+    enterCall[ENTER.MIN_COMPLETE] = minComplete;
+    enterCall[ENTER.FLAGS] = flags;
+    ringEnter();
+    const result = enterCall[ENTER.RESULT]!;
     // The kernel's head is the truth: an error while waiting hides how many were submitted.
     this.#unsubmitted = (this.#sqTail - rings[this.#sqHeadAt]!) | 0;
     // EAGAIN: no memory for a request. EBUSY: completions that overflowed wait for room. Both pass.

@@ -21,7 +21,7 @@ function modprobe(status: number): () => string[] {
 
 t.test('a module that can be loaded is, once', async t => {
   const called = modprobe(0);
-  const modules = new KernelModules(['ubd_one', 'ubd_two'], program);
+  const modules = new KernelModules(['ubd_one', 'ubd_two'], program, () => true);
   t.equal(await modules.loadable(), true);
   t.same(called(), ['--dry-run --quiet --use-blacklist --all ubd_one ubd_two']);
   t.same(await Promise.all([modules.load(), modules.load()]), [true, true]);
@@ -32,7 +32,7 @@ t.test('a module that can be loaded is, once', async t => {
 
 t.test('one that cannot is tried once, too', async t => {
   const called = modprobe(1);
-  const modules = new KernelModules(['ubd_one'], program);
+  const modules = new KernelModules(['ubd_one'], program, () => true);
   t.equal(await modules.loadable(), false);
   t.equal(await modules.load(), false);
   t.equal(await modules.load(), false);
@@ -40,14 +40,26 @@ t.test('one that cannot is tried once, too', async t => {
 });
 
 t.test('without modprobe nothing can be loaded', async t => {
-  const modules = new KernelModules(['ubd_one'], join(directory, 'none'));
+  const modules = new KernelModules(['ubd_one'], join(directory, 'none'), () => true);
   t.equal(await modules.loadable(), false);
   t.equal(await modules.load(), false);
 });
 
+t.test('without the right to load one, or to make devices with it, nobody is asked', async t => {
+  const called = modprobe(0);
+  for (const lacking of ['SYS_MODULE', 'SYS_ADMIN']) {
+    const modules = new KernelModules(['ubd_one'], program, name => name !== lacking);
+    t.equal(await modules.loadable(), false, lacking);
+    t.equal(await modules.load(), false, lacking);
+  }
+  t.same(called(), []);
+});
+
 t.test('modules that are there are not what is lacking: loading them is no way out', async t => {
   const called = modprobe(0);
-  t.equal(await new KernelModules(['kernel'], program).loadable(), false);
+  const loadable = (...names: string[]): Promise<boolean> =>
+    new KernelModules(names, program, () => true).loadable();
+  t.equal(await loadable('kernel'), false);
   t.same(called(), [], 'nobody is asked');
-  t.equal(await new KernelModules(['kernel', 'ubd_one'], program).loadable(), true);
+  t.equal(await loadable('kernel', 'ubd_one'), true);
 });

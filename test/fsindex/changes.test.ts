@@ -25,12 +25,13 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
-import { openDatabase, openIndex } from '../../src/fsindex/database.ts';
 import { diffLeaf } from '../../src/fsindex/diff.ts';
 import { makeLeafIndex, makeRootIndex } from '../../src/fsindex/make.ts';
 import { MergedIndex } from '../../src/fsindex/merged.ts';
+import { openIndex } from '../../src/fsindex/open.ts';
 import type { ByteRange } from '../../src/fsindex/ranges.ts';
 import { FileSource } from '../../src/fsindex/source.ts';
+import { openDatabase } from '../../src/fsindex/sqlite.ts';
 import { BlockContents } from '../../src/life/contents.ts';
 import { blocksCloser } from '../../src/life/same-files.ts';
 import { step } from '../support/file-history.ts';

@@ -5,9 +5,10 @@
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import t from 'tap';
-import { IndexWriter, openDatabase } from '../../src/fsindex/database.ts';
 import { findFiles } from '../../src/fsindex/find.ts';
 import { MergedIndex } from '../../src/fsindex/merged.ts';
+import { openDatabase } from '../../src/fsindex/sqlite.ts';
+import { IndexWriter } from '../../src/fsindex/writer.ts';
 
 function addFiles(writer: IndexWriter, names: readonly string[], first: number): void {
   for (const [i, name] of names.entries())

@@ -10,9 +10,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
-import { IndexWriter, leftovers } from '../../src/fsindex/database.ts';
+import { leftovers } from '../../src/fsindex/leftovers.ts';
+import { IndexWriter } from '../../src/fsindex/writer.ts';
 
-const databaseModule = fileURLToPath(new URL('../../src/fsindex/database.js', import.meta.url));
+const databaseModule = fileURLToPath(new URL('../../src/fsindex/writer.js', import.meta.url));
 
 function place(t: Test): { index: string; left(): string[]; age(): void } {
   const directory = mkdtempSync(join(tmpdir(), 'ubd-leftovers-'));

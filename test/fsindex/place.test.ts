@@ -6,9 +6,9 @@
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import t from 'tap';
-import { IndexWriter } from '../../src/fsindex/database.ts';
 import { makeRootIndex } from '../../src/fsindex/make.ts';
 import type { BlockSource } from '../../src/fsindex/source.ts';
+import { IndexWriter } from '../../src/fsindex/writer.ts';
 import { missing } from '../support/requires.ts';
 import { run } from '../support/run.ts';
 

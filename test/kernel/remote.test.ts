@@ -180,6 +180,16 @@ t.test(
   },
 );
 
+t.test('a daemon that is told to stop does not wait for a dead root', { skip }, async t => {
+  const { sandbox, web } = await setUp(t, { UBD_REMOTE_WAIT: '3600', UBD_DISK_CACHE: 'off' });
+  const device = await sandbox.attach({ root: web.url('root.img'), name: 'loop' });
+  await web.kill();
+  const waiting = readBlock(device, 5000);
+  await until('it is under way', () => sandbox.isAsked('loop'));
+  await sandbox.stopDaemon();
+  t.equal(await waiting, false, 'nobody can answer it any more');
+});
+
 t.test(
   'a root that changes, shrinks or goes under a device is an error, never other content',
   { skip },

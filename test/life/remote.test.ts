@@ -11,13 +11,16 @@ import {
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { RootBook } from '../../src/daemon/remote/root-book.ts';
-import { openIndex } from '../../src/fsindex/database.ts';
+import { openIndex } from '../../src/fsindex/open.ts';
+import { openDatabase } from '../../src/fsindex/sqlite.ts';
 import { makeImageLeaf } from '../support/image-leaf.ts';
 import { noise } from '../support/life-fixture.ts';
 import { Random } from '../support/random.ts';
@@ -223,6 +226,16 @@ t.test('commands over a root in another place', { skip }, async t => {
     t.equal(await madeOf(), root, "another root's is not used");
     writeFileSync(index, Buffer.alloc(5000, 1));
     t.equal(await madeOf(), root, 'nor what is no index');
+    rmSync(index);
+    await bench.ok('index', '--force', './root.img');
+    copyFileSync(index, bench.path('whole'));
+    const changed = openDatabase(index);
+    changed.exec("UPDATE entry SET name = '../' || name WHERE name = 'motd'");
+    changed.close();
+    t.equal(await madeOf(), root, 'nor what has names that lead elsewhere');
+    copyFileSync(bench.path('whole'), index);
+    truncateSync(index, statSync(bench.root).size + 512);
+    t.equal(await madeOf(), root, 'nor what is larger than its root');
     t.same(
       readdirSync(bench.path('state/indexes')).filter(name => name.endsWith('.new')),
       [],

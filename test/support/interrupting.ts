@@ -22,7 +22,7 @@ import {
   utimesSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import { openDatabase } from '../../src/fsindex/database.ts';
+import { openDatabase } from '../../src/fsindex/sqlite.ts';
 import { openStack } from '../../src/life/stack.ts';
 import { diskWorld } from '../../src/life/world.ts';
 import type { Random } from './random.ts';

@@ -12,7 +12,7 @@ import { mkdir, mkdtemp } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { AttachSpec, Device } from '../../src/client/api.ts';
+import type { AttachSpec, Device, DeviceInfo } from '../../src/client/api.ts';
 import { type Client, connect } from '../../src/client/client.ts';
 import { Cleanup } from './cleanup.ts';
 import { PATIENCE, type RunOptions, type RunResult, run, tryRun, until } from './run.ts';
@@ -181,6 +181,12 @@ export class Sandbox {
       throw new Error(`attached and not usable: ${JSON.stringify(device)}`);
     }
     return device as Attached;
+  }
+
+  /** Does the daemon have requests of a device in hand? */
+  async isAsked(name: string): Promise<boolean> {
+    const { stdout } = await this.ubd(['info', name, '--json']);
+    return (JSON.parse(stdout) as DeviceInfo).requests!.inFlight > 0;
   }
 
   async detach(target: string): Promise<void> {

@@ -4,6 +4,7 @@ import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { constants } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { native } from '../../src/native/binding.ts';
 import { CALL } from '../../src/uring/calls.ts';
 import type { IoOp } from '../../src/uring/io.ts';
 import { allocateMemory } from '../../src/uring/memory.ts';
@@ -40,6 +41,36 @@ function newRing(t: Test, entries: number): Ring {
   t.teardown(() => ring.close());
   return ring;
 }
+
+// First: a thread has numbers for 16 rings, and one that has none left closes by other means.
+t.test('a closed ring is gone: it holds nothing open', t => {
+  const reader = newRing(t, 8);
+  const memory = allocateMemory(1);
+  const REGISTER_FILES = 2;
+  for (let i = 0; i < 3; i++) {
+    const ends = new Uint8Array(8);
+    t.equal(native.socketpair(ends), 0);
+    const [held, watched] = new Int32Array(ends.buffer) as unknown as [number, number];
+    const ring = new Ring({ entries: 8 });
+    t.equal(native.ringRegister(ring.fd, REGISTER_FILES, ends.slice(0, 4), 1), 0);
+    native.close(held);
+    const op = new Recorder();
+    const word = reader.prepare(OPCODE.READ, watched, op);
+    setAddress(reader.words, word, memory.address);
+    setLength(reader.words, word, 1);
+    reader.turn(false);
+    t.same(op.results, [], 'the other end is open while the ring is');
+    ring.close();
+    for (let waited = 0; waited < 2000 && op.results.length === 0; waited++) {
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+      reader.turn(false);
+    }
+    t.same(op.results, [0], 'and not any more');
+    native.close(watched);
+  }
+  memory.free();
+  t.end();
+});
 
 t.test('far more submissions than fit are all done, once each', t => {
   // 4 submission and 16 completion entries: the queue fills up, and the completions overflow.
@@ -366,5 +397,17 @@ t.test('many rings live side by side', t => {
   for (const ring of rings) ring.turn(true);
   t.ok(ops.every(op => op.results.length === 1));
   for (const ring of rings) ring.close();
+  t.end();
+});
+
+t.test('a thread that waits in its ring does not wait for I/O, where the kernel can be told', t => {
+  const { features, fd } = native.ringSetup(8, 0, 0);
+  native.ringClose(fd);
+  const ring = newRing(t, 8);
+  ring.prepare(OPCODE.NOP, -1, new Recorder());
+  ring.turn(true);
+  const FLAGS = 3;
+  const flags = new Int32Array(native.enterCall())[FLAGS]!;
+  t.equal((flags & (1 << 7)) !== 0, (features & (1 << 17)) !== 0);
   t.end();
 });

@@ -13,9 +13,10 @@
  * be another's now. The result is the one that it would be without: whatever was kept is what would
  * have been found.
  */
-import type { Database } from '../database.ts';
+
 import { type ByteRange, RangeSet } from '../ranges.ts';
 import type { EntryRecord, ExtentRecord, InodeRecord } from '../record.ts';
+import type { Database } from '../sqlite.ts';
 import type { FileBlocks } from './extents.ts';
 import { type Ext4, isDirectory } from './filesystem.ts';
 import { INODE_FLAG } from './format.ts';

@@ -29,6 +29,7 @@ import {
   type NbdDriver,
   nodeOf,
   openAndSet,
+  type ReconfigureOptions,
   readDevice,
   type ShownDevice,
 } from './driver.ts';
@@ -49,6 +50,8 @@ const IO_TIMEOUT_KERNEL_MS = 30_000;
 
 /** How long the kernel may take to find out that a socket is dead. */
 const BURY_MS = 15_000;
+/** How long it may take to forget a device that has come to its end. */
+const FORGET_MS = 15_000;
 /** How long a detach waits for those who have the device open for a moment, as udev does. */
 const CLOSE_MS = 5000;
 const PAUSE_MS = 20;
@@ -114,11 +117,19 @@ export class NbdDevice {
     return { device, sockets: pairs.map(({ server }) => server) };
   }
 
-  /** Takes a device over whose server died, or let go of it. */
-  static async adopt(driver: NbdDriver, shown: ShownDevice): Promise<Connected> {
+  /**
+   * Takes a device over whose server died, or let go of it. Null: it was coming to its end, and is
+   * gone.
+   */
+  static async adopt(driver: NbdDriver, shown: ShownDevice): Promise<Connected | null> {
     const { index, identifier, connections } = shown;
     const device = new NbdDevice(driver, index, identifier, connections);
-    return { device, sockets: await device.reconnect(connections) };
+    try {
+      return { device, sockets: await device.reconnect(connections) };
+    } catch (error) {
+      if (isGone(error)) return null;
+      throw error;
+    }
   }
 
   /**
@@ -132,10 +143,7 @@ export class NbdDevice {
       for (;;) {
         const pairs = makePairs(count - sockets.length);
         try {
-          await this.#driver.reconfigure(this.#index, {
-            identifier: this.#identifier,
-            sockets: pairs.map(({ kernel }) => kernel),
-          });
+          await this.#reconfigure({ sockets: pairs.map(({ kernel }) => kernel) });
         } finally {
           closeAll(pairs.map(({ kernel }) => kernel));
           // The kernel does not say which it has taken: those that it has not have no other end.
@@ -203,7 +211,7 @@ export class NbdDevice {
 
   /** Those who look at it see the new size at once. */
   async resize(sizeBytes: number): Promise<void> {
-    await this.#driver.reconfigure(this.#index, { identifier: this.#identifier, sizeBytes });
+    await this.#reconfigure({ sizeBytes });
   }
 
   /** Takes it away at once: its users get I/O errors. */
@@ -214,7 +222,7 @@ export class NbdDevice {
 
   /** Whether the kernel shows the device, and it is still the one that we made. */
   isOurs(): boolean {
-    return readDevice(this.#index)?.identifier === this.#identifier;
+    return this.#driver.show(this.#index)?.identifier === this.#identifier;
   }
 
   /** Somebody has it open: it stays, unless that one was the last and has gone just now. */
@@ -230,10 +238,24 @@ export class NbdDevice {
   async #disconnectOnClose(yes: boolean): Promise<boolean> {
     const clientFlags = yes ? CLIENT_FLAG.DISCONNECT_ON_CLOSE : 0;
     try {
-      await this.#driver.reconfigure(this.#index, { identifier: this.#identifier, clientFlags });
+      await this.#reconfigure({ clientFlags });
       return true;
     } catch (error) {
-      if (error instanceof UbdError && error.code === 'not-found') return false;
+      if (isGone(error)) return false;
+      throw error;
+    }
+  }
+
+  /**
+   * Throws `not-found` once the kernel has forgotten the device. It refuses changes before that:
+   * whoever made one of the same name then would find this one.
+   */
+  async #reconfigure(change: Omit<ReconfigureOptions, 'identifier'>): Promise<void> {
+    try {
+      await this.#driver.reconfigure(this.#index, { identifier: this.#identifier, ...change });
+    } catch (error) {
+      const end = performance.now() + FORGET_MS;
+      if (isGone(error)) while (this.isOurs() && performance.now() < end) await sleep(PAUSE_MS);
       throw error;
     }
   }
@@ -246,6 +268,10 @@ export class NbdDevice {
     const timeout = this.#connections === 1 ? { io_timeout: IO_TIMEOUT_KERNEL_MS } : {};
     await openAndSet(this.#index, timeout).catch(() => {});
   }
+}
+
+function isGone(error: unknown): boolean {
+  return error instanceof UbdError && error.code === 'not-found';
 }
 
 function transmissionFlags(readOnly: boolean): number {

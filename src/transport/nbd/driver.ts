@@ -13,6 +13,7 @@
  */
 import { constants, existsSync, readdirSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
+import { lacksAdministration } from '../../base/capabilities.ts';
 import { EBUSY, EINVAL, EPERM, errnoName } from '../../base/errno.ts';
 import { UbdError, type UbdErrorOptions } from '../../base/errors.ts';
 import { type ApartStep, apart } from '../../native/apart.ts';
@@ -56,9 +57,6 @@ export const CLIENT_FLAG = { DESTROY_ON_DISCONNECT: 1, DISCONNECT_ON_CLOSE: 2 } 
 
 const SYS_BLOCK = '/sys/block';
 
-/** CAP_SYS_ADMIN, of the initial user namespace: a bit of CapEff. */
-const SYS_ADMIN_BIT = 21;
-
 export interface ConnectOptions {
   sizeBytes: number;
   blockBytes: number;
@@ -95,12 +93,10 @@ export class NbdDriver {
 
   /** Throws UbdError that says why nbd is not offered here. */
   static async open(): Promise<NbdDriver> {
+    const refusal = lacksAdministration('nbd');
+    if (refusal !== null) throw refusal;
     const family = await findFamily(FAMILY);
     if (family === undefined) throw notThere();
-    if (!mayAdminister())
-      throw new UbdError('permission', 'making nbd devices needs the capability SYS_ADMIN', {
-        next: 'run as root; in a container, give it this capability',
-      });
     return new NbdDriver(family);
   }
 
@@ -158,6 +154,11 @@ export class NbdDriver {
     return (item.get(DEVICE_CONNECTED)?.readUInt8(0) ?? 0) !== 0;
   }
 
+  /** What the kernel shows of a device; undefined: it is not configured. */
+  show(index: number): ShownDevice | undefined {
+    return readDevice(index);
+  }
+
   #ask(command: number, attributes: readonly Uint8Array[]): Promise<Answer> {
     return ask(this.#family, command, VERSION, attributes);
   }
@@ -175,12 +176,6 @@ function notThere(): UbdError {
   return new UbdError('unsupported', 'nbd is loaded, and not shown to this network namespace', {
     next: 'run the daemon in the network namespace of the host',
   });
-}
-
-function mayAdminister(): boolean {
-  const capabilities = /^CapEff:\s*([0-9a-f]+)/m.exec(readText('/proc/self/status') ?? '')?.[1];
-  if (capabilities === undefined) return true; // the kernel will say
-  return ((BigInt(`0x${capabilities}`) >> BigInt(SYS_ADMIN_BIT)) & 1n) === 1n;
 }
 
 // ── What the kernel shows ───────────────────────────────────────────────────────────────────────

@@ -11,16 +11,12 @@ import { assert } from '../../base/assert.ts';
 import { asUbdError } from '../../base/errors.ts';
 import type { UnionDevice } from '../../engine/union.ts';
 import { native } from '../../native/binding.ts';
-import type { IoOp } from '../../uring/io.ts';
-import { allocateMemory } from '../../uring/memory.ts';
-import { OPCODE, setAddress, setLength } from '../../uring/sqe.ts';
+import { after } from '../../uring/after.ts';
 import { type NbdChannel, NbdConnection } from './connection.ts';
 import type { NbdSlots } from './slots.ts';
 
 /** What a client that does not take its last answers can delay the end of its device by. */
 const GRACE_SECONDS = 3;
-/** struct __kernel_timespec: seconds, nanoseconds. */
-const TIMESPEC_BYTES = 16;
 
 export interface SessionOptions {
   slots: NbdSlots;
@@ -72,8 +68,16 @@ export class NbdSession {
     if (this.#stopping) return;
     this.#stopping = true;
     for (const connection of [...this.#connections]) connection.stop();
-    if (this.#connections.size > 0) this.#startGrace();
+    if (this.#connections.size > 0)
+      after(this.#slots.ring, GRACE_SECONDS, () =>
+        this.#abort('the client did not take its answers'),
+      );
     this.#settle();
+  }
+
+  /** After `stop`: what is under way is not answered; who asked may ask the next server. */
+  abandon(): void {
+    this.#abort('what it asked for could not be answered in time');
   }
 
   #disconnected(connection: NbdConnection, reason: string | null): void {
@@ -88,19 +92,7 @@ export class NbdSession {
     this.#onEnd(null);
   }
 
-  #startGrace(): void {
-    const { ring } = this.#slots;
-    const time = allocateMemory(TIMESPEC_BYTES);
-    time.view.setUint32(0, GRACE_SECONDS, true);
-    const end: IoOp = {
-      done: () => {
-        time.free();
-        for (const connection of [...this.#connections])
-          connection.abort('the client did not take its answers');
-      },
-    };
-    const word = ring.prepare(OPCODE.TIMEOUT, -1, end);
-    setAddress(ring.words, word, time.address);
-    setLength(ring.words, word, 1);
+  #abort(reason: string): void {
+    for (const connection of [...this.#connections]) connection.abort(reason);
   }
 }

@@ -73,6 +73,8 @@ const START_MS = 30_000;
 const STOP_MS = 60_000;
 /** How long the kernel may take to bury a dead server, and a node to appear. */
 const BURY_MS = 15_000;
+/** How long a server that leaves waits for what it has under way. */
+const QUIESCE_MS = 5000;
 /** How long a detach waits for those who have the device open for a moment, as udev does. */
 const CLOSE_MS = 5000;
 const PAUSE_MS = 20;
@@ -306,9 +308,10 @@ export class UblkDevice {
       code: CONTROL.QUIESCE_DEV,
       what: `quiescing ${this.node}`,
       device: this.id,
-      value: BURY_MS,
+      value: QUIESCE_MS,
       timeoutMs: STOP_MS,
     });
+    if (result === -EBUSY) return false; // something is under way that nobody answers
     if (result < 0 && !UNKNOWN.has(result))
       throw refused(`quiescing ${this.node}`, result, this.id);
     return result >= 0;

@@ -6,6 +6,7 @@
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
+import { lacksAdministration } from '../../base/capabilities.ts';
 import { EACCES, ENOENT, EPERM, errnoName } from '../../base/errno.ts';
 import { asUbdError, UbdError } from '../../base/errors.ts';
 import { CONTROL_PATH, UblkControl } from './control.ts';
@@ -30,6 +31,9 @@ export interface Ublk {
 
 /** Opens the control of ublk. Throws UbdError that says why it is not offered here. */
 export async function openUblk(): Promise<Ublk> {
+  // The driver tells its features to everybody, and makes devices for the privileged.
+  const refusal = lacksAdministration('ublk');
+  if (refusal !== null) throw refusal;
   let control: UblkControl;
   try {
     control = new UblkControl();

@@ -141,6 +141,8 @@ export interface QueueEvents {
   /** A request is in our hands, or answered. */
   taken(): void;
   answered(): void;
+  /** What fails is not answered: the kernel asks the next server. */
+  readonly abandoned: boolean;
   /** The kernel has taken back all fetches; or refused one for this reason. */
   tagEnded(result: number): void;
 }
@@ -351,6 +353,11 @@ export class UblkQueue {
   }
 
   #failed(tag: Tag, result: number): void {
+    if (this.#events.abandoned) {
+      tag.step = STEP.ENDED;
+      this.#giveBack(tag);
+      return;
+    }
     if (result !== -ENOBUFS || tag.slot !== null) {
       this.#commit(tag, result);
       return;
@@ -414,6 +421,11 @@ export class UblkQueue {
   /** Answers, and fetches the next request. `result`: bytes moved by a read or write, or -errno. */
   #commit(tag: Tag, result: number): void {
     this.#command(IO.COMMIT_AND_FETCH, tag, result);
+    this.#giveBack(tag);
+  }
+
+  /** The request is not in our hands any more. */
+  #giveBack(tag: Tag): void {
     this.#endLoan(tag);
     const { slot } = tag;
     if (slot !== null) {

@@ -50,6 +50,8 @@ export class UblkSession implements QueueEvents {
   #tags: number;
   /** Requests in our hands. */
   #held = 0;
+  /** For UblkQueue: what fails is the next server's. */
+  abandoned = false;
 
   constructor({ slots, channel, device, readsFixed, onEnd }: SessionOptions) {
     const { fd, queues, depth, data } = channel;
@@ -68,6 +70,11 @@ export class UblkSession implements QueueEvents {
     if (this.#state !== STATE.SERVING) return;
     this.#state = STATE.LEAVING;
     this.#settle();
+  }
+
+  /** After `stop`: what fails from now on is not answered; the kernel asks the next server. */
+  abandon(): void {
+    this.abandoned = true;
   }
 
   // ── For UblkQueue ─────────────────────────────────────────────────────────────────────────────
