@@ -98,9 +98,9 @@ char* At(double address) {
 
 constexpr size_t kLineBytes = 64;
 
-// Copies ranges that do not overlap, and asks for the lines of what is copied next meanwhile: blocks
-// of a cache lie anywhere, in lines that no processor's cache has, and waiting for them is most of a
-// copy. (Asking for all of them first costs more than it saves.)
+// Copies ranges that do not overlap, and asks for the lines of what is copied next meanwhile:
+// blocks of a cache lie anywhere, in lines that no processor's cache has, and waiting for them is
+// most of a copy. (Asking for all of them first costs more than it saves.)
 void CopyAhead(char* target, const char* source, size_t length, const char* next) {
   const size_t lines = length - length % kLineBytes;
   for (size_t at = 0; at < lines; at += kLineBytes) {
