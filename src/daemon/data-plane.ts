@@ -17,6 +17,8 @@ import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { PartPool } from '../engine/union.ts';
 import { native } from '../native/binding.ts';
+import { FuseQueues } from '../transport/fuse/ring-intake.ts';
+import { possibleProcessors, uringWanted } from '../transport/fuse/ring-offer.ts';
 import { FuseSlots } from '../transport/fuse/slots.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { NbdSlots } from '../transport/nbd/slots.ts';
@@ -80,6 +82,7 @@ class DataPlane {
   readonly #precedence: Precedence | null;
   readonly #ring: Ring;
   readonly #fuseSlots: FuseSlots;
+  readonly #fuseQueues: FuseQueues | null;
   readonly #ublkSlots: UblkSlots;
   readonly #nbdSlots: NbdSlots;
   readonly #io: RingIo;
@@ -98,8 +101,10 @@ class DataPlane {
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
     this.#scheduler = scheduleThread();
     this.#precedence = this.#scheduler && new Precedence(this.#scheduler);
-    this.#ring = new Ring({ entries: RING_ENTRIES });
+    const uring = uringWanted();
+    this.#ring = new Ring({ entries: RING_ENTRIES, largeCommands: uring });
     this.#fuseSlots = new FuseSlots(this.#ring, SLOTS);
+    this.#fuseQueues = uring ? new FuseQueues(this.#ring, possibleProcessors()) : null;
     this.#ublkSlots = new UblkSlots(this.#ring, SLOTS);
     this.#nbdSlots = new NbdSlots(this.#ring, NBD_MEBIBYTES);
     this.#io = new RingIo(this.#ring);
@@ -112,6 +117,7 @@ class DataPlane {
       ring: this.#ring,
       io: this.#io,
       fuseSlots: this.#fuseSlots,
+      fuseQueues: this.#fuseQueues,
       ublkSlots: this.#ublkSlots,
       nbdSlots: this.#nbdSlots,
       parts: new PartPool(PARTS),
@@ -132,11 +138,12 @@ class DataPlane {
       }
     } finally {
       // ends what is under way, so that the descriptors are the last to hold their files
-      this.#ring.close();
+      this.#ring.close(this.#fuseQueues?.held);
       for (const device of this.#devices.values()) device.closeDescriptors();
       this.#wake.close();
       this.#names?.close();
       this.#io.close();
+      this.#fuseQueues?.close();
       this.#fuseSlots.close();
       this.#ublkSlots.close();
       this.#plant.cache.close();

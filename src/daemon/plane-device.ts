@@ -19,6 +19,7 @@ import type { Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
 import { UpstreamLayer } from '../remote/upstream-layer.ts';
 import type { Layer } from '../store/store.ts';
+import type { FuseQueues } from '../transport/fuse/ring-intake.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
@@ -50,6 +51,8 @@ export interface Plant {
   ring: Ring;
   io: Io;
   fuseSlots: FuseSlots;
+  /** Null: this thread serves FUSE over /dev/fuse alone. */
+  fuseQueues: FuseQueues | null;
   ublkSlots: UblkSlots;
   nbdSlots: NbdSlots;
   parts: PartPool;
@@ -149,7 +152,7 @@ export class PlaneDevice {
 
   #openSession(): Session {
     const { transport } = this.spec;
-    const { fuseSlots, ublkSlots, nbdSlots, cache } = this.#plant;
+    const { fuseSlots, fuseQueues, ublkSlots, nbdSlots, cache } = this.#plant;
     const common = { device: this.#union, onEnd: (reason: string | null) => this.#cutOff(reason) };
     switch (transport.kind) {
       case 'ublk':
@@ -160,7 +163,10 @@ export class PlaneDevice {
             (this.#upstream.length === 0 && !cache.isOn) || this.#leaves.holds(sector, count),
         });
       case 'fuse':
-        return new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
+        return new FuseSession({
+          ...{ slots: fuseSlots, fd: transport.fd, ...common },
+          queues: transport.uring === true ? fuseQueues : null,
+        });
       case 'nbd': {
         const { channels } = transport;
         const onDisconnected = (connection: number, reason: string | null): void => {

@@ -383,6 +383,23 @@ export class Registry {
     return channels;
   }
 
+  /** Waits for attaches that are under way. */
+  async attachesDone(): Promise<void> {
+    while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay);
+  }
+
+  /** Throws if a device cannot be handed over; nothing has changed then. */
+  checkHandOver(): void {
+    const stay = this.entries
+      .map(({ id, name, transport }) => ({ name, why: transport?.staysPut?.(id) ?? null }))
+      .filter(({ why }) => why !== null);
+    if (stay.length === 0) return;
+    const names = stay.map(({ name }) => name).join(', ');
+    throw new UbdError('busy', `${names} cannot be handed over: ${stay[0]!.why}`, {
+      next: 'detach what stays (`ubd detach`), or stop the daemon, and start another one: devices come back',
+    });
+  }
+
   async #comeToRest(): Promise<void> {
     this.#stopping = true;
     await Promise.allSettled(this.#underWay);

@@ -207,6 +207,7 @@ if (await here(import.meta.url, NBD)) {
     await sandbox.kill();
     await driver.reconfigure(index, { identifier, clientFlags });
     await sandbox.startDaemon();
+    t.match(await sandbox.client.list(), [{ state: 'attached' }]);
     await run('blockdev', ['--flushbufs', disk.node]);
     t.equal(readDevice(index)?.identifier, identifier);
     await sandbox.detach('disk');
