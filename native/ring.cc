@@ -36,7 +36,7 @@ constexpr uint32_t kNoIowait = 1U << 7;  // IORING_ENTER_NO_IOWAIT; not in older
 constexpr uint32_t kEnterFlags =
     IORING_ENTER_GETEVENTS | IORING_ENTER_SQ_WAKEUP | IORING_ENTER_SQ_WAIT | kNoIowait;
 
-constexpr int64_t kRestMillisecondsMax = 5000;
+constexpr uint32_t kRestMillisecondsMax = 5000;
 
 int64_t Setup(uint32_t entries, io_uring_params* params) {
   return syscall(SYS_io_uring_setup, entries, params);
@@ -202,11 +202,14 @@ Napi::Value RingRegister(const Napi::CallbackInfo& info) {
   return ToNumber(env, result);
 }
 
-// ringClose(fd)
+// ringClose(fd, patienceMilliseconds = kRestMillisecondsMax)
 Napi::Value RingClose(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Args args(info, "ringClose");
   const int fd = args.Fd(0);
+  const uint32_t patience = info.Length() > 1
+                                ? args.Uint32(1, "patienceMilliseconds", kRestMillisecondsMax)
+                                : kRestMillisecondsMax;
   if (!args.ok()) return env.Undefined();
   Environment& environment = Environment::Of(info);
   std::unique_ptr<Ring> ring = environment.rings.Take(fd);
@@ -214,7 +217,7 @@ Napi::Value RingClose(const Napi::CallbackInfo& info) {
     args.OutOfRange("fd", "an open ring of this thread");
     return env.Undefined();
   }
-  if (!ring->ComeToRest()) environment.memory.KeepForever();
+  if (patience == 0 || !ring->ComeToRest(patience)) environment.memory.KeepForever();
   ring->Detach();
   return env.Undefined();
 }
@@ -335,7 +338,7 @@ bool Ring::LooksSane() const {
          *Word(params_.cq_off.tail) - *Word(params_.cq_off.head) <= cqEntries;
 }
 
-bool Ring::ComeToRest() {
+bool Ring::ComeToRest(int64_t milliseconds) {
   // TypeScript's user_data never has its upper half set, see src/uring/ring.ts.
   constexpr uint64_t kMark = ~uint64_t{0};
   if (!LooksSane()) return false;
@@ -363,7 +366,7 @@ bool Ring::ComeToRest() {
   // the kernel's: should the counters be wrong after all, a wait for completions in there would
   // never end, not even by SIGKILL (seen on 6.18).
   bool submitted = false;
-  for (int64_t waited = 0; waited <= kRestMillisecondsMax; waited++) {
+  for (int64_t waited = 0; waited <= milliseconds; waited++) {
     const int64_t result = Enter(submitted ? 0 : 1, 0, IORING_ENTER_GETEVENTS);
     if (result == 1) submitted = true;
     if (Consume(kMark)) return true;
@@ -397,7 +400,7 @@ std::unique_ptr<Ring> Rings::Take(int fd) {
 
 void Rings::Clear(MemoryRegistry* memory) {
   for (const auto& ring : rings_)
-    if (!ring->ComeToRest()) memory->KeepForever();
+    if (!ring->ComeToRest(kRestMillisecondsMax)) memory->KeepForever();
   rings_.clear();
 }
 

@@ -48,7 +48,7 @@ class Ring {
   int64_t Enter(uint32_t toSubmit, uint32_t minComplete, uint32_t flags) const;
 
   // Cancels all that is under way and waits for it. False if something would not end in time.
-  bool ComeToRest();
+  bool ComeToRest(int64_t milliseconds);
 
   // Detaches the ArrayBuffers. A mapping that cannot be detached stays for the process's life.
   void Detach();

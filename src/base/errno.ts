@@ -32,6 +32,7 @@ export const ECANCELED: number = numbers.ECANCELED;
 export const ETIMEDOUT: number = numbers.ETIMEDOUT;
 export const ECONNRESET: number = numbers.ECONNRESET;
 export const ENOTCONN: number = numbers.ENOTCONN;
+export const ECONNABORTED: number = numbers.ECONNABORTED;
 export const EOVERFLOW: number = numbers.EOVERFLOW;
 export const ENXIO: number = numbers.ENXIO;
 export const ENOBUFS: number = numbers.ENOBUFS;

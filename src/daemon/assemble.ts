@@ -7,6 +7,7 @@ import type { UbdError } from '../base/errors.ts';
 import type { Paths } from '../client/paths.ts';
 import { openRemoteRootsWith } from '../life/world.ts';
 import { native } from '../native/binding.ts';
+import { uringWanted } from '../transport/fuse/ring-offer.ts';
 import { BootPacks } from './cache/boot-packs.ts';
 import { Chains } from './chains.ts';
 import { PlaneExporter } from './exports/plane-exporter.ts';
@@ -54,7 +55,7 @@ export async function assemble(
   });
   const connections = connectionsWanted();
   const nbd = new NbdTransport({ plane, owner, shadows, connections, onGone });
-  const loop = new LoopTransport(plane, owner, onGone);
+  const loop = new LoopTransport({ plane, owner, uring: uringWanted(), onGone });
   plane.on('fault', events.onFault);
   plane.on('node', ({ name }) => events.onNode(name));
   plane.on('quota', ({ id, mark }) => events.onQuota(id, mark));

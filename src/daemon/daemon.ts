@@ -130,7 +130,9 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
   });
   /** Lets go of everything for another daemon, which takes it within the answer's connection. */
   const handOver = async (): Promise<Legacy> => {
+    await registry.attachesDone();
     if (state === 'stopping') throw new UbdError('daemon', 'the daemon is stopping');
+    registry.checkHandOver(); // from here on nothing is waited for until no more attaches are taken
     state = 'stopping';
     ending.beginHandOver();
     log.info('handing over to another daemon');

@@ -17,6 +17,8 @@ import { type MessagePort, receiveMessageOnPort, workerData } from 'node:worker_
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { PartPool } from '../engine/union.ts';
 import { native } from '../native/binding.ts';
+import { FuseQueues } from '../transport/fuse/ring-intake.ts';
+import { possibleProcessors, uringWanted } from '../transport/fuse/ring-offer.ts';
 import { FuseSlots } from '../transport/fuse/slots.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
 import { NbdSlots } from '../transport/nbd/slots.ts';
@@ -63,14 +65,15 @@ const PAGE_BYTES = 4096;
 const PR_SET_IO_FLUSHER = 57;
 
 /**
- * UBD_REALTIME=1: this thread goes first as long as that pays. Null: not wanted. Throws UbdError
- * where the kernel refuses.
+ * Who goes first: this thread, with UBD_REALTIME=1, as long as that pays; else as everybody does,
+ * and behind others where many requests come at once. Null: nothing is to be decided. Throws
+ * UbdError where the kernel refuses.
  */
 function scheduleThread(): ThreadScheduler | null {
   const wanted = process.env.UBD_REALTIME ?? '0';
-  if (wanted === '0') return null;
-  if (wanted !== '1') throw new UbdError('usage', `UBD_REALTIME is ${wanted}, and must be 0 or 1`);
-  return new ThreadScheduler();
+  if (wanted === '0') return ThreadScheduler.ordinary();
+  if (wanted === '1') return ThreadScheduler.realtime();
+  throw new UbdError('usage', `UBD_REALTIME is ${wanted}, and must be 0 or 1`);
 }
 
 class DataPlane {
@@ -80,6 +83,7 @@ class DataPlane {
   readonly #precedence: Precedence | null;
   readonly #ring: Ring;
   readonly #fuseSlots: FuseSlots;
+  readonly #fuseQueues: FuseQueues | null;
   readonly #ublkSlots: UblkSlots;
   readonly #nbdSlots: NbdSlots;
   readonly #io: RingIo;
@@ -98,8 +102,10 @@ class DataPlane {
     native.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0); // best effort: it needs CAP_SYS_RESOURCE
     this.#scheduler = scheduleThread();
     this.#precedence = this.#scheduler && new Precedence(this.#scheduler);
-    this.#ring = new Ring({ entries: RING_ENTRIES });
+    const uring = uringWanted();
+    this.#ring = new Ring({ entries: RING_ENTRIES, largeCommands: uring });
     this.#fuseSlots = new FuseSlots(this.#ring, SLOTS);
+    this.#fuseQueues = uring ? new FuseQueues(this.#ring, possibleProcessors()) : null;
     this.#ublkSlots = new UblkSlots(this.#ring, SLOTS);
     this.#nbdSlots = new NbdSlots(this.#ring, NBD_MEBIBYTES);
     this.#io = new RingIo(this.#ring);
@@ -112,6 +118,7 @@ class DataPlane {
       ring: this.#ring,
       io: this.#io,
       fuseSlots: this.#fuseSlots,
+      fuseQueues: this.#fuseQueues,
       ublkSlots: this.#ublkSlots,
       nbdSlots: this.#nbdSlots,
       parts: new PartPool(PARTS),
@@ -132,11 +139,12 @@ class DataPlane {
       }
     } finally {
       // ends what is under way, so that the descriptors are the last to hold their files
-      this.#ring.close();
+      this.#ring.close(this.#fuseQueues?.held);
       for (const device of this.#devices.values()) device.closeDescriptors();
       this.#wake.close();
       this.#names?.close();
       this.#io.close();
+      this.#fuseQueues?.close();
       this.#fuseSlots.close();
       this.#ublkSlots.close();
       this.#plant.cache.close();
@@ -175,7 +183,7 @@ class DataPlane {
         done(null);
         return;
       case 'close':
-        this.#close(this.#device(call.id), done, call.patient);
+        this.#close(this.#known(call.id), done, call.patient);
         return;
       case 'flush':
         this.#device(call.id).flush(done);
@@ -232,9 +240,16 @@ class DataPlane {
     }
   }
 
-  #device(id: number): PlaneDevice {
+  #known(id: number): PlaneDevice {
     const device = this.#devices.get(id);
     if (device === undefined) throw new UbdError('not-found', `the data plane has no device ${id}`);
+    return device;
+  }
+
+  /** One that is not about to end. */
+  #device(id: number): PlaneDevice {
+    const device = this.#known(id);
+    if (device.isClosing) throw new UbdError('not-found', `the data plane closes device ${id}`);
     return device;
   }
 
@@ -260,26 +275,29 @@ class DataPlane {
   }
 
   #succeed(call: { id: number } & SuccessionSpec, answer: Answer<Succeeded>): void {
-    const device = this.#devices.get(call.id);
-    if (device !== undefined) {
-      device.succeed(call, answer);
-      return;
-    }
-    closeLeaf(call.leaf, call.shadow);
-    native.close(call.names.directoryFd);
-    this.#device(call.id); // throws
+    const device = this.#deviceOr(call.id, () => {
+      closeLeaf(call.leaf, call.shadow);
+      native.close(call.names.directoryFd);
+    });
+    device.succeed(call, answer);
   }
 
   #move(id: number, root: RootLayerSpec, done: (error: UbdError | null) => void): void {
-    const device = this.#devices.get(id);
-    if (device === undefined) closeRoot(root);
-    this.#device(id).move(root, done);
+    this.#deviceOr(id, () => closeRoot(root)).move(root, done);
   }
 
   #connect(id: number, channel: NbdChannel): void {
-    const device = this.#devices.get(id);
-    if (device === undefined) native.close(channel.fd);
-    this.#device(id).connect(channel);
+    this.#deviceOr(id, () => native.close(channel.fd)).connect(channel);
+  }
+
+  /** The same where descriptors came along: they are closed if it throws. */
+  #deviceOr(id: number, closeWhatCame: () => void): PlaneDevice {
+    try {
+      return this.#device(id);
+    } catch (error) {
+      closeWhatCame();
+      throw error;
+    }
   }
 
   #close(device: PlaneDevice, done: (error: UbdError | null) => void, patient = false): void {

@@ -11,7 +11,9 @@
  *
  * The connection lives as long as /dev/fuse is open in any process. So another daemon that gets
  * hold of it goes on where this one has stopped: no more is known of a connection than requests
- * that were read and not answered, and before it is handed over there are none.
+ * that were read and not answered, and before it is handed over there are none. A connection by
+ * io_uring (UBD_FUSE_URING) cannot be handed over: entries that another process gives the kernel
+ * take none of the requests that came while there were none, so they could wait for ever.
  */
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { release } from 'node:os';
@@ -30,6 +32,7 @@ import {
 } from '../transport/fuse/loop.ts';
 import { loopHolders } from '../transport/fuse/loop-users.ts';
 import { mountFuse } from '../transport/fuse/mount.ts';
+import { uringMissing } from '../transport/fuse/ring-offer.ts';
 import { handOver, type Plane } from './hand-over.ts';
 import { KernelModules } from './kernel-modules.ts';
 import type { Channel, Transport, TransportDevice } from './machine.ts';
@@ -39,6 +42,7 @@ interface Attached {
   name: string;
   /** /dev/fuse: the data plane's. */
   fuseFd: number;
+  uring: boolean;
   /** Detached while in use: it ends with its last user. */
   ending: boolean;
   /** Being detached: the end of its connection is expected. */
@@ -49,11 +53,21 @@ interface Attached {
 
 const KERNEL_MIN = [6, 1] as const;
 
+export interface LoopOptions {
+  plane: Plane;
+  /** Names the state directory in loop devices. */
+  owner: string;
+  /** New devices are served by io_uring: so is the data plane, then. */
+  uring: boolean;
+  onGone: (id: number, reason: string) => void;
+}
+
 export class LoopTransport implements Transport {
   readonly name = 'loop';
   readonly modules: KernelModules = new KernelModules(['fuse', 'loop']);
   readonly #plane: Plane;
   readonly #owner: string;
+  readonly #uring: boolean;
   readonly #onGone: (id: number, reason: string) => void;
   readonly #attached = new Map<number, Attached>();
   /** Nodes that a dead daemon of ours left, and `clearStale` took down. */
@@ -61,10 +75,10 @@ export class LoopTransport implements Transport {
   /** /dev/fuse of devices that another daemon handed over, by the names of their files. */
   readonly #inherited = new Map<string, number>();
 
-  /** @param owner names the state directory in loop devices */
-  constructor(plane: Plane, owner: string, onGone: (id: number, reason: string) => void) {
+  constructor({ plane, owner, uring, onGone }: LoopOptions) {
     this.#plane = plane;
     this.#owner = owner;
+    this.#uring = uring;
     this.#onGone = onGone;
   }
 
@@ -84,7 +98,7 @@ export class LoopTransport implements Transport {
         return `${file} is not there: modprobe ${module}; in a container, pass it in`;
       }
     }
-    return null;
+    return this.#uring ? uringMissing() : null;
   }
 
   async attach(device: TransportDevice): Promise<{ node: string }> {
@@ -95,13 +109,15 @@ export class LoopTransport implements Transport {
     const mount = await mountFuse();
     let served = false;
     try {
-      await this.#plane.open(handOver(device, { kind: 'fuse', fd: mount.fuseFd }));
+      await this.#plane.open(
+        handOver(device, { kind: 'fuse', fd: mount.fuseFd, uring: this.#uring }),
+      );
       served = true;
       const loop = await configureLoop(mount.mountFd, {
         readOnly: readOnly || device.leaf === null,
         fileName,
       });
-      this.#setAttached(device, loop, mount.fuseFd);
+      this.#setAttached(device, loop, mount.fuseFd, this.#uring);
       return { node: loop.path };
     } catch (error) {
       if (served) await this.#plane.close(id);
@@ -115,16 +131,27 @@ export class LoopTransport implements Transport {
     const fd = this.#inherited.get(loop.fileName)!;
     this.#inherited.delete(loop.fileName);
     await this.#plane.open(handOver(device, { kind: 'fuse', fd }));
-    this.#setAttached(device, loop, fd);
+    this.#setAttached(device, loop, fd, false);
     return { node: loop.path };
   }
 
-  #setAttached({ id, name }: TransportDevice, loop: LoopDevice, fuseFd: number): void {
-    this.#attached.set(id, { loop, name, fuseFd, ending: false, detaching: false, lost: false });
+  #setAttached(
+    { id, name }: TransportDevice,
+    loop: LoopDevice,
+    fuseFd: number,
+    uring: boolean,
+  ): void {
+    const state = { ending: false, detaching: false, lost: false };
+    this.#attached.set(id, { loop, name, fuseFd, uring, ...state });
   }
 
   #ownLoop(fileName: string): LoopDevice | undefined {
     return ownLoops(this.#owner).find(loop => loop.fileName === fileName);
+  }
+
+  staysPut(id: number): string | null {
+    if (this.#attached.get(id)?.uring !== true) return null;
+    return 'it is served by FUSE over io_uring (UBD_FUSE_URING)';
   }
 
   async handOver(id: number): Promise<Channel | null> {

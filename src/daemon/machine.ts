@@ -199,6 +199,8 @@ export interface Transport {
    * for the next daemon; its leaf is durable and closed.
    */
   leave?(id: number): Promise<void>;
+  /** Why a device cannot be handed over to another daemon; null if it can. */
+  staysPut?(id: number): string | null;
   /**
    * Where devices cannot outlive the daemon: lets go of one for another daemon that is there
    * already. Returns what that one must have to go on, which stays open in this process.

@@ -43,6 +43,8 @@ interface Attached {
   later: boolean;
   /** Its connection has ended meanwhile. */
   cut: boolean;
+  /** It is gone, as the kernel told us, or a detach: whoever comes second waits for the first. */
+  end: Promise<void> | null;
 }
 
 export interface NbdTransportOptions {
@@ -166,6 +168,7 @@ export class NbdTransport implements Transport {
       ending: false,
       later: false,
       cut: false,
+      end: null,
     });
   }
 
@@ -197,7 +200,12 @@ export class NbdTransport implements Transport {
   }
 
   /** The device is gone: its leaf is made durable and closed, and nothing is left. */
-  async #end(id: number, { name }: Attached): Promise<void> {
+  #end(id: number, attached: Attached): Promise<void> {
+    attached.end ??= this.#close(id, attached);
+    return attached.end;
+  }
+
+  async #close(id: number, { name }: Attached): Promise<void> {
     this.#attached.delete(id);
     await this.#plane.close(id);
     this.#shadows.removeAll(name);

@@ -19,6 +19,7 @@ import type { Quota } from '../leaf/superblock.ts';
 import { native } from '../native/binding.ts';
 import { UpstreamLayer } from '../remote/upstream-layer.ts';
 import type { Layer } from '../store/store.ts';
+import type { FuseQueues } from '../transport/fuse/ring-intake.ts';
 import { FuseSession } from '../transport/fuse/session.ts';
 import type { FuseSlots } from '../transport/fuse/slots.ts';
 import type { NbdChannel } from '../transport/nbd/connection.ts';
@@ -50,6 +51,8 @@ export interface Plant {
   ring: Ring;
   io: Io;
   fuseSlots: FuseSlots;
+  /** Null: this thread serves FUSE over /dev/fuse alone. */
+  fuseQueues: FuseQueues | null;
   ublkSlots: UblkSlots;
   nbdSlots: NbdSlots;
   parts: PartPool;
@@ -110,8 +113,12 @@ export class PlaneDevice {
   readonly #session: Session;
   readonly #faults: FaultLimiter;
   #serving = true;
-  #closing = false;
   #givenUp = false;
+  /** Who waits for its end; empty until it is closed. */
+  readonly #closers: Done[] = [];
+  /** Operations of the control plane that are under way, and who waits until none is. */
+  #operations = 0;
+  #whenIdle: (() => void) | null = null;
   #whenCutOff: (() => void) | null = null;
   #upstreamLeft = 0;
   readonly #whenUpstreamClosed: (() => void)[] = [];
@@ -145,7 +152,7 @@ export class PlaneDevice {
 
   #openSession(): Session {
     const { transport } = this.spec;
-    const { fuseSlots, ublkSlots, nbdSlots, cache } = this.#plant;
+    const { fuseSlots, fuseQueues, ublkSlots, nbdSlots, cache } = this.#plant;
     const common = { device: this.#union, onEnd: (reason: string | null) => this.#cutOff(reason) };
     switch (transport.kind) {
       case 'ublk':
@@ -156,7 +163,10 @@ export class PlaneDevice {
             (this.#upstream.length === 0 && !cache.isOn) || this.#leaves.holds(sector, count),
         });
       case 'fuse':
-        return new FuseSession({ slots: fuseSlots, fd: transport.fd, ...common });
+        return new FuseSession({
+          ...{ slots: fuseSlots, fd: transport.fd, ...common },
+          queues: transport.uring === true ? fuseQueues : null,
+        });
       case 'nbd': {
         const { channels } = transport;
         const onDisconnected = (connection: number, reason: string | null): void => {
@@ -172,7 +182,7 @@ export class PlaneDevice {
   /** Serves one more connection. Its descriptor is taken over whatever happens. */
   connect(channel: NbdChannel): void {
     const { name, transport } = this.spec;
-    if (transport.kind !== 'nbd' || !(this.#session instanceof NbdSession) || this.#closing) {
+    if (transport.kind !== 'nbd' || !(this.#session instanceof NbdSession)) {
       native.close(channel.fd);
       throw new UbdError('internal', `${name} takes no connections`);
     }
@@ -180,42 +190,54 @@ export class PlaneDevice {
     this.#session.connect(channel);
   }
 
+  // ── Operations of the control plane: the end of the device waits for them ────────────────────
+
   /** Makes everything written so far durable. */
   flush(done: Done): void {
-    const completer: Completer = {
-      complete: ({ result }) => done(this.#failure('flush', result)),
-    };
-    const request = new Request(completer, this.#plant.memory);
-    request.op = OP.FLUSH;
-    this.#union.submit(request);
+    this.#begin(done, end => {
+      const completer: Completer = {
+        complete: ({ result }) => end(this.#failure('flush', result)),
+      };
+      const request = new Request(completer, this.#plant.memory);
+      request.op = OP.FLUSH;
+      this.#union.submit(request);
+    });
   }
 
   /** The leaf is about to be frozen, or is not after all: it says so. */
   prepare(changes: Amendment, done: Done): void {
-    this.#leaves.prepare(changes, { done: result => done(this.#failure('preparing', result)) });
+    this.#begin(done, end =>
+      this.#leaves.prepare(changes, { done: result => end(this.#failure('preparing', result)) }),
+    );
   }
 
   /** A new leaf takes the place of the one in use: the moment of a snapshot. */
   succeed({ leaf, shadow, names }: SuccessionSpec, done: Answer<Succeeded>): void {
     const { ring, io } = this.#plant;
     const ringNames = new RingNames(ring, io, names);
-    this.#leaves.succeed(leaf, shadow, ringNames, (tookOver, result) => {
-      ringNames.free();
-      native.close(names.directoryFd);
-      if (tookOver) done({ errno: -result }, null);
-      else done(null, this.#failure(`naming ${names.to}`, result));
-    });
+    let succeeded: Succeeded | null = null;
+    const answer = (error: UbdError | null): void => done(succeeded, error);
+    this.#begin(answer, end =>
+      this.#leaves.succeed(leaf, shadow, ringNames, (tookOver, result) => {
+        ringNames.free();
+        native.close(names.directoryFd);
+        if (tookOver) succeeded = { errno: -result };
+        end(tookOver ? null : this.#failure(`naming ${names.to}`, result));
+      }),
+    );
   }
 
   /** Freezes the leaf that was followed. */
   seal(done: Done): void {
-    this.#leaves.seal({ done: result => done(this.#failure('freezing', result)) });
+    this.#begin(done, end =>
+      this.#leaves.seal({ done: result => end(this.#failure('freezing', result)) }),
+    );
   }
 
   /** The chain that includes it takes its place. */
   stand(frozen: FrozenLayerSpec, done: Done): void {
     // Once round through the ring: what was prepared for the descriptors that go is submitted.
-    this.#leaves.stand(frozen, () => this.#passRing(() => done(null)));
+    this.#begin(done, end => this.#leaves.stand(frozen, () => this.#passRing(() => end(null))));
   }
 
   /** A root with the same content takes the place of all that is below the leaf. */
@@ -223,16 +245,21 @@ export class PlaneDevice {
     const { cache } = this.#plant;
     const layer = cache.layer(root);
     const { id, name, layers } = this.spec;
-    this.#leaves.moveTo(layer, () =>
-      this.#closeUpstream(() =>
-        cache.detach(id, () =>
-          // As with `stand`, once round through the ring.
-          this.#passRing(() => {
-            for (const old of layers.splice(0, layers.length, root))
-              if (old.kind !== 'frozen') closeRoot(old);
-            cache.attach({ id, name, layers }, [layer]);
-            done(null);
-          }),
+    const moved = (): void => {
+      for (const old of layers.splice(0, layers.length, root))
+        if (old.kind !== 'frozen') closeRoot(old);
+      cache.attach({ id, name, layers }, [layer]);
+    };
+    this.#begin(done, end =>
+      this.#leaves.moveTo(layer, () =>
+        this.#closeUpstream(() =>
+          cache.detach(id, () =>
+            // As with `stand`, once round through the ring.
+            this.#passRing(() => {
+              moved();
+              end(null);
+            }),
+          ),
         ),
       ),
     );
@@ -241,35 +268,66 @@ export class PlaneDevice {
   /** A larger device; its transport's node follows when this is done. */
   grow(sizeBytes: number, directoryOffset: number, done: Done): void {
     const sizeSectors = bytesToSectors(sizeBytes);
-    const end = (result: number): void => done(this.#failure('growing', result));
-    this.#leaves.grow(sizeSectors, directoryOffset, {
-      done: result => {
-        if (result < 0) {
-          end(result);
-          return;
-        }
-        this.#union.sizeSectors = sizeSectors;
-        if (this.#session.resized === undefined) end(0);
-        else this.#session.resized({ done: end });
-      },
+    this.#begin(done, end => {
+      const told = (result: number): void => end(this.#failure('growing', result));
+      const grown = (result: number): void => {
+        if (result >= 0) this.#union.sizeSectors = sizeSectors;
+        if (result < 0 || this.#session.resized === undefined) told(Math.min(result, 0));
+        else this.#session.resized({ done: told });
+      };
+      this.#leaves.grow(sizeSectors, directoryOffset, { done: grown });
     });
   }
 
   /** How much the leaf may hold. */
   limit(quota: Quota | null, done: Done): void {
-    this.#leaves.limit(quota, { done: result => done(this.#failure('limiting', result)) });
+    this.#begin(done, end =>
+      this.#leaves.limit(quota, { done: result => end(this.#failure('limiting', result)) }),
+    );
+  }
+
+  #begin(done: Done, start: (end: Done) => void): void {
+    this.#operations++;
+    try {
+      start(error => {
+        this.#operations--;
+        done(error);
+        this.#tellIdle();
+      });
+    } catch (error) {
+      this.#operations--; // it has refused to begin
+      throw error;
+    }
+  }
+
+  #tellIdle(): void {
+    if (this.#operations > 0 || this.#whenIdle === null) return;
+    const then = this.#whenIdle;
+    this.#whenIdle = null;
+    then();
+  }
+
+  // ── The end ───────────────────────────────────────────────────────────────────────────────────
+
+  /** No operation may be begun any more. */
+  get isClosing(): boolean {
+    return this.#closers.length > 0;
   }
 
   /**
    * Stops serving; then the leaf is made durable and clean, and everything is closed. Reads of a
-   * root that does not answer are given up after a moment.
+   * root that does not answer are given up after a moment. Whoever asks again gets the same answer.
    * @param patient not these: their users can ask nobody else
    */
   close(done: Done, patient = false): void {
-    this.#closing = true;
+    this.#closers.push(done);
+    if (this.#closers.length > 1) return;
     const { cache } = this.#plant;
-    this.#whenCutOff = () =>
-      this.#closeUpstream(() => cache.detach(this.spec.id, () => this.#closeLeaf(done)));
+    this.#whenCutOff = () => {
+      this.#whenIdle = () =>
+        this.#closeUpstream(() => cache.detach(this.spec.id, () => this.#closeLeaf()));
+      this.#tellIdle();
+    };
     if (this.#serving) this.#session.stop();
     else this.#whenCutOff();
     if (this.#serving && this.#upstream.length > 0 && !patient)
@@ -308,13 +366,16 @@ export class PlaneDevice {
     else this.#events.onLost(this.spec.id, reason ?? 'the connection ended');
   }
 
-  #closeLeaf(done: Done): void {
+  #closeLeaf(): void {
     this.#leaves.close({
       done: result => {
         this.closeDescriptors();
         // Once round through the kernel's own thread: what it still held of the files, as the claim
         // on a block device, goes before the answer that they are free.
-        this.#passRing(() => done(this.#failure('close', result)));
+        this.#passRing(() => {
+          const failure = this.#failure('close', result);
+          for (const done of this.#closers) done(failure);
+        });
       },
     });
   }

@@ -102,8 +102,11 @@ export function upstreamKey(generation: string): string {
 export type LayerSpec = FrozenLayerSpec | RootLayerSpec | UpstreamLayerSpec;
 
 export type TransportSpec =
-  /** An open /dev/fuse whose file system is not mounted yet, or just was. */
-  | { kind: 'fuse'; fd: number }
+  /**
+   * An open /dev/fuse whose file system is not mounted yet, or just was. `uring`: its requests are
+   * to come by io_uring, which a data plane that was started so can (ring-offer.ts).
+   */
+  | { kind: 'fuse'; fd: number; uring?: boolean }
   /** The server's side of a ublk device that is made, and not started yet. */
   | ({ kind: 'ublk' } & UblkChannel)
   /** Connections of NBD clients: more may come (`connect`), and all of them go. */

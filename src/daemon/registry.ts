@@ -26,7 +26,7 @@ import { type Entry, fail, type LeafStats, toDevice, toRecord } from './device.t
 import { Entries } from './entries.ts';
 import { Links } from './links.ts';
 import type { Log } from './log.ts';
-import type { Channel, Machine } from './machine.ts';
+import type { Channel, Machine, Transport } from './machine.ts';
 import { makePlan, refuseContradictions } from './plan.ts';
 import type { DeviceStats } from './plane-protocol.ts';
 import { RecordStore } from './record.ts';
@@ -383,6 +383,23 @@ export class Registry {
     return channels;
   }
 
+  /** Waits for attaches that are under way. */
+  async attachesDone(): Promise<void> {
+    while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay);
+  }
+
+  /** Throws if a device cannot be handed over; nothing has changed then. */
+  checkHandOver(): void {
+    const stay = this.entries
+      .map(({ id, name, transport }) => ({ name, why: transport?.staysPut?.(id) ?? null }))
+      .filter(({ why }) => why !== null);
+    if (stay.length === 0) return;
+    const names = stay.map(({ name }) => name).join(', ');
+    throw new UbdError('busy', `${names} cannot be handed over: ${stay[0]!.why}`, {
+      next: 'detach what stays (`ubd detach`), or stop the daemon, and start another one: devices come back',
+    });
+  }
+
   async #comeToRest(): Promise<void> {
     this.#stopping = true;
     await Promise.allSettled(this.#underWay);
@@ -415,14 +432,19 @@ export class Registry {
     try {
       const users = await transport.users(node);
       links.remove(link, node);
-      if (users.length > 0 && transport.leave !== undefined) {
-        await transport.leave(entry.id);
-        log.info(`${entry.name}: ${node} is in use and waits for the next daemon`);
-        return;
+      if (transport.leave !== undefined) {
+        const why =
+          users.length > 0 ? `in use: ${users.join(', ')}` : await refusalOf(transport, entry.id);
+        if (why !== null) {
+          await transport.leave(entry.id);
+          log.info(`${entry.name}: ${node} waits for the next daemon (${why})`);
+          return;
+        }
+      } else {
+        if (users.length > 0)
+          log.warning(`${entry.name}: ${node} goes away while in use: ${users.join(', ')}`);
+        await transport.detach(entry.id, { force: true });
       }
-      if (users.length > 0)
-        log.warning(`${entry.name}: ${node} goes away while in use: ${users.join(', ')}`);
-      await transport.detach(entry.id, { force: true });
       log.info(`${entry.name}: stopped, its leaf is durable`);
     } catch (error) {
       log.error(`${entry.name}: stopping failed: ${(error as Error).message}`);
@@ -490,4 +512,14 @@ async function removeLeafFiles(leaf: string): Promise<void> {
 function isPartitionOf(name: string, node: string): boolean {
   const prefix = `${basename(node)}p`;
   return name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length));
+}
+
+/** Takes a device away that nobody has open. Else it is as it was: why. */
+async function refusalOf(transport: Transport, id: number): Promise<string | null> {
+  try {
+    await transport.detach(id, { force: false });
+    return null;
+  } catch (error) {
+    return asUbdError(error).message;
+  }
 }

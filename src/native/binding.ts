@@ -90,8 +90,12 @@ export interface Native {
    * mapped memory.
    */
   ringRegister(fd: number, opcode: number, argument: Uint8Array | null, count: number): number;
-  /** Cancels all that is under way, waits for it, and closes. */
-  ringClose(fd: number): void;
+  /**
+   * Cancels all that is under way, waits for it, and closes. Where that takes longer than the
+   * patience (5 s at most, and by default), no memory of this thread is unmapped any more. With 0
+   * it does not try: for commands that a driver holds until the ring is closed.
+   */
+  ringClose(fd: number, patienceMilliseconds?: number): void;
 
   /**
    * Runs `count` system calls in one crossing. `calls` holds one 40-byte record for each:
@@ -101,11 +105,12 @@ export interface Native {
    *                   5 pwrite with RWF_DSYNC, 6 read if the record before this one moved bytes
    *                   (else its result), 7 pread with RWF_NOWAIT, 8 sendmsg that does not wait
    *                   nor signal; what is sent is a list of struct iovec, each in mapped
-   *                   memory: one mapping, or several side by side
-   *     4       i32   fd
-   *     8       f64   address in mapped memory (fallocate: mode)
+   *                   memory: one mapping, or several side by side; 9 no system call, but a
+   *                   copy within memory of mapMemory
+   *     4       i32   fd (copy: none)
+   *     8       f64   address in mapped memory (fallocate: mode; copy: where it goes)
    *     16      f64   length in bytes
-   *     24      f64   file position (pread, pwrite, fallocate)
+   *     24      f64   file position (pread, pwrite, fallocate); of a copy: address of its source
    *     32      i32   out: bytes moved, or -errno
    *     36      i32   zero
    *

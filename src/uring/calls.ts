@@ -48,6 +48,11 @@ export const CALL = {
    * of struct iovec.
    */
   SEND: 8,
+  /**
+   * No system call: copies within our memory. The position is the address of the source; there is
+   * no descriptor. The ranges may overlap.
+   */
+  COPY: 9,
 } as const;
 
 /**

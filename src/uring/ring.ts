@@ -178,7 +178,8 @@ export class Ring {
     words[word + 13] = 0;
     words[word + 14] = 0;
     words[word + 15] = 0;
-    if (this.#sqeWords > SQE_WORDS) words.fill(0, word + SQE_WORDS, word + this.#sqeWords);
+    const end = word + this.#sqeWords;
+    for (let more = word + SQE_WORDS; more < end; more++) words[more] = 0;
     this.#sqTail = (this.#sqTail + 1) | 0;
     this.#unsubmitted++;
     return word;
@@ -218,12 +219,15 @@ export class Ring {
   /**
    * Cancels what is under way and closes. The `done`s of cancelled operations are not called;
    * memory that they used is free for other use. Idempotent.
+   * @param heldCommands a driver holds commands that nothing but the close gives back: then this
+   * waits for nothing, and memory stays mapped until the thread's process ends
    */
-  close(): void {
+  close(heldCommands = false): void {
     assert(!this.#inTurn, 'done() must not close the ring');
     if (!this.#open) return;
     this.#open = false;
-    native.ringClose(this.fd);
+    if (heldCommands) native.ringClose(this.fd, 0);
+    else native.ringClose(this.fd);
   }
 
   /** Completions that the kernel has posted and we have not consumed. */

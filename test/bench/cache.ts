@@ -3,7 +3,7 @@
  * device.
  *
  *     node dist/test/bench/cache.js [--rounds 16] [--only hit|miss] [--place together|apart|free]
- *                                   [--json FILE]
+ *                                   [--uring] [--json FILE]
  *
  *     hits     everything is in memory: ours, or the page cache's
  *     misses   everything comes from the disk, and is kept: by a cache that is empty, by one that
@@ -19,11 +19,15 @@
  *  - CPU is what the threads of the server ran, by the scheduler's own count (nanoseconds): ticks
  *    of a hundredth of a second are a tenth of what there is to measure.
  *
+ * With --uring, FUSE goes by io_uring (UBD_FUSE_URING; the kernel's parameter is switched on
+ * meanwhile), and hits are compared with the page cache by /dev/fuse as well.
+ *
  * The first rounds are left out: the engine compiles what is hot.
  */
 import { writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { Cleanup } from '../support/cleanup.ts';
+import { switchUringOn, URING_ENV } from '../support/fuse-uring.ts';
 import { run } from '../support/run.ts';
 import { Sandbox } from '../support/sandbox.ts';
 import { fio } from './fio.ts';
@@ -49,6 +53,8 @@ interface Sample {
 
 interface Case {
   cacheBytes: number;
+  /** By /dev/fuse, whatever the others use. */
+  byDevice?: boolean;
   /** Once, before the first round. */
   prepare?: (server: Server) => Promise<unknown>;
   /** Of a miss: before each round. */
@@ -64,6 +70,12 @@ const HITS: Record<string, Case> = {
     cacheBytes: 0,
     prepare: ({ root }) => run('dd', [`if=${root}`, 'of=/dev/null', 'bs=1M', 'status=none']),
   },
+};
+
+/** What is measured beside them with --uring. */
+const HITS_BY_DEVICE: Record<string, Case> = {
+  'hit, /dev/fuse': { ...HITS.hit!, byDevice: true },
+  'hit, none, /dev/fuse': { ...HITS['hit, none']!, byDevice: true },
 };
 
 const MISSES: Record<string, Case> = {
@@ -96,6 +108,18 @@ const GOALS: readonly {
     met: (iops, cpu) => iops >= 1.2 || cpu <= 1 / 1.4,
   },
   {
+    title: 'a hit by io_uring, over the page cache by /dev/fuse',
+    of: 'hit',
+    over: 'hit, none, /dev/fuse',
+    met: (iops, cpu) => iops >= 1.2 || cpu <= 1 / 1.4,
+  },
+  {
+    title: 'a hit by /dev/fuse, over the page cache by /dev/fuse',
+    of: 'hit, /dev/fuse',
+    over: 'hit, none, /dev/fuse',
+    met: (iops, cpu) => iops >= 1.2 || cpu <= 1 / 1.4,
+  },
+  {
     title: 'a miss: at most 1.1 times the CPU',
     of: 'miss, full',
     over: 'miss, none',
@@ -116,7 +140,8 @@ class Server {
   }
 
   static async start(cleanup: Cleanup, root: string, own: Case): Promise<Server> {
-    const sandbox = await Sandbox.start(cleanup, '/var/tmp');
+    const env = uring && own.byDevice !== true ? URING_ENV : {};
+    const sandbox = await Sandbox.start(cleanup, '/var/tmp', env);
     await sandbox.client.setCache({ sizeBytes: own.cacheBytes });
     const { node } = await sandbox.attach({ root, name: 'one', readOnly: true });
     await placeServers(place, [sandbox.daemonPid()]);
@@ -140,6 +165,7 @@ class Server {
 }
 
 let place: Place = 'together';
+let uring = false;
 
 type Samples = Map<string, Sample[]>;
 
@@ -167,7 +193,7 @@ async function measure(
       const found = await sample(servers[at]!, cases[name]!, round + ROUNDS_LEFT_OUT);
       if (round >= 0) samples.get(name)!.push(found);
       const { iops, cpu } = found;
-      process.stderr.write(`${name.padEnd(12)} ${iops.toFixed(0)} IOPS ${cpu.toFixed(2)} us\n`);
+      process.stderr.write(`${name.padEnd(20)} ${iops.toFixed(0)} IOPS ${cpu.toFixed(2)} us\n`);
     }
   return samples;
 }
@@ -177,7 +203,8 @@ async function measureHits(rounds: number, cleanup: Cleanup, root: string): Prom
   const range = { offset: 0, size: HIT_BYTES };
   const sample = (server: Server, _: Case, round: number): Promise<Sample> =>
     server.sample(range, HIT_MS, round + 1);
-  return measure(HITS, rounds, cleanup, sample, root);
+  const cases = uring ? { ...HITS, ...HITS_BY_DEVICE } : HITS;
+  return measure(cases, rounds, cleanup, sample, root);
 }
 
 async function measureMisses(rounds: number, cleanup: Cleanup, root: string): Promise<Samples> {
@@ -224,11 +251,15 @@ async function main(): Promise<void> {
       rounds: { type: 'string', default: '16' },
       only: { type: 'string', default: '' },
       place: { type: 'string', default: 'together' },
+      uring: { type: 'boolean', default: false },
       json: { type: 'string' },
     },
   });
   const rounds = Number(values.rounds);
   place = PLACES.find(one => one === values.place) ?? place;
+  uring = values.uring;
+  const switched = new Cleanup();
+  if (uring) switchUringOn(switched);
   const all: Samples = new Map();
   for (const [kind, measured] of [
     ['hit', measureHits],
@@ -244,6 +275,7 @@ async function main(): Promise<void> {
       await cleanup.run();
     }
   }
+  await switched.run();
   process.stdout.write(`${table(all)}\n`);
   if (values.json !== undefined)
     writeFileSync(

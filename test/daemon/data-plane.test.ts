@@ -15,9 +15,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import type { UbdError } from '../../src/base/errors.ts';
+import { openIdentified } from '../../src/daemon/opened-files.ts';
 import { DataPlane } from '../../src/daemon/plane-client.ts';
-import type { DeviceSpec } from '../../src/daemon/plane-protocol.ts';
+import type { DeviceSpec, RootLayerSpec } from '../../src/daemon/plane-protocol.ts';
 import { openLeaf } from '../../src/leaf/open.ts';
+import type { Quota } from '../../src/leaf/superblock.ts';
 import { detachLoop } from '../../src/transport/fuse/loop.ts';
 import { mountFuse } from '../../src/transport/fuse/mount.ts';
 import { attach, detach, missing, newLeaf, run } from '../support/loop-fixture.ts';
@@ -123,6 +125,48 @@ t.test('flush makes durable, stop closes every device cleanly', { skip }, async 
     t.equal(leaf.map.counts.length > 0, true);
     closeSync(leaf.fd);
   }
+});
+
+t.test('the end of a device waits for what is under way, whoever asks for it', async t => {
+  const plane = await DataPlane.start();
+  t.teardown(() => plane.stop());
+  const quota: Quota = { bytes: MIB, warnBytes: MIB, action: 'nothing' };
+  const operations: Record<string, () => Promise<unknown>> = {
+    nothing: async () => {},
+    flush: () => plane.flush(1),
+    limit: () => plane.limit(1, quota),
+    prepare: () => plane.prepare(1, {}),
+  };
+  for (const [name, begin] of Object.entries(operations)) {
+    const path = join(folder, `ending-${name}`);
+    const leaf = newLeaf(path, MIB);
+    // No connections: what is under way is asked for by nobody whom the session would wait for.
+    const transport = { kind: 'nbd' as const, channels: [] };
+    await plane.open({ id: 1, name, sizeBytes: MIB, leaf, layers: [], transport });
+    const begun = begin();
+    const closed = [plane.close(1), plane.close(1)];
+    if (name !== 'nothing') await t.rejects(begin(), { code: 'not-found' }, `${name}: too late`);
+    await t.resolves(Promise.all([begun, ...closed]), name);
+    const again = openLeaf(path);
+    t.strictSame(again.notes, [], `${name}: nothing to put right`);
+    closeSync(again.fd);
+  }
+});
+
+t.test('a device that ends while it moves to another root leaves no descriptor', async t => {
+  const plane = await DataPlane.start();
+  t.teardown(() => plane.stop());
+  const open = async (): Promise<RootLayerSpec> => (await openIdentified(rootPath)).takeLayer();
+  const [before, next, late] = [await open(), await open(), await open()];
+  const leaf = newLeaf(join(folder, 'moving'), MIB);
+  const transport = { kind: 'nbd' as const, channels: [] };
+  await plane.open({ id: 1, name: 'x', sizeBytes: MIB, leaf, layers: [before], transport });
+  const moved = plane.move(1, next);
+  const closed = plane.close(1);
+  await t.rejects(plane.move(1, late), { code: 'not-found' }, 'too late');
+  await t.resolves(Promise.all([moved, closed]));
+  const links = spawnSync('ls', ['-l', `/proc/${process.pid}/fd`], { encoding: 'utf8' }).stdout;
+  t.notMatch(links, rootPath);
 });
 
 t.test(

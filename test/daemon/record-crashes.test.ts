@@ -6,7 +6,7 @@
  *
  *     UBD_SEEDS=1000 node dist/test/daemon/record-crashes.test.js   many more histories
  */
-import '../support/sim-fs.ts';
+import '../support/sim-node-fs.ts';
 
 import t from 'tap';
 import { Random } from '../support/random.ts';

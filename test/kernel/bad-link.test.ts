@@ -5,11 +5,11 @@
  * written through the kernel, written by fio with verification; no cache helps.
  */
 import { createHash } from 'node:crypto';
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { writeFileSync } from 'node:fs';
 import t, { type Test } from 'tap';
 import { BadLink, LINK_NEEDS } from '../support/bad-link.ts';
 import { deviceDigest } from '../support/device-digest.ts';
-import { nbdkit, type ServerProcess } from '../support/remote-servers.ts';
+import { nbdkit, type ServerProcess, writeNginxConfig } from '../support/remote-servers.ts';
 import { DEVICES, missing } from '../support/requires.ts';
 import { run, tryRun, until } from '../support/run.ts';
 import { Sandbox } from '../support/sandbox.ts';
@@ -43,18 +43,8 @@ async function setUp(t: Test): Promise<Lab> {
   const link = await BadLink.start(t);
   const nbd = await link.server(10809, 'nbdkit', '-f', '-r', 'file', file).start();
   t.teardown(() => nbd.kill());
-  const work = sandbox.path('nginx');
-  mkdirSync(work);
-  const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi']
-    .map(kind => `${kind}_temp_path ${work}/${kind};`)
-    .join(' ');
-  writeFileSync(
-    `${work}/nginx.conf`,
-    `daemon off; master_process off; pid ${work}/pid; error_log ${work}/error.log;
-    events {}
-    http { access_log off; ${temporary} server { listen 80; root ${sandbox.dir}; } }`,
-  );
-  const web = await link.server(80, 'nginx', '-c', `${work}/nginx.conf`).start();
+  const config = writeNginxConfig(sandbox.path('nginx'), `listen 80; root ${sandbox.dir};`);
+  const web = await link.server(80, 'nginx', '-c', config).start();
   t.teardown(() => web.kill());
   return {
     sandbox,

@@ -55,7 +55,9 @@ t.test('a device reads what each image left, and writes to its leaf alone', { sk
 
   const plane = await DataPlane.start();
   t.teardown(() => plane.stop());
-  const transport = new LoopTransport(plane, `chain-test-${process.pid}`, () => {});
+  const transport = new LoopTransport({
+    ...{ plane, owner: `chain-test-${process.pid}`, uring: false, onGone: () => {} },
+  });
   const nodes: string[] = [];
   for (const id of [2, 3]) {
     const leaf = (await images.openLeaf(at(`${id}.leaf`))) as FileLeaf;

@@ -6,7 +6,6 @@
  */
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import type { DeviceOrder } from '../../src/daemon/hand-over.ts';
@@ -19,7 +18,7 @@ import { NbdDriver, readDevice } from '../../src/transport/nbd/driver.ts';
 import { here } from '../support/guest.ts';
 import { run, tryRun, until } from '../support/run.ts';
 import { CLI, Sandbox } from '../support/sandbox.ts';
-import { endsBySigkill, testUnserved } from '../support/unserved.ts';
+import { testKilledHalfWay, testUnserved } from '../support/unserved.ts';
 
 const MIB = 1024 * 1024;
 const HALF_WAY = fileURLToPath(new URL('../support/nbd-half-way.js', import.meta.url));
@@ -244,19 +243,16 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
     isGone: node => !configured().includes(node.slice('/dev/'.length)),
   });
 
-  for (const stage of ['made', 'settling', 'served', 'live', 'stopping', 'leaving'])
-    t.test(`a daemon killed with a device that is ${stage} leaves nothing for long`, async t => {
-      const owner = `half-way-${stage}`;
-      const child = spawn(process.execPath, [HALF_WAY, owner, stage], {
-        stdio: ['ignore', 'pipe', 'inherit'],
-      });
-      for await (const _ of createInterface({ input: child.stdout! })) break;
-      t.ok(await endsBySigkill(child), 'it can be killed');
+  testKilledHalfWay(t, {
+    program: HALF_WAY,
+    stages: ['made', 'settling', 'served', 'live', 'stopping', 'leaving'],
+    clear: async (t, owner) => {
       await transportOf(owner).clearStale(new Set());
       await until('nobody waits for it', () => processesOf('ubd-apart').length === 0);
       t.same(listOwned(owner), []);
       t.same(configured(), []);
-    });
+    },
+  });
 
   t.test('nothing is left behind', async t => {
     t.same(configured(), []);

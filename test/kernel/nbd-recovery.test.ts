@@ -4,9 +4,11 @@
  * while other devices come, go and are frozen; each time the next daemon takes the devices over.
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { CLIENT_FLAG, NbdDriver, readDevice } from '../../src/transport/nbd/driver.ts';
 import { Cleanup } from '../support/cleanup.ts';
 import { here } from '../support/guest.ts';
 import { Random } from '../support/random.ts';
@@ -180,6 +182,34 @@ if (await here(import.meta.url, NBD)) {
     t.same(await errorsInLog(disk), []);
     await sandbox.unmount(place);
     await run('e2fsck', ['-f', '-n', disk.node]);
+    await sandbox.detach('disk');
+  });
+
+  t.test('a daemon that stops leaves a device that is merely open', async t => {
+    const [sandbox, disk] = await start(t);
+    const opened = await open(disk.node, 'r+');
+    await sandbox.stopDaemon();
+    await sandbox.startDaemon();
+    await opened.write('kept', 0);
+    await opened.sync();
+    await opened.close();
+    t.equal(await run('head', ['-c', '4', disk.device]), 'kept');
+    t.same(await errorsInLog(disk), []);
+    await sandbox.detach('disk');
+  });
+
+  t.test('killed in the middle of a detach, the device is not gone with its next user', async t => {
+    const [sandbox, disk] = await start(t);
+    const index = Number(/\d+$/.exec(disk.node)![0]);
+    const { identifier } = readDevice(index)!;
+    const driver = await NbdDriver.open();
+    const clientFlags = CLIENT_FLAG.DISCONNECT_ON_CLOSE; // as `stop` begins
+    await sandbox.kill();
+    await driver.reconfigure(index, { identifier, clientFlags });
+    await sandbox.startDaemon();
+    t.match(await sandbox.client.list(), [{ state: 'attached' }]);
+    await run('blockdev', ['--flushbufs', disk.node]);
+    t.equal(readDevice(index)?.identifier, identifier);
     await sandbox.detach('disk');
   });
 }

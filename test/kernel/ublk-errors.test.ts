@@ -5,7 +5,6 @@
  */
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync, rmSync } from 'node:fs';
-import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import { listOwned } from '../../src/transport/ublk/marks.ts';
@@ -16,7 +15,7 @@ import { here } from '../support/guest.ts';
 import { errorsInLog } from '../support/kernel-log.ts';
 import { run, tryRun, until } from '../support/run.ts';
 import { type Attached, CLI, Sandbox } from '../support/sandbox.ts';
-import { endsBySigkill, testUnserved } from '../support/unserved.ts';
+import { testKilledHalfWay, testUnserved } from '../support/unserved.ts';
 
 const HALF_WAY = fileURLToPath(new URL('../support/ublk-half-way.js', import.meta.url));
 
@@ -132,19 +131,16 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
 
   testUnserved(t, { start, attach, isGone: node => !existsSync(node) });
 
-  for (const stage of ['made', 'opened', 'starting', 'live', 'stopping', 'removing'])
-    t.test(`a daemon killed with a device that is ${stage} leaves nothing for long`, async t => {
-      const owner = `half-way-${stage}`;
-      const child = spawn(process.execPath, [HALF_WAY, owner, stage], {
-        stdio: ['ignore', 'pipe', 'inherit'],
-      });
-      for await (const _ of createInterface({ input: child.stdout! })) break;
-      t.ok(await endsBySigkill(child), 'it can be killed');
+  testKilledHalfWay(t, {
+    program: HALF_WAY,
+    stages: ['made', 'opened', 'starting', 'live', 'stopping', 'removing'],
+    clear: async (t, owner) => {
       const ublk = await openUblk();
       await clear(ublk, owner);
       t.same(await listOwned(ublk.control, owner), []);
       ublk.control.close();
-    });
+    },
+  });
 
   t.test('a device grows under its file system, and its daemon may die then', async t => {
     const sandbox = await start(t);

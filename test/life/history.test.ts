@@ -3,15 +3,15 @@
  * roots and frozen images never change by a byte, and a crash at any step leaves the old or the
  * new.
  * Method: seeded lives of several disks on a simulated file system under the product's own code;
- * see support/mixed-history.ts.
+ * see support/mixed/history.ts.
  *
  *     UBD_SEEDS=20000 node dist/test/life/history.test.js     many more lives
  *     UBD_SEED=17 node dist/test/life/history.test.js         one life again, or more from it on
  */
-import '../support/sim-fs.ts';
+import '../support/sim-node-fs.ts';
 
 import t from 'tap';
-import { type Counts, liveMixedHistory } from '../support/mixed-history.ts';
+import { type Counts, liveMixedHistory } from '../support/mixed/history.ts';
 import { QUICK } from '../support/requires.ts';
 
 t.setTimeout(0);

@@ -3,8 +3,7 @@
  * real work through a mount of a copy, its blocks as a leaf; then every block that the leaf has is
  * asked of debugfs: its bitmap and owner; a package database as dpkg writes it.
  */
-import { copyFileSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { copyFileSync, mkdirSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { shrinkLeaf } from '../../src/life/shrink.ts';
@@ -12,6 +11,7 @@ import { openStack } from '../../src/life/stack.ts';
 import { type WhyKind, type WhyReport, why } from '../../src/life/why.ts';
 import { diskWorld } from '../../src/life/world.ts';
 import { makeImageLeaf } from '../support/image-leaf.ts';
+import { mounted, type Place, place } from '../support/mounted-image.ts';
 import { Random } from '../support/random.ts';
 import { missing } from '../support/requires.ts';
 import { run } from '../support/run.ts';
@@ -20,42 +20,15 @@ const skip = await missing('root', '/dev/loop-control', 'mkfs.ext4', 'mount', 'd
 t.setTimeout(600_000);
 const BLOCK = 4096;
 
-interface Place {
-  dir: string;
-  root: string;
-  copy: string;
-  leaf: string;
-  mnt: string;
-}
-
 async function make(t: Test, prepare: (mnt: string) => void, ...options: string[]): Promise<Place> {
-  const dir = mkdtempSync(join(tmpdir(), 'ubd-why-'));
-  const [root, copy, leaf, mnt] = ['root', 'copy', 'leaf', 'mnt'].map(name => join(dir, name)) as [
-    string,
-    string,
-    string,
-    string,
-  ];
-  mkdirSync(mnt);
-  t.teardown(async () => {
-    await run('umount', ['-q', mnt]).catch(() => {});
-    rmSync(dir, { recursive: true, force: true });
-  });
+  const made = place(t);
+  const { root, copy } = made;
   writeFileSync(root, '');
   truncateSync(root, 64 << 20);
   await run('mke2fs', ['-q', '-F', '-t', 'ext4', '-b', `${BLOCK}`, ...options, root]);
-  await mounted(root, mnt, prepare);
+  await mounted(root, made, prepare);
   copyFileSync(root, copy);
-  return { dir, root, copy, leaf, mnt };
-}
-
-async function mounted(image: string, mnt: string, work: (mnt: string) => void): Promise<void> {
-  await run('mount', ['-o', 'loop', image, mnt]);
-  try {
-    work(mnt);
-  } finally {
-    await run('umount', [mnt]);
-  }
+  return made;
 }
 
 /** What debugfs says of each block of the leaf; only of the kinds that it can tell. */
@@ -125,7 +98,7 @@ for (const [name, options] of [
         writeFileSync(join(top, `f${i}`), Buffer.alloc(random.between(1, 60_000), i + 1));
     };
     const place = await make(t, mnt => fill(join(mnt, 'old/deep/er'), 60), ...options);
-    await mounted(place.copy, place.mnt, mnt => {
+    await mounted(place.copy, place, mnt => {
       fill(join(mnt, 'srv/www/html/a'), 80);
       fill(join(mnt, 'srv/www/html/b'), 20);
       fill(join(mnt, 'tmp'), 70);
@@ -133,7 +106,7 @@ for (const [name, options] of [
       for (let i = 0; i < 70; i += 2) rmSync(join(mnt, `tmp/f${i}`));
     });
     // What was written and deleted again leaves its bytes on the device.
-    await mounted(place.copy, place.mnt, mnt => rmSync(join(mnt, 'tmp'), { recursive: true }));
+    await mounted(place.copy, place, mnt => rmSync(join(mnt, 'tmp'), { recursive: true }));
     await makeImageLeaf(place.root, place.leaf, place.copy);
     const report = await why({ leaf: place.leaf, depth: 2 }, { directory: place.dir });
     const is = await truth(place.copy, place.leaf);
@@ -154,7 +127,7 @@ for (const [name, options] of [
 
 t.test('what was trimmed is zeroes, without space', { skip }, async t => {
   const place = await make(t, mnt => writeFileSync(join(mnt, 'big'), Buffer.alloc(8 << 20, 1)));
-  await mounted(place.copy, place.mnt, mnt => rmSync(join(mnt, 'big')));
+  await mounted(place.copy, place, mnt => rmSync(join(mnt, 'big')));
   await run('e2fsck', ['-fy', '-E', 'discard', place.copy]).catch(() => {});
   await makeImageLeaf(place.root, place.leaf, place.copy, { holes: true });
   const { kinds, shrinkBytes } = await why({ leaf: place.leaf }, { directory: place.dir });

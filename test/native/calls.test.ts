@@ -2,7 +2,9 @@
  * runCalls: the batch does each call as the system would, in order, whatever happens to its
  * neighbours.
  */
+
 import { execFileSync } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import { closeSync, ftruncateSync, openSync, readFileSync, statSync, writeSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
@@ -18,6 +20,7 @@ const PWRITE_DURABLE = 5;
 const READ_NEXT = 6;
 const PREAD_CACHED = 7;
 const SEND = 8;
+const COPY = 9;
 const EBADF = -9;
 const EAGAIN = -11;
 const EFAULT = -14;
@@ -94,6 +97,35 @@ t.test('calls run in order, and each has its own result', t => {
   t.equal(content.length, 6144);
   t.ok(content.subarray(0, 2048).every(byte => byte === 1));
   t.ok(content.subarray(2048).every(byte => byte === 2));
+  closeSync(fd);
+  t.end();
+});
+
+t.test('a copy is made in its turn, overlapping or not', t => {
+  const fd = openSync(join(t.testdir({ file: 'abcdef' }), 'file'), 'r');
+  bytes.fill(0, 0, 300);
+  const results = run(
+    [COPY, -1, address + 100, 6, address],
+    [PREAD, fd, address, 6, 0],
+    [COPY, -1, address + 200, 6, address],
+    [COPY, -1, address + 202, 6, address + 200],
+  );
+  t.same(results, [6, 6, 6, 6]);
+  t.same([...bytes.subarray(100, 106)], [0, 0, 0, 0, 0, 0], 'before the read');
+  t.equal(Buffer.from(bytes.subarray(200, 208)).toString(), 'ababcdef', 'after it');
+  for (const length of [0, 1, 63, 64, 65, 4096, 4096 + 200]) {
+    const source = randomBytes(length);
+    bytes.fill(0, 8192 - 1, 3 * 8192);
+    bytes.set(source, 32_768 + 17);
+    // whatever follows: another copy, one that is out of bounds, or another call
+    const copy: Call = [COPY, -1, address + 8192, length, address + 32_768 + 17];
+    const others: Call[] = [copy, [COPY, -1, 0, 5, 1e300], [PREAD, fd, address, 1, 0]];
+    for (const other of others) {
+      t.equal(run(copy, other)[0], length);
+      const found = bytes.subarray(8192, 8192 + length);
+      t.ok(source.equals(found) && bytes[8191] === 0 && bytes[8192 + length] === 0, `${length}`);
+    }
+  }
   closeSync(fd);
   t.end();
 });

@@ -16,6 +16,7 @@ import {
   loopFileName,
 } from '../../src/transport/fuse/loop.ts';
 import { mountFuse } from '../../src/transport/fuse/mount.ts';
+import { uringWanted } from '../../src/transport/fuse/ring-offer.ts';
 
 const execFileAsync = promisify(execFile);
 
@@ -70,7 +71,7 @@ export async function attach(
     sizeBytes: sizeBytes ?? root.sizeBytes,
     leaf,
     layers: [root.takeLayer()],
-    transport: { kind: 'fuse', fd: mount.fuseFd },
+    transport: { kind: 'fuse', fd: mount.fuseFd, uring: uringWanted() },
   });
   const fileName = loopFileName(name, owner);
   try {

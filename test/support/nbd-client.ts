@@ -4,6 +4,7 @@
  * exactly what is sent when. Composed from the protocol document alone, not from the server's code.
  */
 import { closeSync, readSync, writeSync } from 'node:fs';
+import type { Test } from 'tap';
 import { PartPool, UnionDevice } from '../../src/engine/union.ts';
 import { native } from '../../src/native/binding.ts';
 import type { Layer, WritableLayer } from '../../src/store/store.ts';
@@ -12,6 +13,16 @@ import { NbdSession } from '../../src/transport/nbd/session.ts';
 import { NbdSlots } from '../../src/transport/nbd/slots.ts';
 import { Ring } from '../../src/uring/ring.ts';
 import { MemoryLayer } from './memory-layer.ts';
+
+/** NBD_CMD_* of the protocol document. */
+export const READ: number = 0;
+export const WRITE: number = 1;
+export const DISC: number = 2;
+export const FLUSH: number = 3;
+export const TRIM: number = 4;
+export const CACHE: number = 5;
+export const WRITE_ZEROES: number = 6;
+export const BLOCK_STATUS: number = 7;
 
 const FIONBIO = 0x5421;
 
@@ -281,4 +292,11 @@ export class NbdClient {
     this.#open = false;
     closeSync(this.fd);
   }
+}
+
+/** A server that ends with the test. */
+export function serve(t: Test, options?: ServerOptions): NbdServer {
+  const server = new NbdServer(options);
+  t.teardown(() => server.close());
+  return server;
 }

@@ -28,7 +28,8 @@ import type { Registry } from '../../src/daemon/registry.ts';
 import { RootBook } from '../../src/daemon/remote/root-book.ts';
 import { Random } from './random.ts';
 import { PowerLoss } from './sim-disk.ts';
-import { SIM, SimFs, useSimFs } from './sim-fs.ts';
+import { SIM, SimFs } from './sim-fs.ts';
+import { useSimFs } from './sim-node-fs.ts';
 
 const NAMES = ['debian', 'web'];
 const URIS = ['http://a/root', 'http://b/root'];

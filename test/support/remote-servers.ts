@@ -149,12 +149,11 @@ export interface WebServer extends ServerProcess {
 }
 
 /**
- * nginx over a folder.
- * @param server more lines for its `server` block
+ * Writes the configuration of an nginx that keeps to the folder `work`.
+ * @param server lines of its `server` block
+ * @returns the file
  */
-export async function nginx(work: string, folder: string, server = ''): Promise<WebServer> {
-  const host = ownAddress();
-  const port = await freePort(host);
+export function writeNginxConfig(work: string, server: string): string {
   mkdirSync(work, { recursive: true });
   const temporary = ['client_body', 'proxy', 'fastcgi', 'uwsgi', 'scgi']
     .map(kind => `${kind}_temp_path ${work}/${kind};`)
@@ -163,11 +162,21 @@ export async function nginx(work: string, folder: string, server = ''): Promise<
     `${work}/nginx.conf`,
     `daemon off; master_process off; pid ${work}/pid; error_log ${work}/error.log;
     events {}
-    http { access_log off; ${temporary}
-      server { listen ${host}:${port}; root ${folder}; ${server} } }`,
+    http { access_log off; ${temporary} server { ${server} } }`,
   );
+  return `${work}/nginx.conf`;
+}
+
+/**
+ * nginx over a folder.
+ * @param server more lines for its `server` block
+ */
+export async function nginx(work: string, folder: string, server = ''): Promise<WebServer> {
+  const host = ownAddress();
+  const port = await freePort(host);
+  const config = writeNginxConfig(work, `listen ${host}:${port}; root ${folder}; ${server}`);
   const process = new ServerProcess(
-    () => launch('nginx', ['-c', `${work}/nginx.conf`]),
+    () => launch('nginx', ['-c', config]),
     () => answers({ port, host }),
   );
   return Object.assign(process, { url: (path: string) => `http://${host}:${port}/${path}` });

@@ -5,6 +5,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { createInterface } from 'node:readline';
 import type { Test } from 'tap';
 import { PATIENCE, run, sleep, until } from './run.ts';
 import type { Attached, Sandbox } from './sandbox.ts';
@@ -22,6 +23,27 @@ export async function endsBySigkill(child: ChildProcess): Promise<boolean> {
   const ended = new Promise<true>(resolve => child.once('exit', () => resolve(true)));
   child.kill('SIGKILL');
   return Promise.race([ended, sleep(10_000 * PATIENCE).then((): false => false)]);
+}
+
+export interface HalfWay {
+  /** Takes an owner and a stage; says a word when it has come there, and goes no further. */
+  program: string;
+  stages: readonly string[];
+  /** What the next daemon does; then nothing of this owner's must be there. */
+  clear: (t: Test, owner: string) => Promise<void>;
+}
+
+export function testKilledHalfWay(t: Test, { program, stages, clear }: HalfWay): void {
+  for (const stage of stages)
+    t.test(`a daemon killed with a device that is ${stage} leaves nothing for long`, async t => {
+      const owner = `half-way-${stage}`;
+      const child = spawn(process.execPath, [program, owner, stage], {
+        stdio: ['ignore', 'pipe', 'inherit'],
+      });
+      for await (const _ of createInterface({ input: child.stdout })) break;
+      t.ok(await endsBySigkill(child), 'it can be killed');
+      await clear(t, owner);
+    });
 }
 
 export function testUnserved(t: Test, { start, attach, isGone }: Unserved): void {

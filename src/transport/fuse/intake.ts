@@ -110,7 +110,7 @@ export class Intake implements IoOp {
       slot.reading = true;
       const at = calls.add(i === 0 ? CALL.READ : CALL.READ_NEXT, this.#fd, slot);
       const { doubles } = calls;
-      doubles[at] = slot.memory.address + slot.requestWord * 4;
+      doubles[at] = slot.memory.address + slot.headerWord * 4;
       doubles[at + 1] = REQUEST_BYTES;
       doubles[at + 2] = 0;
     }
@@ -121,7 +121,7 @@ export class Intake implements IoOp {
     slot.reading = false;
     this.#reads--;
     if (result > 0) this.#came++;
-    if (result > 0 && this.#open) this.#session.came(slot, result);
+    if (result > 0 && this.#open) this.#session.read(slot, result);
     else this.giveBack(slot);
     if (this.#open && result <= 0 && !PASSING.has(result)) {
       this.#session.broken(

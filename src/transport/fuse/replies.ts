@@ -1,5 +1,5 @@
 /**
- * How the replies of a FUSE connection go out: through the ring, all of a turn in one system call.
+ * How replies go out over /dev/fuse: through the ring, all of a turn in one system call.
  * Each of them wakes the kernel thread that completes block requests, which would run after every
  * single call, and so it does once.
  */
@@ -45,10 +45,10 @@ export function sendLent(ring: Ring, fd: number, slot: Slot, bytes: number): voi
 function writeHeader(slot: Slot, reply: number, error: number, bytes: number): void {
   const { words } = slot;
   slot.replyBytes = OUT_HEADER_BYTES + bytes;
-  words[reply] = slot.replyBytes;
-  words[reply + 1] = error;
-  words[reply + 2] = words[slot.requestWord + WORD.UNIQUE_LOW]!;
-  words[reply + 3] = words[slot.requestWord + WORD.UNIQUE_HIGH]!;
+  words[reply + WORD.LENGTH] = slot.replyBytes;
+  words[reply + WORD.ERROR] = error;
+  words[reply + WORD.UNIQUE_LOW] = words[slot.headerWord + WORD.UNIQUE_LOW]!;
+  words[reply + WORD.UNIQUE_HIGH] = words[slot.headerWord + WORD.UNIQUE_HIGH]!;
 }
 
 /** One struct iovec; returns the word behind it. */

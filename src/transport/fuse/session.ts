@@ -4,7 +4,8 @@
  *     serving ── stop(), or the kernel ends the connection, or breaks the protocol ──▶ ending
  *     ending  ── nothing under way, every request answered ──▶ ended ──▶ onEnd(null or the reason)
  *
- * How requests come in is intake.ts, how replies go out replies.ts.
+ * Requests come in by /dev/fuse (intake.ts, replies.ts). Where that was asked for, INIT is answered
+ * there, and what follows comes in entries of the ring (ring-intake.ts).
  *
  * Reads, writes, flushes and fallocates go to the engine; the rest, which comes a few times in a
  * device's life, is answered at once. Every request but FORGET and INTERRUPT is answered exactly
@@ -29,27 +30,29 @@ import type { UnionDevice } from '../../engine/union.ts';
 import type { IoOp } from '../../uring/io.ts';
 import { allocateMemory } from '../../uring/memory.ts';
 import { OPCODE, setAddress, setCurrentPosition, setLength } from '../../uring/sqe.ts';
+import type { Held } from './held.ts';
 import { Intake } from './intake.ts';
-import { sendLent, sendReply } from './replies.ts';
-import { DATA_BYTES, DATA_PAGES, type FuseSlots, type Slot } from './slots.ts';
+import { type FuseQueues, RING_DATA_BYTES, RingIntake } from './ring-intake.ts';
+import { DATA_BYTES, type FuseSlots, type Slot } from './slots.ts';
 import {
+  BODY,
   FALLOC,
   FALLOCATE_BYTES,
   FUSE,
   IN_HEADER_BYTES,
   INIT,
   INIT_BYTES,
+  INIT2,
   INVALIDATION_BYTES,
   NODE_FILE,
   NODE_ROOT,
-  OUT_HEADER_BYTES,
   READ_BYTES,
   readInit,
+  readInitFlags2,
   VERSION_MAJOR,
   VERSION_MINOR,
   WORD,
   WRITE_DATA_AT,
-  WRITE_OUT_BYTES,
   writeAttr,
   writeEntry,
   writeInit,
@@ -59,6 +62,7 @@ import {
 } from './wire.ts';
 
 const HALF = 2 ** 32;
+const PAGE_BYTES = 4096;
 
 /**
  * How many requests of a connection the kernel keeps under way in the background; as asynchronous
@@ -77,24 +81,34 @@ export interface SessionOptions {
   /** /dev/fuse, mounted. The session does not close it. */
   fd: number;
   device: UnionDevice;
+  /**
+   * Requests are to come in entries of the ring; then the mount is a new one, whose INIT is still
+   * to come. Null: over /dev/fuse.
+   */
+  queues?: FuseQueues | null;
   /** Called once, from the ring's turn: why the connection ended, or null after `stop`. */
   onEnd: (reason: string | null) => void;
 }
 
 export class FuseSession {
   readonly #slots: FuseSlots;
-  readonly #fd: number;
+  readonly fd: number;
+  /** The largest READ and WRITE. */
+  readonly #dataBytes: number;
   readonly #device: UnionDevice;
   readonly #onEnd: (reason: string | null) => void;
   #state: State = STATE.SERVING;
   #reason: string | null = null;
   readonly #intake: Intake;
+  readonly #ringIntake: RingIntake | null;
 
-  constructor({ slots, fd, device, onEnd }: SessionOptions) {
+  constructor({ slots, fd, device, queues = null, onEnd }: SessionOptions) {
     this.#slots = slots;
-    this.#fd = fd;
+    this.fd = fd;
     this.#device = device;
     this.#onEnd = onEnd;
+    this.#dataBytes = queues === null ? DATA_BYTES : RING_DATA_BYTES;
+    this.#ringIntake = queues === null ? null : new RingIntake(this, queues, fd);
     this.#intake = new Intake(this, slots, fd);
   }
 
@@ -107,7 +121,7 @@ export class FuseSession {
     const { ring } = this.#slots;
     const memory = allocateMemory(INVALIDATION_BYTES);
     writeInvalidation(memory.view, NODE_FILE);
-    const word = ring.prepare(OPCODE.WRITE, this.#fd, {
+    const word = ring.prepare(OPCODE.WRITE, this.fd, {
       done: result => {
         memory.free();
         // -ENOENT: it has not asked for the file at all.
@@ -132,25 +146,28 @@ export class FuseSession {
   }
 
   /** For Intake: a request lies in a slot. */
-  came(slot: Slot, length: number): void {
-    const { words } = slot;
-    const at = slot.requestWord;
-    if (length < IN_HEADER_BYTES || words[at + WORD.LENGTH] !== length) {
+  read(slot: Slot, length: number): void {
+    if (length < IN_HEADER_BYTES || slot.words[slot.headerWord + WORD.LENGTH] !== length)
       this.#break(slot, `a request of ${length} bytes that names another length`);
-      return;
-    }
-    switch (words[at + WORD.OPCODE]) {
+    else this.came(slot);
+  }
+
+  /** A request is here, as long as its header says. */
+  came(held: Held): void {
+    const { words, headerWord, bodyWord } = held;
+    const length = words[headerWord + WORD.LENGTH]!;
+    switch (words[headerWord + WORD.OPCODE]) {
       case FUSE.READ:
-        if (length < READ_BYTES) this.#break(slot, 'a READ that is cut off');
-        else this.#submitRead(slot, at);
+        if (length < READ_BYTES) this.#break(held, 'a READ that is cut off');
+        else this.#submitRead(held);
         return;
       case FUSE.WRITE:
-        if (length < WRITE_DATA_AT || words[at + WORD.SIZE] !== length - WRITE_DATA_AT)
-          this.#break(slot, 'a WRITE that is cut off');
-        else this.#submitWrite(slot, at);
+        if (length < WRITE_DATA_AT || words[bodyWord + BODY.SIZE] !== length - WRITE_DATA_AT)
+          this.#break(held, 'a WRITE that is cut off');
+        else this.#submitWrite(held);
         return;
       case FUSE.FSYNC: {
-        const { request } = slot;
+        const { request } = held;
         request.op = OP.FLUSH;
         request.sector = 0;
         request.count = 0;
@@ -159,29 +176,29 @@ export class FuseSession {
         return;
       }
       case FUSE.FALLOCATE:
-        if (length < FALLOCATE_BYTES) this.#break(slot, 'a FALLOCATE that is cut off');
-        else this.#submitFallocate(slot, at);
+        if (length < FALLOCATE_BYTES) this.#break(held, 'a FALLOCATE that is cut off');
+        else this.#submitFallocate(held);
         return;
       default:
-        this.#answer(slot, at, length);
+        this.#answer(held, length);
     }
   }
 
-  #submitRead(slot: Slot, at: number): void {
-    const { words } = slot;
-    const offset = words[at + WORD.OFFSET_HIGH]! * HALF + words[at + WORD.OFFSET_LOW]!;
-    const size = words[at + WORD.SIZE]!;
-    if (offset % SECTOR_BYTES !== 0 || size % SECTOR_BYTES !== 0 || size > DATA_BYTES) {
-      this.#reply(slot, -EINVAL, 0);
+  #submitRead(held: Held): void {
+    const { words, bodyWord: at } = held;
+    const offset = words[at + BODY.OFFSET_HIGH]! * HALF + words[at + BODY.OFFSET_LOW]!;
+    const size = words[at + BODY.SIZE]!;
+    if (offset % SECTOR_BYTES !== 0 || size % SECTOR_BYTES !== 0 || size > this.#dataBytes) {
+      held.reply(-EINVAL, 0);
       return;
     }
     // As of any file: what lies beyond its end is not there.
     const there = Math.min(size, this.#sizeBytes - offset);
     if (there <= 0) {
-      this.#reply(slot, 0, 0);
+      held.reply(0, 0);
       return;
     }
-    const { request } = slot;
+    const { request } = held;
     request.op = OP.READ;
     request.sector = offset / SECTOR_BYTES;
     request.count = there / SECTOR_BYTES;
@@ -189,16 +206,16 @@ export class FuseSession {
     this.#device.submit(request);
   }
 
-  #submitWrite(slot: Slot, at: number): void {
-    const { words } = slot;
-    const offset = words[at + WORD.OFFSET_HIGH]! * HALF + words[at + WORD.OFFSET_LOW]!;
-    const size = words[at + WORD.SIZE]!;
-    const refusal = this.#rangeRefusal(offset, size);
+  #submitWrite(held: Held): void {
+    const { words, bodyWord: at } = held;
+    const offset = words[at + BODY.OFFSET_HIGH]! * HALF + words[at + BODY.OFFSET_LOW]!;
+    const size = words[at + BODY.SIZE]!;
+    const refusal = size > this.#dataBytes ? -EINVAL : this.#rangeRefusal(offset, size);
     if (refusal !== 0) {
-      this.#reply(slot, refusal, 0);
+      held.reply(refusal, 0);
       return;
     }
-    const { request } = slot;
+    const { request } = held;
     request.op = OP.WRITE;
     request.sector = offset / SECTOR_BYTES;
     request.count = size / SECTOR_BYTES;
@@ -206,20 +223,20 @@ export class FuseSession {
     this.#device.submit(request);
   }
 
-  #submitFallocate(slot: Slot, at: number): void {
-    const { words } = slot;
-    const offset = words[at + WORD.OFFSET_HIGH]! * HALF + words[at + WORD.OFFSET_LOW]!;
-    const length = words[at + WORD.LENGTH_HIGH]! * HALF + words[at + WORD.LENGTH_LOW]!;
-    const mode = words[at + WORD.MODE]! & ~FALLOC.KEEP_SIZE;
+  #submitFallocate(held: Held): void {
+    const { words, bodyWord: at } = held;
+    const offset = words[at + BODY.OFFSET_HIGH]! * HALF + words[at + BODY.OFFSET_LOW]!;
+    const length = words[at + BODY.LENGTH_HIGH]! * HALF + words[at + BODY.LENGTH_LOW]!;
+    const mode = words[at + BODY.MODE]! & ~FALLOC.KEEP_SIZE;
     const refusal =
       mode === FALLOC.PUNCH_HOLE || mode === FALLOC.ZERO_RANGE
         ? this.#rangeRefusal(offset, length)
         : -EOPNOTSUPP;
     if (refusal !== 0) {
-      this.#reply(slot, refusal, 0);
+      held.reply(refusal, 0);
       return;
     }
-    const { request } = slot;
+    const { request } = held;
     request.op = OP.WRITE_ZEROES;
     request.keepSpace = mode === FALLOC.ZERO_RANGE;
     request.sector = offset / SECTOR_BYTES;
@@ -236,98 +253,83 @@ export class FuseSession {
   }
 
   /** Answers a request that needs no engine. */
-  #answer(slot: Slot, at: number, length: number): void {
-    const { words, dataAt } = slot;
-    const { view } = slot.memory;
-    const node = words[at + WORD.NODE_LOW] === NODE_ROOT ? NODE_ROOT : NODE_FILE;
+  #answer(held: Held, length: number): void {
+    const { words, headerWord, dataAt } = held;
+    const { view } = held.memory;
+    const node = words[headerWord + WORD.NODE_LOW] === NODE_ROOT ? NODE_ROOT : NODE_FILE;
     const sizeBytes = this.#sizeBytes;
-    switch (words[at + WORD.OPCODE]) {
+    switch (words[headerWord + WORD.OPCODE]) {
       case FUSE.INIT:
-        if (length < INIT_BYTES) this.#break(slot, 'an INIT that is cut off');
-        else this.#answerInit(slot, at);
+        if (length < INIT_BYTES) this.#break(held, 'an INIT that is cut off');
+        else this.#answerInit(held, length);
         return;
       case FUSE.LOOKUP: // the one file answers to any name: its opener chose it
-        this.#reply(slot, 0, writeEntry(view, dataAt, { node: NODE_FILE, sizeBytes }));
+        held.reply(0, writeEntry(view, dataAt, { node: NODE_FILE, sizeBytes }));
         return;
       case FUSE.GETATTR:
-        this.#reply(slot, 0, writeAttr(view, dataAt, { node, sizeBytes }));
+        held.reply(0, writeAttr(view, dataAt, { node, sizeBytes }));
         return;
       case FUSE.OPEN:
-        this.#reply(slot, 0, writeOpen(view, dataAt));
+        held.reply(0, writeOpen(view, dataAt));
         return;
       case FUSE.STATFS:
-        this.#reply(slot, 0, writeStatfs(view, dataAt, sizeBytes));
+        held.reply(0, writeStatfs(view, dataAt, sizeBytes));
         return;
       case FUSE.ACCESS:
       case FUSE.FLUSH:
       case FUSE.RELEASE:
       case FUSE.DESTROY:
-        this.#reply(slot, 0, 0);
+        held.reply(0, 0);
         return;
       case FUSE.FORGET:
       case FUSE.BATCH_FORGET:
       case FUSE.INTERRUPT:
-        this.#intake.giveBack(slot);
+        held.drop();
         return;
       default:
-        this.#reply(slot, -ENOSYS, 0);
+        held.reply(-ENOSYS, 0);
     }
   }
 
-  #answerInit(slot: Slot, at: number): void {
-    const { view } = slot.memory;
-    const init = readInit(view, at * 4 + IN_HEADER_BYTES);
+  #answerInit(held: Held, length: number): void {
+    const { view } = held.memory;
+    const at = held.bodyWord * 4;
+    const init = readInit(view, at);
     if (init.major !== VERSION_MAJOR || init.minor < VERSION_MINOR) {
       this.#break(
-        slot,
+        held,
         `FUSE ${init.major}.${init.minor}: ${VERSION_MAJOR}.${VERSION_MINOR} is needed`,
       );
       return;
     }
-    const bytes = writeInit(view, slot.dataAt, {
+    const ring = this.#ringIntake;
+    if (ring !== null && (readInitFlags2(view, at, length) & INIT2.OVER_IO_URING) === 0) {
+      this.#break(held, 'an INIT that does not offer FUSE over io_uring');
+      return;
+    }
+    const bytes = writeInit(view, held.dataAt, {
       major: VERSION_MAJOR,
       minor: VERSION_MINOR,
       maxReadahead: init.maxReadahead,
-      flags: init.flags & FEATURES,
+      flags: (init.flags & FEATURES) | (ring === null ? 0 : INIT.INIT_EXT),
+      flags2: ring === null ? 0 : INIT2.OVER_IO_URING,
       maxBackground: BACKGROUND_MAX,
       congestionThreshold: BACKGROUND_CONGESTED,
-      maxWrite: DATA_BYTES,
-      maxPages: DATA_PAGES,
+      maxWrite: this.#dataBytes,
+      maxPages: this.#dataBytes / PAGE_BYTES,
     });
-    this.#reply(slot, 0, bytes);
+    held.reply(0, bytes);
   }
 
   // ── Replies out ────────────────────────────────────────────────────────────────────────────
 
-  /** For Slot: the engine is done. */
-  completed(slot: Slot): void {
-    const { request } = slot;
-    if (request.result < 0) {
-      this.#reply(slot, request.result, 0);
-    } else if (request.op === OP.READ) {
-      const bytes = request.count * SECTOR_BYTES;
-      if (slot.loan.count > 0) sendLent(this.#slots.ring, this.#fd, slot, bytes);
-      else this.#reply(slot, 0, bytes);
-    } else if (request.op === OP.WRITE) {
-      const word = slot.shortReplyWord + OUT_HEADER_BYTES / 4;
-      slot.words[word] = request.count * SECTOR_BYTES;
-      slot.words[word + 1] = 0;
-      this.#send(slot, slot.shortReplyWord, 0, WRITE_OUT_BYTES);
-    } else {
-      this.#reply(slot, 0, 0);
-    }
-  }
-
-  /**
-   * Writes the reply: header, and `bytes` of what stands at the slot's data. `error` is 0 or
-   * -errno.
-   */
-  #reply(slot: Slot, error: number, bytes: number): void {
-    this.#send(slot, bytes === 0 ? slot.shortReplyWord : slot.replyWord, error, bytes);
-  }
-
-  #send(slot: Slot, reply: number, error: number, bytes: number): void {
-    sendReply(this.#slots.ring, this.#fd, slot, reply, error, bytes);
+  /** The engine is done. */
+  completed(held: Held): void {
+    const { request } = held;
+    if (request.result < 0) held.reply(request.result, 0);
+    else if (request.op === OP.READ) held.replyRead(request.count * SECTOR_BYTES);
+    else if (request.op === OP.WRITE) held.replyWritten(request.count * SECTOR_BYTES);
+    else held.reply(0, 0);
   }
 
   /** For Slot: the reply is written, or the kernel did not want it. */
@@ -335,20 +337,33 @@ export class FuseSession {
     // ENOENT: the request was given up meanwhile. ENODEV, EPERM: so was the connection.
     const taken =
       result === slot.replyBytes || result === -ENOENT || result === -ENODEV || result === -EPERM;
+    const ring = this.#ringIntake;
+    const isInit = ring !== null && slot.words[slot.headerWord + WORD.OPCODE] === FUSE.INIT;
     this.#intake.giveBack(slot);
     if (!taken) this.#finish(`the kernel refused a reply: ${errnoName(result)}`);
+    else if (isInit && this.serving) ring.register();
     this.settle();
+  }
+
+  /** For Slot: there is no reply. */
+  dropped(slot: Slot): void {
+    this.#intake.giveBack(slot);
   }
 
   // ── The end ────────────────────────────────────────────────────────────────────────────────
 
+  /** Takes requests. For RingIntake, too. */
+  get serving(): boolean {
+    return this.#state === STATE.SERVING;
+  }
+
   /** The kernel's side makes no sense: nothing that follows can be trusted. */
-  #break(slot: Slot, what: string): void {
-    this.#intake.giveBack(slot);
+  #break(held: Held, what: string): void {
+    held.drop();
     this.#finish(`the kernel sent ${what}`);
   }
 
-  /** For Intake: no more requests can come. */
+  /** For the intakes: no more requests can come. */
   broken(reason: string): void {
     this.#finish(reason);
   }
@@ -365,10 +380,12 @@ export class FuseSession {
     this.settle();
   }
 
-  /** Reports the end, once nothing of ours is under way. For Intake, too. */
+  /** Reports the end, once nothing of ours is under way. For the intakes, too. */
   settle(): void {
     if (this.#state !== STATE.ENDING || !this.#intake.idle) return;
+    if (this.#ringIntake?.idle === false) return;
     this.#state = STATE.ENDED;
+    this.#ringIntake?.settle();
     this.#onEnd(this.#reason);
   }
 }

@@ -4,7 +4,9 @@
  *
  * Every request starts with IN_HEADER, every reply with OUT_HEADER; numbers are little-endian on
  * all machines that we run on. The structures are declared once, below. Requests that carry data go
- * by the constants of the hot path: indices of 32-bit words, counted from the start of the request.
+ * by the constants of the hot path: indices of 32-bit words, counted from the start of the header,
+ * or of the body, which lie together in a message of /dev/fuse and apart in an entry of the ring
+ * (ring-wire.ts).
  */
 import { assert } from '../../base/assert.ts';
 import { i32, layout, u16, u32, u64, zero } from '../../base/layout.ts';
@@ -51,6 +53,14 @@ export const INIT = {
   ASYNC_DIO: 0x8000,
   /** `maxPages` of the reply counts. */
   MAX_PAGES: 0x400000,
+  /** There are more flags, in `flags2`. */
+  INIT_EXT: 0x40000000,
+} as const;
+
+/** The same of `flags2`: bits 32 and more of the kernel's numbers. */
+export const INIT2 = {
+  /** Requests come in entries of an io_uring (Linux 6.14). */
+  OVER_IO_URING: 0x200,
 } as const;
 
 /**
@@ -85,6 +95,9 @@ const INIT_IN = layout('fuse_init_in', {
   maxReadahead: u32,
   flags: u32,
 });
+
+/** What follows them since 7.36: Linux 5.17. */
+const INIT_IN_MORE = layout('fuse_init_in.flags2', { flags2: u32 });
 
 const INIT_OUT = layout('fuse_init_out', {
   major: u32,
@@ -230,7 +243,15 @@ export function readInit(view: DataView, at: number): Init {
   return INIT_IN.read(view, at);
 }
 
+/** INIT's further flags; 0 where it has none. `length`: of the whole request. */
+export function readInitFlags2(view: DataView, at: number, length: number): number {
+  if (length < INIT_BYTES + INIT_IN_MORE.size) return 0;
+  if ((INIT_IN.read(view, at).flags & INIT.INIT_EXT) === 0) return 0;
+  return INIT_IN_MORE.read(view, at + INIT_IN.size).flags2;
+}
+
 export interface InitReply extends Init {
+  flags2: number;
   maxBackground: number;
   congestionThreshold: number;
   maxWrite: number;
@@ -310,28 +331,35 @@ export function writeStatfs(view: DataView, at: number, sizeBytes: number): numb
   return STATFS_OUT.size;
 }
 
-// ── The hot path: word indices from the start of a request ───────────────────────────────────
+// ── The hot path: word indices ──────────────────────────────────────────────────────────────
 
 export const IN_HEADER_BYTES = 40;
 export const OUT_HEADER_BYTES = 16;
 /** A WRITE's data start here. */
 export const WRITE_DATA_AT = 80;
 
+/** Of a header, fuse_in_header, and of a reply's, fuse_out_header: `unique` is at one place. */
 export const WORD = {
   LENGTH: 0,
   OPCODE: 1,
+  /** Of a reply. */
+  ERROR: 1,
   UNIQUE_LOW: 2,
   UNIQUE_HIGH: 3,
   NODE_LOW: 4,
+} as const;
+
+/** Of a body. */
+export const BODY = {
   /** READ, WRITE, FALLOCATE: `offset` stands at the same place in all three. */
-  OFFSET_LOW: 12,
-  OFFSET_HIGH: 13,
+  OFFSET_LOW: 2,
+  OFFSET_HIGH: 3,
   /** READ and WRITE. */
-  SIZE: 14,
+  SIZE: 4,
   /** FALLOCATE. */
-  LENGTH_LOW: 14,
-  LENGTH_HIGH: 15,
-  MODE: 16,
+  LENGTH_LOW: 4,
+  LENGTH_HIGH: 5,
+  MODE: 6,
 } as const;
 
 /** Bytes of a request up to and with its fixed part. A READ comes without less than that, ever. */
@@ -347,12 +375,11 @@ assert(IN_HEADER.size + READ_IN.size === READ_BYTES, 'fuse_read_in');
 assert(IN_HEADER.size + INIT_IN.size === INIT_BYTES, 'fuse_init_in');
 assert(WRITE_OUT.size === WRITE_OUT_BYTES, 'fuse_write_out');
 assert(IN_HEADER.size + FALLOCATE_IN.size === FALLOCATE_BYTES, 'fuse_fallocate_in');
+assert(OUT_HEADER.at.error / 4 === WORD.ERROR, 'fuse_out_header.error');
+assert(OUT_HEADER.at.unique === IN_HEADER.at.unique, 'fuse_out_header.unique');
 for (const body of [READ_IN, WRITE_IN, FALLOCATE_IN])
-  assert((IN_HEADER.size + body.at.offset) / 4 === WORD.OFFSET_LOW, 'offset of a data request');
-assert((IN_HEADER.size + READ_IN.at.size) / 4 === WORD.SIZE, 'fuse_read_in.size');
-assert((IN_HEADER.size + WRITE_IN.at.size) / 4 === WORD.SIZE, 'fuse_write_in.size');
-assert(
-  (IN_HEADER.size + FALLOCATE_IN.at.length) / 4 === WORD.LENGTH_LOW,
-  'fuse_fallocate_in.length',
-);
-assert((IN_HEADER.size + FALLOCATE_IN.at.mode) / 4 === WORD.MODE, 'fuse_fallocate_in.mode');
+  assert(body.at.offset / 4 === BODY.OFFSET_LOW, 'offset of a data request');
+assert(READ_IN.at.size / 4 === BODY.SIZE, 'fuse_read_in.size');
+assert(WRITE_IN.at.size / 4 === BODY.SIZE, 'fuse_write_in.size');
+assert(FALLOCATE_IN.at.length / 4 === BODY.LENGTH_LOW, 'fuse_fallocate_in.length');
+assert(FALLOCATE_IN.at.mode / 4 === BODY.MODE, 'fuse_fallocate_in.mode');

@@ -125,7 +125,11 @@ export class NbdDevice {
     const { index, identifier, connections } = shown;
     const device = new NbdDevice(driver, index, identifier, connections);
     try {
-      return { device, sockets: await device.reconnect(connections) };
+      const sockets = await device.reconnect(connections);
+      // Its server may have died, or ended, while it was to go with its last user.
+      if (await device.#disconnectOnClose(false)) return { device, sockets };
+      closeAll(sockets);
+      return null;
     } catch (error) {
       if (isGone(error)) return null;
       throw error;

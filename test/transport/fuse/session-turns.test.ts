@@ -100,7 +100,7 @@ const REQUEST_BYTES = 56;
 
 /** A request without a body comes to a slot. */
 function come(slot: Slot | undefined, opcode: number = FUSE.FSYNC): void {
-  const words = slot!.words.subarray(slot!.requestWord);
+  const words = slot!.words.subarray(slot!.headerWord);
   words.fill(0, 0, REQUEST_BYTES / 4);
   words[0] = REQUEST_BYTES;
   words[1] = opcode;

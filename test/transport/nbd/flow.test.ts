@@ -4,29 +4,23 @@
  */
 import t, { type Test } from 'tap';
 import {
+  BLOCK_STATUS,
+  CACHE,
+  DISC,
   extendedRequest,
+  FLUSH,
   type NbdClient,
-  NbdServer,
+  type NbdServer,
+  READ,
   request,
-  type ServerOptions,
+  serve,
+  TRIM,
+  WRITE,
+  WRITE_ZEROES,
 } from '../../support/nbd-client.ts';
 
-const READ = 0;
-const WRITE = 1;
-const DISC = 2;
-const FLUSH = 3;
-const TRIM = 4;
-const CACHE = 5;
-const WRITE_ZEROES = 6;
-const BLOCK_STATUS = 7;
 const KIB = 1024;
 const MIB = 1 << 20;
-
-function serve(t: Test, options?: ServerOptions): NbdServer {
-  const server = new NbdServer(options);
-  t.teardown(() => server.close());
-  return server;
-}
 
 /** Nothing is left of connections that have ended. */
 function isClean(t: Test, server: NbdServer): void {

@@ -2,26 +2,25 @@
  * The transmission phase over a socketpair, with a real ring: what each command does, and which
  * error each wrong request gets. The numbers are those of the protocol document.
  */
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { AskedExtents, KnownExtents } from '../../../src/store/extents.ts';
 import { HalfLayer, MemoryLayer, StripesLayer } from '../../support/memory-layer.ts';
 import {
+  BLOCK_STATUS,
+  CACHE,
+  DISC,
   extendedRequest,
+  FLUSH,
   type Message,
   type NbdClient,
-  NbdServer,
+  READ,
   request,
-  type ServerOptions,
+  serve,
+  TRIM,
+  WRITE,
+  WRITE_ZEROES,
 } from '../../support/nbd-client.ts';
 
-const READ = 0;
-const WRITE = 1;
-const DISC = 2;
-const FLUSH = 3;
-const TRIM = 4;
-const CACHE = 5;
-const WRITE_ZEROES = 6;
-const BLOCK_STATUS = 7;
 const FUA = 1;
 const NO_HOLE = 2;
 const DF = 4;
@@ -33,12 +32,6 @@ const EINVAL = 22;
 const ENOSPC = 28;
 const EOVERFLOW = 75;
 const MIB = 1 << 20;
-
-function serve(t: Test, options?: ServerOptions): NbdServer {
-  const server = new NbdServer(options);
-  t.teardown(() => server.close());
-  return server;
-}
 
 /** The payload of a status chunk. */
 function extents(message: Message): { context: number; list: [number, number][] } {
