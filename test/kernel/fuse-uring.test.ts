@@ -8,6 +8,8 @@ import { randomBytes } from 'node:crypto';
 import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import t, { type Test } from 'tap';
+import { LoopTransport } from '../../src/daemon/loop-transport.ts';
+import { openIdentified } from '../../src/daemon/opened-files.ts';
 import { DataPlane } from '../../src/daemon/plane-client.ts';
 import { Cleanup } from '../support/cleanup.ts';
 import { MIB, makeRoot } from '../support/disk.ts';
@@ -198,6 +200,25 @@ t.test('switched off, new devices are refused, and those that run go on', { skip
   await run('cmp', ['-n', `${8 * MIB}`, node, root]);
   const status = await sandbox.client.status();
   t.match(status.transports.find(({ name }) => name === 'loop')?.reason, /enable_uring/);
+});
+
+t.test('a kernel that takes its offer back ends the attach with the reason', { skip }, async t => {
+  const folder = t.testdir({});
+  const path = join(folder, 'root.img');
+  writeFileSync(path, randomBytes(MIB));
+  const data = await plane(t, 0);
+  const transport = new LoopTransport({
+    ...{ plane: data, owner: `uring-test-${process.pid}`, uring: true, onGone: () => {} },
+  });
+  data.on('lost', ({ id, reason }) => transport.lost(id, reason));
+  setUring(false); // after it was asked whether it offers it
+  t.teardown(() => setUring(true));
+  const device = { id: 1, name: 'web', sizeBytes: MIB, readOnly: true, leaf: null };
+  const root = await openIdentified(path);
+  await t.rejects(transport.attach({ ...device, root }), {
+    message: /^web: FUSE ended: the kernel sent an INIT that does not offer FUSE over io_uring/,
+  });
+  t.strictSame(await data.stats(), []);
 });
 
 t.test('the variable is 0 or 1', { skip: await missing('root') }, async t => {
