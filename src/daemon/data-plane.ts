@@ -65,15 +65,14 @@ const PAGE_BYTES = 4096;
 const PR_SET_IO_FLUSHER = 57;
 
 /**
- * Who goes first: this thread, with UBD_REALTIME=1, as long as that pays; else as everybody does,
- * and behind others where many requests come at once. Null: nothing is to be decided. Throws
- * UbdError where the kernel refuses.
+ * UBD_REALTIME=1: this thread goes first as long as that pays. Null: not wanted. Throws UbdError
+ * where the kernel refuses.
  */
 function scheduleThread(): ThreadScheduler | null {
   const wanted = process.env.UBD_REALTIME ?? '0';
-  if (wanted === '0') return ThreadScheduler.ordinary();
-  if (wanted === '1') return ThreadScheduler.realtime();
-  throw new UbdError('usage', `UBD_REALTIME is ${wanted}, and must be 0 or 1`);
+  if (wanted === '0') return null;
+  if (wanted !== '1') throw new UbdError('usage', `UBD_REALTIME is ${wanted}, and must be 0 or 1`);
+  return new ThreadScheduler();
 }
 
 class DataPlane {

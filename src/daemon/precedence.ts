@@ -4,9 +4,9 @@
  *
  * First (SCHED_RR), a request that comes alone is cheap: most of what a change of processes costs
  * is the scheduler's fairness. But whoever submits many at once on one processor is interrupted for
- * each of them, so they are all served alone; as they are, less often, where first means as
- * everybody (SCHED_OTHER). Last (SCHED_BATCH), nobody is interrupted: what they submit before they
- * sleep is served together. How much that is cannot be seen by who goes first. So it looks:
+ * each of them, so they are all served alone. Last (SCHED_BATCH), nobody is interrupted: what they
+ * submit before they sleep is served together. How much that is cannot be seen by who goes first.
+ * So it looks:
  *
  *                  `#interval` turns
  *      FIRST ──────────────────────────▶ LOOK ── together ──▶ LAST

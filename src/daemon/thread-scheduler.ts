@@ -2,13 +2,12 @@
  * How the kernel schedules the thread that makes this object: first or last, and how long others
  * kept it waiting. For Precedence; the thread it is of uses it, and no other.
  */
-import { closeSync, openSync, readFileSync, readSync } from 'node:fs';
+import { closeSync, openSync, readSync } from 'node:fs';
 import { errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
 import type { Scheduler } from './precedence.ts';
 
-const SCHED_OTHER = 0;
 const SCHED_RR = 2;
 const SCHED_BATCH = 3;
 
@@ -18,40 +17,23 @@ const REALTIME_PRIORITY = 1;
 const SPACE = 0x20;
 
 export class ThreadScheduler implements Scheduler {
-  /** How it goes first: before all that is not realtime, or as everybody does. */
-  readonly #realtime: boolean;
   /** -1: this kernel does not count how long threads wait. */
-  readonly #statistics: number = openStatistics();
+  readonly #statistics: number;
   readonly #text: Buffer = Buffer.alloc(64);
 
-  private constructor(realtime: boolean) {
-    this.#realtime = realtime;
-  }
-
-  /** From then on it goes before all that is not realtime. Throws UbdError where it may not. */
-  static realtime(): ThreadScheduler {
+  /** From then on the thread goes first. Throws UbdError where it may not. */
+  constructor() {
     const result = native.setScheduler(SCHED_RR, REALTIME_PRIORITY);
     if (result < 0)
       throw new UbdError('permission', `UBD_REALTIME: sched_setscheduler: ${errnoName(result)}`, {
         next: 'run as root; in a container, give it the capability SYS_NICE; or leave it out',
       });
-    return new ThreadScheduler(true);
-  }
-
-  /**
-   * First is as everybody. Null where somebody has decided otherwise, or where the thread could not
-   * see that it is kept waiting.
-   */
-  static ordinary(): ThreadScheduler | null {
-    if (policyNow() !== SCHED_OTHER) return null;
-    const scheduler = new ThreadScheduler(false);
-    return scheduler.#statistics < 0 ? null : scheduler;
+    this.#statistics = openStatistics();
   }
 
   /** What was allowed once is not refused later; and if it were, the thread would stay last. */
   goFirst(first: boolean): void {
-    if (first && this.#realtime) native.setScheduler(SCHED_RR, REALTIME_PRIORITY);
-    else if (first) native.setScheduler(SCHED_OTHER, 0);
+    if (first) native.setScheduler(SCHED_RR, REALTIME_PRIORITY);
     else native.setScheduler(SCHED_BATCH, 0);
   }
 
@@ -65,16 +47,6 @@ export class ThreadScheduler implements Scheduler {
 
   close(): void {
     if (this.#statistics >= 0) closeSync(this.#statistics);
-  }
-}
-
-/** Of the calling thread; null if the kernel does not say. */
-function policyNow(): number | null {
-  try {
-    const fields = readFileSync('/proc/thread-self/stat', 'utf8').split(') ').at(-1)!.split(' ');
-    return Number(fields[38]);
-  } catch {
-    return null;
   }
 }
 

@@ -3,7 +3,9 @@ import t from 'tap';
 import { assert } from '../../src/base/assert.ts';
 import { Precedence, type Scheduler } from '../../src/daemon/precedence.ts';
 
+/** What others let it wait for a turn: a time slice; and what many requests take to submit. */
 const SLICE_NS = 3e6;
+const SUBMITTING_NS = 1e6;
 
 /**
  * A thread whose turns bring `together` requests where it goes last, and one where it goes first.
@@ -43,7 +45,7 @@ class Thread implements Scheduler {
     for (let i = 0; i < turns; i++) {
       if (this.first) this.turnsFirst++;
       else this.turnsLast++;
-      if (this.busy && !this.first) this.#waitedNs += SLICE_NS;
+      if (!this.first) this.#waitedNs += this.busy ? SLICE_NS : SUBMITTING_NS;
       this.#requests = (this.#requests + (this.first ? 1 : (bring?.(i) ?? this.together))) | 0;
       this.#precedence.turned(this.#requests);
     }
