@@ -51,6 +51,13 @@ interface Attached {
   lost: boolean;
 }
 
+/** An attach under way whose connection may end before there is a device. */
+interface Attaching {
+  /** Why it has ended. The data plane is told: whoever opens the file is not to wait. */
+  lost: string | null;
+  closed: Promise<void>;
+}
+
 const KERNEL_MIN = [6, 1] as const;
 
 export interface LoopOptions {
@@ -70,6 +77,7 @@ export class LoopTransport implements Transport {
   readonly #uring: boolean;
   readonly #onGone: (id: number, reason: string) => void;
   readonly #attached = new Map<number, Attached>();
+  readonly #attaching = new Map<number, Attaching>();
   /** Nodes that a dead daemon of ours left, and `clearStale` took down. */
   readonly #cleared = new Set<string>();
   /** /dev/fuse of devices that another daemon handed over, by the names of their files. */
@@ -107,6 +115,8 @@ export class LoopTransport implements Transport {
     const loop = this.#inherited.has(fileName) && this.#ownLoop(fileName);
     if (loop) return this.#goOn(device, loop);
     const mount = await mountFuse();
+    const attaching: Attaching = { lost: null, closed: Promise.resolve() };
+    this.#attaching.set(id, attaching);
     let served = false;
     try {
       await this.#plane.open(
@@ -117,12 +127,20 @@ export class LoopTransport implements Transport {
         readOnly: readOnly || device.leaf === null,
         fileName,
       });
+      if (attaching.lost !== null) {
+        await detachLoop(loop, { force: true });
+        throw new UbdError('io', `${loop.path} has nobody who serves it`);
+      }
       this.#setAttached(device, loop, mount.fuseFd, this.#uring);
       return { node: loop.path };
     } catch (error) {
+      await attaching.closed;
+      if (attaching.lost !== null)
+        throw new UbdError('io', `${name}: FUSE ended: ${attaching.lost}`, { cause: error });
       if (served) await this.#plane.close(id);
       throw error;
     } finally {
+      this.#attaching.delete(id);
       await mount.close();
     }
   }
@@ -198,6 +216,12 @@ export class LoopTransport implements Transport {
 
   /** The kernel ended the connection of a device. */
   lost(id: number, reason: string): void {
+    const attaching = this.#attaching.get(id);
+    if (attaching !== undefined) {
+      attaching.lost = reason;
+      attaching.closed = this.#plane.close(id).catch(() => {}); // it has ended, and all with it
+      return;
+    }
     const attached = this.#attached.get(id);
     if (!attached) return;
     attached.lost = true;

@@ -63,6 +63,8 @@ class IdleRing {
 /** Lends what it has, as the cache does; but for the last sector of each block, which is read. */
 class Lending extends MemoryLayer {
   readonly memory = allocateMemory(SECTORS * 512);
+  /** Of what is lent. */
+  address = this.memory.address;
   lent = 0;
 
   override run(sector: number, end: number): number {
@@ -71,7 +73,7 @@ class Lending extends MemoryLayer {
 
   lend(sector: number, count: number, loan: Loan): number {
     if (sector % 8 === 7 || !loan.hasRoom) return 0;
-    loan.addresses[loan.lend(count * 512, this, 1)] = this.memory.address + sector * 512;
+    loan.addresses[loan.lend(count * 512, this, 1)] = this.address + sector * 512;
     this.lent++;
     return count;
   }
@@ -320,6 +322,10 @@ t.test('what is written is read back, also in part lent', async t => {
   t.equal(read.error, 0);
   t.ok(read.data.equals(expected));
   t.equal(kernel.root.lent, 0, 'all that was lent is given back');
+  kernel.root.address = 0;
+  const failed = kernel.ask(first, FUSE.READ, dataBody(512 * 16, 4096));
+  t.equal(failed.error, -EIO, 'what cannot be copied is an error, not what stood there');
+  t.equal(kernel.root.lent, 0);
 });
 
 t.test('errors of stores, and ranges that no entry can hold, are answered', async t => {
