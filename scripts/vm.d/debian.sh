@@ -12,7 +12,7 @@ vm_d=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
 fail() { # STATUS LINE...: what failed, then what to do
   local status=$1 line
-  printf 'vm: %s\n' "$2" >&2
+  printf '%s: %s\n' "${0##*/}" "$2" >&2
   shift 2
   for line in "$@"; do printf '    %s\n' "$line" >&2; done
   exit "$status"

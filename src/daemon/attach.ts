@@ -94,9 +94,11 @@ async function makeNode(
   shop.checkGoingOn();
   const { id, name, readOnly } = entry;
   const { node } = await transport.attach({ id, name, sizeBytes, readOnly, root, leaf });
-  // Root and leaf are the transport's from here on, and go with the node.
+  // Root and leaf are the transport's from here on, and go with the node. One that came back may
+  // have its users, and waits for the next daemon.
   undo.add('make the node', async () => {
-    await transport.detach(id, { force: true });
+    if (comeback && transport.leave) await transport.leave(id);
+    else await transport.detach(id, { force: true });
   });
   entry.node = node;
   shop.checkGoingOn();

@@ -96,15 +96,14 @@ export class NbdTransport implements Transport {
     const { name, sizeBytes, leaf } = device;
     const readOnly = device.readOnly || leaf === null;
     const left = listOwned(this.#owner).find(shown => shown.name === name);
-    const adopted = left === undefined ? null : await NbdDevice.adopt(driver, left);
-    const goingOn = adopted !== null;
-    if (goingOn && left!.sizeBytes > sizeBytes) {
-      for (const fd of adopted.sockets) native.close(fd);
-      throw new UbdError('busy', `${nodeOf(left!.index)} of ${name} lives on with another size`, {
-        place: { device: nodeOf(left!.index) },
+    const isTooLarge = left !== undefined && left.sizeBytes > sizeBytes;
+    if (isTooLarge && (await NbdDevice.livesOn(driver, left)))
+      throw new UbdError('busy', `${nodeOf(left.index)} of ${name} lives on with another size`, {
+        place: { device: nodeOf(left.index) },
         next: `take it away first: ubd detach ${name}`,
       });
-    }
+    const adopted = left === undefined || isTooLarge ? null : await NbdDevice.adopt(driver, left);
+    const goingOn = adopted !== null;
     // A leaf that has grown just before its daemon died has a device that has not.
     const hasGrown = goingOn && left!.sizeBytes < sizeBytes;
     const made = adopted ?? (await this.#create(driver, device, readOnly));

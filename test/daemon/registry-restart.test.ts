@@ -64,6 +64,29 @@ t.test('a daemon that died left its links: they go, and the devices get them bac
   t.equal(readlinkSync(`${dev}/ubd1`), '/dev/of-another-daemon');
 });
 
+t.test('told to stop while a device comes back, a daemon leaves it to the next one', async t => {
+  const { registry, root, paths, again } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  const { machine, registry: next } = again(); // no stop: as after kill -9
+  const transport = machine.transports[0]!;
+  const done: string[] = [];
+  transport.leave = async () => void done.push('left');
+  transport.detach = async () => {
+    done.push('detached');
+    return 'gone';
+  };
+  let stopped: Promise<void> | undefined;
+  machine.onStep = async step => {
+    if (step !== 'transport.attach') return;
+    stopped = next.stop();
+    await new Promise(resolve => setTimeout(resolve, 20)); // the step takes its time
+  };
+  await next.restore();
+  await stopped;
+  t.same(done, ['left'], 'its users go on with the next daemon');
+  t.equal(readdirSync(paths.devices).length, 1);
+});
+
 t.test(
   'what is handed over keeps link and record, and the next daemon goes on with it',
   async t => {

@@ -185,6 +185,37 @@ if (await here(import.meta.url, NBD)) {
     await sandbox.detach('disk');
   });
 
+  t.test('told to stop while it starts, a daemon leaves its device to the next one', async t => {
+    const [sandbox, disk] = await start(t);
+    await run('mkfs.ext4', ['-q', '-F', disk.device]);
+    const place = await sandbox.mount(disk.device, 'mnt');
+    mkdirSync(join(place, 'd'));
+    const script = 'for i in $(seq 60); do echo $i > "$1/d/$i"; sync -f "$1"; done';
+    const work = run('sh', ['-c', script, 'sh', place], { timeoutMs: 500_000 });
+    work.catch(() => {});
+    await sandbox.stopDaemon();
+    const began = performance.now();
+    await sandbox.startDaemon();
+    const startMs = performance.now() - began;
+    await sandbox.stopDaemon();
+    const random = new Random(process.pid);
+    for (let i = 0; i < 10; i++) {
+      const daemon = sandbox.spawnDaemon();
+      const ended = new Promise(resolve => daemon.once('exit', resolve));
+      await sleep(startMs * (0.5 + random.below(1000) / 1000));
+      daemon.kill('SIGTERM');
+      await ended;
+    }
+    await sandbox.startDaemon();
+    t.match(await sandbox.client.list(), [{ state: 'attached', node: disk.node }]);
+    await work;
+    t.equal(readFileSync(join(place, 'd/60'), 'utf8'), '60\n');
+    t.same(await errorsInLog(disk), []);
+    await sandbox.unmount(place);
+    await run('e2fsck', ['-f', '-n', disk.node]);
+    await sandbox.detach('disk');
+  });
+
   t.test('a daemon that stops leaves a device that is merely open', async t => {
     const [sandbox, disk] = await start(t);
     const opened = await open(disk.node, 'r+');

@@ -15,8 +15,6 @@ import { Leaf } from '../../src/leaf/leaf.ts';
 import { parentOf } from '../../src/leaf/lineage.ts';
 import { loadLeaf } from '../../src/leaf/load.ts';
 import type { OpenedLeaf } from '../../src/leaf/opened.ts';
-import { SectorMap } from '../../src/leaf/sector-map.ts';
-import type { Shadow } from '../../src/leaf/shadow.ts';
 import { succeed } from '../../src/leaf/succession.ts';
 import {
   chooseSuperblock,
@@ -29,9 +27,11 @@ import type { IoOp } from '../../src/uring/io.ts';
 import { Random } from './random.ts';
 import { SectorModel } from './sector-model.ts';
 import { PowerLoss } from './sim-disk.ts';
+import { SimImages, type Snapshot } from './sim-images.ts';
 import { SimIo } from './sim-io.ts';
 import { SimLeaves } from './sim-leaves.ts';
 import { SimRequests } from './sim-requests.ts';
+import { SimShadows } from './sim-shadows.ts';
 
 const SECTOR = 512;
 const LEAF = 'web.leaf';
@@ -50,28 +50,6 @@ export type Counts = Record<
   number
 >;
 
-/** An intermediate image, and what it holds for ever. */
-interface Snapshot {
-  file: string;
-  /** Sector to version; set once it is frozen. */
-  content: Map<number, number> | null;
-  /** What each sector may hold, as of its moment. */
-  legal: Map<number, number[]>;
-}
-
-class MapShadow implements Shadow {
-  /** Larger than any leaf of a history grows. */
-  readonly map: SectorMap = new SectorMap(2 ** 24);
-
-  reserve(): number {
-    return 0;
-  }
-
-  set(sector: number, count: number): void {
-    this.map.setRange(sector, count);
-  }
-}
-
 type Step = Generator<(op: IoOp) => void, void, number>;
 
 export class History {
@@ -89,8 +67,8 @@ export class History {
   #sectorsLeast = 0;
   readonly #leaves: SimLeaves;
   readonly #requests: SimRequests;
-  readonly #shadows = new Map<string, MapShadow>();
-  readonly #snapshots: Snapshot[] = [];
+  readonly #shadows = new SimShadows();
+  readonly #images: SimImages;
   #io!: SimIo;
   #leaf!: Leaf;
   #device!: UnionDevice;
@@ -108,6 +86,7 @@ export class History {
     const rootSectors = random.pick([this.#sectors, 60]);
     this.#requests = new SimRequests(random, new SectorModel(rootSectors));
     this.#leaves = new SimLeaves(random, rootSectors);
+    this.#images = new SimImages(this.#leaves, this.#model);
     this.#leaves.create(LEAF, this.#sectors, NO_PARENT, true);
     this.#leaves.names.sync();
   }
@@ -147,14 +126,14 @@ export class History {
 
   /** What a dead daemon's record says: a snapshot was under way. */
   #tidy(): void {
-    for (const { file, content } of this.#snapshots.slice(-1)) {
+    for (const { file, content } of this.#images.all.slice(-1)) {
       if (content !== null) continue;
       if (this.#leaves.names.get(file) === this.#leaves.names.get(LEAF)) {
         loadLeaf(this.#leaves.flaky(LEAF)); // no longer about to be frozen
         this.#leaves.names.remove(file);
       }
       if (this.#leaves.names.get(file) === undefined) {
-        this.#snapshots.pop();
+        this.#images.all.pop();
         this.#done.undone++;
       } else this.#done.recovered++;
     }
@@ -167,7 +146,7 @@ export class History {
     const opened = loadLeaf(this.#leaves.flaky(LEAF));
     this.#sectors = opened.superblock.sizeSectors;
     if (this.#sectors < this.#sectorsLeast) throw new Error('the device has shrunk');
-    if (killed) this.#replay(opened);
+    if (killed) this.#shadows.replay(opened, this.#sectors);
     const layers = this.#layersUnder(opened.superblock, killed);
     this.#leaf = this.#serve(opened);
     this.#device = new UnionDevice({
@@ -186,34 +165,16 @@ export class History {
       unsyncedBytes: 2 ** 25,
       dirtyPages: 100,
     };
-    let shadow: MapShadow | null = null;
-    if (this.#options.outlives) {
-      const { uuid } = opened.superblock;
-      shadow = this.#shadows.get(uuid) ?? new MapShadow();
-      this.#shadows.set(uuid, shadow);
-    }
+    const { uuid } = opened.superblock;
+    const shadow = this.#options.outlives ? this.#shadows.of(uuid) : null;
     return new Leaf(this.#io, opened, limits, shadow);
-  }
-
-  /** What a dead process had answered for is the leaf's. */
-  #replay(opened: OpenedLeaf): void {
-    const shadow = this.#shadows.get(opened.superblock.uuid);
-    if (shadow === undefined) return;
-    const map = SectorMap.fromState(opened.map);
-    for (let at = 0; at < this.#sectors; ) {
-      const run = shadow.map.run(at, this.#sectors);
-      if (run > 0) map.setRange(at, run);
-      at += Math.abs(run);
-    }
-    opened.map = map.toState();
-    opened.unwritten = true;
   }
 
   /** The chain and the root, as chain.ts opens them. */
   #layersUnder(leaf: Superblock, killed: boolean): Layer[] {
     const replays = killed && this.#options.forget !== 'replay the shadow';
     return this.#leaves.layersUnder(this.#io, leaf, opened => {
-      if (replays) this.#replay(opened);
+      if (replays) this.#shadows.replay(opened, this.#sectors);
     });
   }
 
@@ -308,8 +269,8 @@ export class History {
   // ── a snapshot ───────────────────────────────────────────────────────────
 
   snapshot(): void {
-    const file = `image-${this.#snapshots.length}.leaf`;
-    this.#snapshots.push({ file, content: null, legal: new Map() });
+    const file = `image-${this.#images.all.length}.leaf`;
+    this.#images.begin(file);
     this.#taking = this.#take(file);
     this.#goOn(0);
   }
@@ -333,7 +294,7 @@ export class History {
   /** The steps of `PlaneLiveLeaves.snapshot`. Each yield waits for an operation. */
   *#take(file: string): Step {
     const { forget } = this.#options;
-    const snapshot = this.#snapshots.at(-1)!;
+    const snapshot = this.#images.all.at(-1)!;
     const old = this.#leaf;
     const freeze: Freeze = newFreeze();
     const copies = readSuperblockCopies(this.#leaves.media(LEAF));
@@ -351,8 +312,7 @@ export class History {
     const top = readSuperblockCopies(this.#leaves.media(LEAF));
     const layers = this.#layersUnder(chooseSuperblock(top, LEAF), false);
     yield op => this.#device.change(layers, next, () => this.#nameOps.push(() => op.done(0, 0)));
-    snapshot.content = this.#leaves.contentOf(file, this.#model.touched);
-    this.#checkMoment(snapshot);
+    this.#images.frozen(snapshot);
     this.#done.snapshots++;
   }
 
@@ -407,7 +367,7 @@ export class History {
 
   /** Layers under the old leaf, opened anew. */
   #below(): Layer[] {
-    const { file } = this.#snapshots.at(-1)!;
+    const { file } = this.#images.all.at(-1)!;
     return this.#layersUnder(
       chooseSuperblock(readSuperblockCopies(this.#leaves.media(file)), file),
       false,
@@ -416,25 +376,8 @@ export class History {
 
   // ── what images hold ─────────────────────────────────────────────────────
 
-  /** The image holds all that was done before its moment, and nothing that began after it. */
-  #checkMoment({ file, content, legal }: Snapshot): void {
-    for (const [sector, version] of content!) {
-      const may = legal.get(sector) ?? [this.#leaves.rootVersion(sector)];
-      if (!may.includes(version))
-        throw new Error(`${file}: sector ${sector} holds ${version}; legal: ${may.join(', ')}`);
-    }
-  }
-
-  /** What is frozen never changes. */
   checkImages(): void {
-    for (const snapshot of this.#snapshots) {
-      const now = this.#leaves.contentOf(snapshot.file, this.#model.touched);
-      if (snapshot.content !== null)
-        for (const [sector, version] of snapshot.content)
-          if (now.get(sector) !== version)
-            throw new Error(`${snapshot.file}: sector ${sector} was ${version} and has changed`);
-      snapshot.content = now;
-    }
+    this.#images.check();
   }
 
   // ── requests ─────────────────────────────────────────────────────────────

@@ -117,6 +117,18 @@ export class NbdDevice {
     return { device, sockets: pairs.map(({ server }) => server) };
   }
 
+  /** Whether a device is there to stay; false once it has come to its end. */
+  static async livesOn(driver: NbdDriver, shown: ShownDevice): Promise<boolean> {
+    const { index, identifier, connections } = shown;
+    try {
+      await new NbdDevice(driver, index, identifier, connections).#reconfigure({});
+      return true;
+    } catch (error) {
+      if (isGone(error)) return false;
+      throw error;
+    }
+  }
+
   /**
    * Takes a device over whose server died, or let go of it. Null: it was coming to its end, and is
    * gone.

@@ -55,6 +55,14 @@ t.test("one whose number is another's by now is gone, too", async t => {
   t.equal(driver.looksLeft, 1);
 });
 
+t.test('nor does one live on that is going; one that takes a change does', async t => {
+  const driver = new EndingDriver(SHOWN, SHOWN, undefined);
+  t.equal(await NbdDevice.livesOn(driver as unknown as NbdDriver, SHOWN), false);
+  t.equal(driver.looksLeft, 0);
+  driver.reconfigure = async () => {};
+  t.equal(await NbdDevice.livesOn(driver as unknown as NbdDriver, SHOWN), true);
+});
+
 t.test('any other refusal is an error at once', async t => {
   const driver = new EndingDriver(SHOWN);
   driver.reconfigure = async () => {
