@@ -124,11 +124,12 @@ t.test('a kernel that cannot quiesce is told from one that refuses', async t => 
   for (const [answer, expected] of [
     [0, true],
     [-EOPNOTSUPP, false],
+    [-EBUSY, false], // something is under way that nobody answers: the end of the process does it
   ] as const)
     t.equal(
       await (await UblkDevice.create(kernel({ QUIESCE_DEV: answer }, features), options)).quiesce(),
       expected,
     );
-  const busy = await UblkDevice.create(kernel({ QUIESCE_DEV: -EBUSY }, features), options);
-  await t.rejects(busy.quiesce(), { message: 'quiescing /dev/ublkb7: EBUSY' });
+  const other = await UblkDevice.create(kernel({ QUIESCE_DEV: -ENODEV }, features), options);
+  await t.rejects(other.quiesce(), { message: 'quiescing /dev/ublkb7: ENODEV' });
 });
