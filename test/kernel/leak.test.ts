@@ -18,6 +18,8 @@ t.setTimeout(900_000); // for what hangs
 const ROUNDS = QUICK ? 100 : 1000;
 const BATCH = 20;
 const GROWTH_MAX = 32 * MIB;
+/** Names of this process's devices: the same test may run twice. */
+const OURS = `leak${process.pid}`;
 
 /** Mounts in the tree of the kind that the daemon makes; others come and go with other programs. */
 const OUR_MOUNTS = / - fuse[.\w]* ubd /g;
@@ -57,7 +59,7 @@ t.test(`${ROUNDS} rounds of attach and detach leave nothing behind`, { skip }, a
   const batch = async (number: number): Promise<void> => {
     const specs = Array.from({ length: BATCH }, (_, i) => ({
       root,
-      name: `r${number}-${i}`,
+      name: `${OURS}-${number}-${i}`,
       // Some with a leaf of their own, some thrown away, some read-only: three ways to end.
       ...(i % 3 === 0 && { leaf: sandbox.path(`r${i}.leaf`) }),
       ...(i % 3 === 1 && { ephemeral: true }),
@@ -103,7 +105,7 @@ t.test(`${ROUNDS} rounds of attach and detach leave nothing behind`, { skip }, a
   const left: string[] = [];
   for (const node of nodes) {
     const { stdout } = await tryRun('losetup', ['--noheadings', '--output', 'BACK-FILE', node]);
-    if (/^\/ubd:r\d+-\d+:/.test(stdout)) left.push(`${node} ${stdout.trim()}`);
+    if (stdout.startsWith(`/ubd:${OURS}-`)) left.push(`${node} ${stdout.trim()}`);
   }
   t.same(left, [], 'no loop device of ours');
 });
