@@ -4,7 +4,8 @@
  *     root ─▶ leaf (made, opened, identity compared) ─▶ node ─▶ record ─▶ link
  *
  * The link comes last: while /dev/ubdN exists the device is usable. Between two steps the daemon
- * may be told to stop: then the device is taken back, too.
+ * may be told to stop: then the device is taken back, too; but one that comes back after a restart
+ * may have its users, and is left to the next daemon.
  */
 import { UbdError } from '../base/errors.ts';
 import type { RootIdentity } from '../client/api.ts';

@@ -361,8 +361,8 @@ export class Registry {
   }
 
   /**
-   * Takes every device down, and leaves the records: the next daemon brings the devices back.
-   * Attaches that are under way are taken back first.
+   * Takes every device down, but for those in use that can wait for the next daemon, and leaves the
+   * records: that one brings all of them back. Attaches that are under way are taken back first.
    */
   async stop(): Promise<void> {
     await this.#comeToRest();
