@@ -75,6 +75,8 @@ export class DataPlane extends EventEmitter<Events> {
   readonly #waiting = new Map<number, Waiting>();
   /** What devices use and the data plane does not own. */
   readonly #lent = new Map<number, readonly Lent[]>();
+  /** Devices that end, by id, until they have ended. */
+  readonly #closing = new Map<number, Promise<void>>();
   #nextNumber = 1;
   /** The end of the worker; null while it runs. */
   #ended: UbdError | null = null;
@@ -136,12 +138,20 @@ export class DataPlane extends EventEmitter<Events> {
     this.#lent.set(device.id, lent);
   }
 
-  async close(id: number, patient = false): Promise<void> {
-    try {
-      await this.#call({ call: 'close', id, patient });
-    } finally {
+  /**
+   * Ends a device; its leaf is durable then. The kernel's end of a device and a detach may come
+   * together: whoever asks while it ends gets the same answer.
+   * @param patient waits for reads of a root that does not answer, see PlaneDevice.close
+   */
+  close(id: number, patient = false): Promise<void> {
+    const begun = this.#closing.get(id);
+    if (begun !== undefined) return begun;
+    const closing = this.#call({ call: 'close', id, patient }).finally(() => {
+      this.#closing.delete(id);
       this.#giveBack(id);
-    }
+    });
+    this.#closing.set(id, closing);
+    return closing;
   }
 
   prepare(id: number, changes: Amendment): Promise<void> {

@@ -147,10 +147,24 @@ t.test('the end of a device waits for what is under way, whoever asks for it', a
     const closed = [plane.close(1), plane.close(1)];
     if (name !== 'nothing') await t.rejects(begin(), { code: 'not-found' }, `${name}: too late`);
     await t.resolves(Promise.all([begun, ...closed]), name);
+    await t.rejects(plane.close(1), { code: 'not-found' }, `${name}: it has ended`);
     const again = openLeaf(path);
     t.strictSame(again.notes, [], `${name}: nothing to put right`);
     closeSync(again.fd);
   }
+});
+
+t.test('a device that ends while its plane stops is closed once', async t => {
+  const plane = await DataPlane.start();
+  const path = join(folder, 'ending-stop');
+  const leaf = newLeaf(path, MIB);
+  const transport = { kind: 'nbd' as const, channels: [] };
+  await plane.open({ id: 1, name: 'stop', sizeBytes: MIB, leaf, layers: [], transport });
+  const flushed = plane.flush(1); // the end waits for it, so that close and stop meet
+  await t.resolves(Promise.all([flushed, plane.close(1), plane.stop()]));
+  const again = openLeaf(path);
+  t.strictSame(again.notes, []);
+  closeSync(again.fd);
 });
 
 t.test('a device that ends while it moves to another root leaves no descriptor', async t => {
