@@ -8,6 +8,9 @@
 # What the machine writes goes to DIRECTORY/vms/NAME.leaf, and is there when it boots again. Its
 # console is this terminal; `systemctl poweroff` ends it. DIRECTORY is what make-root.sh has made;
 # with an image that has a boot loader, leave -kernel, -initrd and -append out.
+#
+# UBD_QEMU_ACCEL=tcg where /dev/kvm is there and does not work (in most virtual machines); memory is
+# UBD_QEMU_MEMORY, in MiB; UBD_QEMU_APPEND goes to the kernel's command line.
 set -eu
 if [ "$#" -lt 2 ]; then
   echo "usage: $0 DIRECTORY NAME [SOCKET]" >&2
