@@ -26,11 +26,12 @@ import { type Entry, fail, type LeafStats, toDevice, toRecord } from './device.t
 import { Entries } from './entries.ts';
 import { Links } from './links.ts';
 import type { Log } from './log.ts';
-import type { Channel, Machine, Transport } from './machine.ts';
+import type { Channel, Machine } from './machine.ts';
 import { makePlan, refuseContradictions } from './plan.ts';
 import type { DeviceStats } from './plane-protocol.ts';
 import { RecordStore } from './record.ts';
 import { restore } from './restore.ts';
+import { handOverDevice, refuseStaying, stopDevice } from './stop.ts';
 import { isUsable, takeDown } from './takedown.ts';
 
 /** The data plane may be busy; a list must not wait for it for long. */
@@ -366,7 +367,7 @@ export class Registry {
    */
   async stop(): Promise<void> {
     await this.#comeToRest();
-    await concurrently(this.entries, entry => this.#stopOne(entry));
+    await concurrently(this.entries, entry => stopDevice(this.#shop, entry));
   }
 
   /**
@@ -377,10 +378,15 @@ export class Registry {
     await this.#comeToRest();
     const channels: Channel[] = [];
     await concurrently(this.entries, async entry => {
-      const channel = await this.#handOverOne(entry);
+      const channel = await handOverDevice(this.#shop, entry);
       if (channel !== null) channels.push(channel);
     });
     return channels;
+  }
+
+  /** Throws if a device cannot be handed over; nothing has changed then. */
+  checkHandOver(): void {
+    refuseStaying(this.entries);
   }
 
   /** Waits for attaches that are under way. */
@@ -388,77 +394,9 @@ export class Registry {
     while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay);
   }
 
-  /** Throws if a device cannot be handed over; nothing has changed then. */
-  checkHandOver(): void {
-    const stay = this.entries
-      .map(({ id, name, transport }) => ({ name, why: transport?.staysPut?.(id) ?? null }))
-      .filter(({ why }) => why !== null);
-    if (stay.length === 0) return;
-    const names = stay.map(({ name }) => name).join(', ');
-    throw new UbdError('busy', `${names} cannot be handed over: ${stay[0]!.why}`, {
-      next: 'detach what stays (`ubd detach`), or stop the daemon, and start another one: devices come back',
-    });
-  }
-
   async #comeToRest(): Promise<void> {
     this.#stopping = true;
     await Promise.allSettled(this.#underWay);
-  }
-
-  async #handOverOne(entry: Entry): Promise<Channel | null> {
-    const { id, name, node, transport } = entry;
-    const { log } = this.#shop;
-    if (node === null || transport === null) return null;
-    try {
-      let channel: Channel | null = null;
-      if (transport.handOver) channel = await transport.handOver(id);
-      else if (transport.leave) await transport.leave(id);
-      else await this.#stopOne(entry);
-      log.info(`${name}: ${node} is handed over`);
-      return channel;
-    } catch (error) {
-      log.error(`${name}: handing ${node} over failed: ${(error as Error).message}`);
-      return null;
-    }
-  }
-
-  async #stopOne(entry: Entry): Promise<void> {
-    const { links, log } = this.#shop;
-    if (!isUsable(entry)) {
-      await this.#stopLeaving(entry);
-      return;
-    }
-    const { node, link, transport } = entry;
-    try {
-      const users = await transport.users(node);
-      links.remove(link, node);
-      if (transport.leave !== undefined) {
-        const why =
-          users.length > 0 ? `in use: ${users.join(', ')}` : await refusalOf(transport, entry.id);
-        if (why !== null) {
-          await transport.leave(entry.id);
-          log.info(`${entry.name}: ${node} waits for the next daemon (${why})`);
-          return;
-        }
-      } else {
-        if (users.length > 0)
-          log.warning(`${entry.name}: ${node} goes away while in use: ${users.join(', ')}`);
-        await transport.detach(entry.id, { force: true });
-      }
-      log.info(`${entry.name}: stopped, its leaf is durable`);
-    } catch (error) {
-      log.error(`${entry.name}: stopping failed: ${(error as Error).message}`);
-    }
-  }
-
-  /** One that goes with its last user is in use, and waits for the next daemon where it can. */
-  async #stopLeaving({ id, name, state, transport }: Entry): Promise<void> {
-    if (state !== 'detaching') return;
-    try {
-      await transport?.leave?.(id);
-    } catch (error) {
-      this.#shop.log.error(`${name}: stopping failed: ${(error as Error).message}`);
-    }
   }
 
   #checkGoingOn(): void {
@@ -512,14 +450,4 @@ async function removeLeafFiles(leaf: string): Promise<void> {
 function isPartitionOf(name: string, node: string): boolean {
   const prefix = `${basename(node)}p`;
   return name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length));
-}
-
-/** Takes a device away that nobody has open. Else it is as it was: why. */
-async function refusalOf(transport: Transport, id: number): Promise<string | null> {
-  try {
-    await transport.detach(id, { force: false });
-    return null;
-  } catch (error) {
-    return asUbdError(error).message;
-  }
 }
