@@ -1,8 +1,10 @@
 /**
- * The control plane: attaches, detaches and lists devices, and takes them all down at the end.
+ * The devices of a daemon: attaches, detaches and lists them, and has other work done on them, one
+ * thing at a time for each.
  *
- * All of it runs on the main thread. The steps are attach.ts, takedown.ts and restore.ts; who has
- * which name, leaf and number is entries.ts.
+ * All of it runs on the main thread. The steps are attach.ts and takedown.ts, a daemon's start and
+ * end restore.ts and stop.ts; who has which name, leaf and number is entries.ts, and what is under
+ * way under-way.ts.
  */
 import { rm } from 'node:fs/promises';
 import { basename } from 'node:path';
@@ -14,7 +16,6 @@ import type {
   DetachResult,
   Device,
   PassedOver,
-  TransportStatus,
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
 import { lineageOf } from '../leaf/info.ts';
@@ -33,6 +34,7 @@ import { RecordStore } from './record.ts';
 import { restore } from './restore.ts';
 import { handOverDevice, refuseStaying, stopDevice } from './stop.ts';
 import { isUsable, takeDown } from './takedown.ts';
+import { UnderWay } from './under-way.ts';
 
 /** The data plane may be busy; a list must not wait for it for long. */
 const STATS_MS_MAX = 1000;
@@ -51,11 +53,10 @@ export class Registry {
   readonly #entries: Entries;
   readonly #machine: Machine;
   readonly #shop: Workshop;
-  /** Attaches and detaches under way; `stop` waits for them. */
-  readonly #underWay = new Set<Promise<unknown>>();
+  /** Attaches, detaches and other work on devices. */
+  readonly #underWay = new UnderWay();
   /** Transports of which somebody was told that `auto` passes them over. */
   readonly #told = new Set<string>();
-  #stopping = false;
 
   constructor({ paths, machine, log, owner, linkDirectory }: RegistryOptions) {
     const links = new Links(owner, linkDirectory);
@@ -67,14 +68,14 @@ export class Registry {
       links,
       records: new RecordStore(paths.devices),
       log,
-      checkGoingOn: () => this.#checkGoingOn(),
+      checkGoingOn: () => this.#underWay.checkGoingOn(),
     };
   }
 
   // ---- attach
 
   attach(spec: AttachSpec): Promise<Device> {
-    return this.#track(this.#attach(spec));
+    return this.#underWay.track(this.#attach(spec));
   }
 
   async attachAll(specs: readonly AttachSpec[]): Promise<AttachResult[]> {
@@ -88,7 +89,7 @@ export class Registry {
   }
 
   async #attach(spec: AttachSpec): Promise<Device> {
-    this.#checkGoingOn();
+    this.#underWay.checkGoingOn();
     refuseContradictions(spec);
     const choosing = new Choosing(this.#machine.transports, spec.transport ?? 'auto');
     let transport = await choosing.next();
@@ -138,7 +139,7 @@ export class Registry {
   // ---- detach
 
   detach(target: string, options: { force: boolean }): Promise<Detached> {
-    return this.#track(this.#detach(this.#entries.find(target), options.force));
+    return this.#underWay.track(this.#detach(this.#entries.find(target), options.force));
   }
 
   async detachAll(options: { force: boolean }): Promise<DetachResult[]> {
@@ -154,7 +155,7 @@ export class Registry {
 
   async #detach(entry: Entry, force: boolean): Promise<Detached> {
     while (entry.passing !== null) await ended(entry.passing);
-    this.#checkGoingOn();
+    this.#underWay.checkGoingOn();
     refuseBusy(entry);
     const { links, records, log } = this.#shop;
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
@@ -233,18 +234,6 @@ export class Registry {
     }
   }
 
-  async transports(): Promise<TransportStatus[]> {
-    return Promise.all(
-      this.#machine.transports.map(async transport => {
-        const { name, modules } = transport;
-        const missing = await transport.missing();
-        if (missing === null || !(await modules?.loadable()))
-          return { name, offered: missing === null, reason: missing, loads: [] };
-        return { name, offered: true, reason: null, loads: [...modules!.names] };
-      }),
-    );
-  }
-
   get entries(): readonly Entry[] {
     return this.#entries.all;
   }
@@ -295,10 +284,10 @@ export class Registry {
   /** Does something that the end of the daemon waits for. */
   track<T>(action: () => Promise<T>): Promise<T> {
     const run = async (): Promise<T> => {
-      this.#checkGoingOn();
+      this.#underWay.checkGoingOn();
       return action();
     };
-    return this.#track(run());
+    return this.#underWay.track(run());
   }
 
   /**
@@ -306,7 +295,7 @@ export class Registry {
    * Null: some did.
    */
   nodeChanged(name: string | null): void {
-    if (this.#stopping) return;
+    if (this.#underWay.isEnding) return;
     for (const entry of this.#entries.all) {
       const { state, node, link } = entry;
       if (state !== 'attached' || node === null || link === null) continue;
@@ -323,7 +312,7 @@ export class Registry {
 
   /** Brings back what is on record. */
   async restore(): Promise<void> {
-    await this.#track(
+    await this.#underWay.track(
       restore({
         shop: this.#shop,
         entries: this.#entries,
@@ -337,7 +326,7 @@ export class Registry {
   /** A device went away: as asked, with its last user; or because the kernel ended it. */
   async gone(id: number, reason: string): Promise<void> {
     const entry = this.#entries.byId(id);
-    if (!entry || this.#stopping) return;
+    if (!entry || this.#underWay.isEnding) return;
     const { log, links } = this.#shop;
     if (entry.state === 'detaching') {
       await this.#gone(entry);
@@ -366,7 +355,7 @@ export class Registry {
    * records: that one brings all of them back. Attaches that are under way are taken back first.
    */
   async stop(): Promise<void> {
-    await this.#comeToRest();
+    await this.#underWay.comeToRest();
     await concurrently(this.entries, entry => stopDevice(this.#shop, entry));
   }
 
@@ -375,7 +364,7 @@ export class Registry {
    * records stay, and what is asked of them waits. Returns what that daemon must have.
    */
   async handOver(): Promise<Channel[]> {
-    await this.#comeToRest();
+    await this.#underWay.comeToRest();
     const channels: Channel[] = [];
     await concurrently(this.entries, async entry => {
       const channel = await handOverDevice(this.#shop, entry);
@@ -390,29 +379,8 @@ export class Registry {
   }
 
   /** Waits for attaches that are under way. */
-  async attachesDone(): Promise<void> {
-    while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay);
-  }
-
-  async #comeToRest(): Promise<void> {
-    this.#stopping = true;
-    await Promise.allSettled(this.#underWay);
-  }
-
-  #checkGoingOn(): void {
-    if (this.#stopping)
-      throw new UbdError('daemon', 'the daemon is stopping', {
-        next: 'try again: the next command starts a new one',
-      });
-  }
-
-  #track<T>(work: Promise<T>): Promise<T> {
-    this.#underWay.add(work);
-    const forget = (): void => {
-      this.#underWay.delete(work);
-    };
-    work.then(forget, forget);
-    return work;
+  attachesDone(): Promise<void> {
+    return this.#underWay.settled();
   }
 }
 
