@@ -1,7 +1,7 @@
 /**
- * Goal: what the disk cache keeps of remote roots is theirs, and is found again; and nothing else is
- * served from it, whatever became of its files. Method: files that are spoiled, and roots over
- * places in memory.
+ * Goal: what the disk cache keeps of a remote root is found again, and nothing else is ever served
+ * from it, whatever became of its files. Method: files that are spoiled, and roots over places in
+ * memory.
  */
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
