@@ -104,7 +104,10 @@ function optionsOf(credentials: Credentials): TlsOptions {
   };
 }
 
-/** Reads the file again when it has changed; while it cannot be read nobody gets in: that is told. */
+/**
+ * Reads the file again when it has changed. While it cannot be read nobody gets in, and the log
+ * says so once.
+ */
 function keyFinder(file: string): (user: string) => Buffer | null {
   let stamp = '';
   let keys = new Map<string, Buffer>();
