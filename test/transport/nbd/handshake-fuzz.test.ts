@@ -22,6 +22,7 @@ import { HANDSHAKES } from './fixtures/handshakes.ts';
 
 const SECONDS = Number(process.env.UBD_FUZZ_SECONDS ?? (QUICK ? 0 : 20));
 const SEED = Number(process.env.UBD_FUZZ_SEED ?? (SECONDS > 0 ? Date.now() % 2 ** 31 : 1));
+t.setTimeout((SECONDS + 120) * 1000);
 const ROUNDS = 15_000;
 const CHUNK_BYTES_MAX = 64 * 1024;
 
@@ -183,7 +184,7 @@ function endsWithAck(sent: Buffer): boolean {
   return header.readUInt32BE(12) === REP.ACK && header.readUInt32BE(8) === OPT.GO;
 }
 
-t.test(`mutated conversations, seed ${SEED}`, { timeout: (SECONDS + 120) * 1000 }, async t => {
+t.test(`mutated conversations, seed ${SEED}`, async t => {
   const ends = new Map<string, number>();
   const deadline = Date.now() + SECONDS * 1000;
   let round = 0;
