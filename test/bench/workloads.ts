@@ -1,8 +1,8 @@
 /**
  * The workloads, in the order in which one round runs them on a fresh leaf.
  *
- *     device:  │ 0 ........ span │ span ..... 2 span │ 2 span .... 3 span │ rest
- *              │ reads, unmodified │ written by depth 32 │ written by depth 1 │
+ *     device:  │ 0 ........ span │ span ..... 2 span │ 2 span .... 3 span │ 3.5 span .. 4 span
+ *              │ reads, unmodified │ written by depth 32 │ written by depth 1 │ written by 128K
  *
  * First writes make the leaf's part that overwrites and modified reads then use. So the order
  * matters, and a workload names those that must have run before it.
@@ -92,10 +92,24 @@ export const WORKLOADS: readonly Workload[] = [
   },
   {
     id: 'write-128k-d8',
-    title: '128K overwrite, depth 8',
+    title: '128K overwrite of 4K writes, depth 8',
     unit: 'MB/s',
     job: ({ span, runtimeMs }) => stream('write', span, span, runtimeMs),
     after: ['first-4k-d32'],
+  },
+  {
+    id: 'first-128k-d8',
+    title: '128K first write, depth 8',
+    unit: 'MB/s',
+    job: ({ span }) => stream('write', 3.5 * span, span / 2, undefined),
+    after: [],
+  },
+  {
+    id: 'over-128k-d8',
+    title: '128K overwrite of 128K writes, depth 8',
+    unit: 'MB/s',
+    job: ({ span, runtimeMs }) => stream('write', 3.5 * span, span / 2, runtimeMs),
+    after: ['first-128k-d8'],
   },
   {
     id: 'fsync-4k',
@@ -119,7 +133,12 @@ function randwrite(
   return { rw: 'randwrite', blockBytes: 4 * K, depth, offset, size, runtimeMs };
 }
 
-function stream(rw: 'read' | 'write', offset: number, size: number, runtimeMs: number): FioJob {
+function stream(
+  rw: 'read' | 'write',
+  offset: number,
+  size: number,
+  runtimeMs: number | undefined,
+): FioJob {
   return { rw, blockBytes: 128 * K, depth: 8, offset, size, runtimeMs };
 }
 
