@@ -8,7 +8,7 @@
  * is too old for what we ask. Then `auto` goes on with the next one.
  */
 import { UbdError } from '../base/errors.ts';
-import type { PassedOver, TransportChoice } from '../client/api.ts';
+import type { PassedOver, TransportChoice, TransportStatus } from '../client/api.ts';
 import { type Transport, TransportRefusal } from './machine.ts';
 
 export class Choosing {
@@ -42,6 +42,19 @@ export class Choosing {
     this.passedOver.push({ transport: refused.name, reason: error.message });
     return this.next();
   }
+}
+
+/** What there is to choose from; looks, and loads nothing. */
+export function statusOf(transports: readonly Transport[]): Promise<TransportStatus[]> {
+  return Promise.all(
+    transports.map(async transport => {
+      const { name, modules } = transport;
+      const missing = await transport.missing();
+      if (missing === null || !(await modules?.loadable()))
+        return { name, offered: missing === null, reason: missing, loads: [] };
+      return { name, offered: true, reason: null, loads: [...modules!.names] };
+    }),
+  );
 }
 
 /** Why a transport is not to be had, even with its module loaded; null if it is. */

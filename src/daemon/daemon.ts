@@ -19,6 +19,7 @@ import { makeRoutes } from './api-routes.ts';
 import { assemble } from './assemble.ts';
 import { CacheControl } from './cache/control.ts';
 import { readSettings } from './cache/settings.ts';
+import { statusOf } from './choosing.ts';
 import { Lock, makeDirectories, ownerOf } from './directories.ts';
 import { Ending, watchProcess } from './ending.ts';
 import { checkServing, Exports, type Serving } from './exports/exports.ts';
@@ -118,7 +119,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
         connections: exports.connections,
       },
       cache: await cacheControl.summary(),
-      transports: await registry.transports(),
+      transports: await statusOf(machine.transports),
       kernel: release(),
       node: process.version,
     };

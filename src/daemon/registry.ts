@@ -1,8 +1,10 @@
 /**
- * The control plane: attaches, detaches and lists devices, and takes them all down at the end.
+ * The devices of a daemon: attaches, detaches and lists them, and has other work done on them, one
+ * thing at a time for each.
  *
- * All of it runs on the main thread. The steps are attach.ts, takedown.ts and restore.ts; who has
- * which name, leaf and number is entries.ts.
+ * All of it runs on the main thread. The steps are attach.ts and takedown.ts, a daemon's start and
+ * end restore.ts and stop.ts; who has which name, leaf and number is entries.ts, and what is under
+ * way under-way.ts.
  */
 import { rm } from 'node:fs/promises';
 import { basename } from 'node:path';
@@ -14,7 +16,6 @@ import type {
   DetachResult,
   Device,
   PassedOver,
-  TransportStatus,
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
 import { lineageOf } from '../leaf/info.ts';
@@ -26,12 +27,14 @@ import { type Entry, fail, type LeafStats, toDevice, toRecord } from './device.t
 import { Entries } from './entries.ts';
 import { Links } from './links.ts';
 import type { Log } from './log.ts';
-import type { Channel, Machine, Transport } from './machine.ts';
+import type { Channel, Machine } from './machine.ts';
 import { makePlan, refuseContradictions } from './plan.ts';
 import type { DeviceStats } from './plane-protocol.ts';
 import { RecordStore } from './record.ts';
 import { restore } from './restore.ts';
+import { handOverDevice, refuseStaying, stopDevice } from './stop.ts';
 import { isUsable, takeDown, type Usable } from './takedown.ts';
+import { UnderWay } from './under-way.ts';
 
 /** The data plane may be busy; a list must not wait for it for long. */
 const STATS_MS_MAX = 1000;
@@ -50,11 +53,10 @@ export class Registry {
   readonly #entries: Entries;
   readonly #machine: Machine;
   readonly #shop: Workshop;
-  /** Attaches and detaches under way; `stop` waits for them. */
-  readonly #underWay = new Set<Promise<unknown>>();
+  /** Attaches, detaches and other work on devices. */
+  readonly #underWay = new UnderWay();
   /** Transports of which somebody was told that `auto` passes them over. */
   readonly #told = new Set<string>();
-  #stopping = false;
 
   constructor({ paths, machine, log, owner, linkDirectory }: RegistryOptions) {
     const links = new Links(owner, linkDirectory);
@@ -66,14 +68,14 @@ export class Registry {
       links,
       records: new RecordStore(paths.devices),
       log,
-      checkGoingOn: () => this.#checkGoingOn(),
+      checkGoingOn: () => this.#underWay.checkGoingOn(),
     };
   }
 
   // ---- attach
 
   attach(spec: AttachSpec): Promise<Device> {
-    return this.#track(this.#attach(spec));
+    return this.#underWay.track(this.#attach(spec));
   }
 
   async attachAll(specs: readonly AttachSpec[]): Promise<AttachResult[]> {
@@ -87,7 +89,7 @@ export class Registry {
   }
 
   async #attach(spec: AttachSpec): Promise<Device> {
-    this.#checkGoingOn();
+    this.#underWay.checkGoingOn();
     refuseContradictions(spec);
     const choosing = new Choosing(this.#machine.transports, spec.transport ?? 'auto');
     let transport = await choosing.next();
@@ -137,7 +139,7 @@ export class Registry {
   // ---- detach
 
   detach(target: string, options: { force: boolean }): Promise<Detached> {
-    return this.#track(this.#detach(this.#entries.find(target), options.force));
+    return this.#underWay.track(this.#detach(this.#entries.find(target), options.force));
   }
 
   async detachAll(options: { force: boolean }): Promise<DetachResult[]> {
@@ -153,7 +155,7 @@ export class Registry {
 
   async #detach(entry: Entry, force: boolean): Promise<Detached> {
     while (entry.passing !== null) await ended(entry.passing);
-    this.#checkGoingOn();
+    this.#underWay.checkGoingOn();
     refuseBusy(entry);
     const { links, log } = this.#shop;
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
@@ -249,18 +251,6 @@ export class Registry {
     }
   }
 
-  async transports(): Promise<TransportStatus[]> {
-    return Promise.all(
-      this.#machine.transports.map(async transport => {
-        const { name, modules } = transport;
-        const missing = await transport.missing();
-        if (missing === null || !(await modules?.loadable()))
-          return { name, offered: missing === null, reason: missing, loads: [] };
-        return { name, offered: true, reason: null, loads: [...modules!.names] };
-      }),
-    );
-  }
-
   get entries(): readonly Entry[] {
     return this.#entries.all;
   }
@@ -311,10 +301,10 @@ export class Registry {
   /** Does something that the end of the daemon waits for. */
   track<T>(action: () => Promise<T>): Promise<T> {
     const run = async (): Promise<T> => {
-      this.#checkGoingOn();
+      this.#underWay.checkGoingOn();
       return action();
     };
-    return this.#track(run());
+    return this.#underWay.track(run());
   }
 
   /**
@@ -322,7 +312,7 @@ export class Registry {
    * Null: some did.
    */
   nodeChanged(name: string | null): void {
-    if (this.#stopping) return;
+    if (this.#underWay.isEnding) return;
     for (const entry of this.#entries.all) {
       const { state, node, link } = entry;
       if (state !== 'attached' || node === null || link === null) continue;
@@ -339,7 +329,7 @@ export class Registry {
 
   /** Brings back what is on record. */
   async restore(): Promise<void> {
-    await this.#track(
+    await this.#underWay.track(
       restore({
         shop: this.#shop,
         entries: this.#entries,
@@ -352,7 +342,7 @@ export class Registry {
 
   /** A device went away: as asked, with its last user; or because the kernel ended it. */
   async gone(id: number, reason: string): Promise<void> {
-    if (!this.#stopping) await this.#track(this.#wentAway(id, reason));
+    if (!this.#underWay.isEnding) await this.#underWay.track(this.#wentAway(id, reason));
   }
 
   async #wentAway(id: number, reason: string): Promise<void> {
@@ -393,8 +383,8 @@ export class Registry {
    * records: that one brings all of them back. Attaches that are under way are taken back first.
    */
   async stop(): Promise<void> {
-    await this.#comeToRest();
-    await concurrently(this.entries, entry => this.#stopOne(entry));
+    await this.#underWay.comeToRest();
+    await concurrently(this.entries, entry => stopDevice(this.#shop, entry));
   }
 
   /**
@@ -402,107 +392,23 @@ export class Registry {
    * records stay, and what is asked of them waits. Returns what that daemon must have.
    */
   async handOver(): Promise<Channel[]> {
-    await this.#comeToRest();
+    await this.#underWay.comeToRest();
     const channels: Channel[] = [];
     await concurrently(this.entries, async entry => {
-      const channel = await this.#handOverOne(entry);
+      const channel = await handOverDevice(this.#shop, entry);
       if (channel !== null) channels.push(channel);
     });
     return channels;
   }
 
-  /** Waits for attaches that are under way. */
-  async attachesDone(): Promise<void> {
-    while (this.#underWay.size > 0) await Promise.allSettled(this.#underWay);
-  }
-
   /** Throws if a device cannot be handed over; nothing has changed then. */
   checkHandOver(): void {
-    const stay = this.entries
-      .map(({ id, name, transport }) => ({ name, why: transport?.staysPut?.(id) ?? null }))
-      .filter(({ why }) => why !== null);
-    if (stay.length === 0) return;
-    const names = stay.map(({ name }) => name).join(', ');
-    throw new UbdError('busy', `${names} cannot be handed over: ${stay[0]!.why}`, {
-      next: 'detach what stays (`ubd detach`), or stop the daemon, and start another one: devices come back',
-    });
+    refuseStaying(this.entries);
   }
 
-  async #comeToRest(): Promise<void> {
-    this.#stopping = true;
-    await Promise.allSettled(this.#underWay);
-  }
-
-  async #handOverOne(entry: Entry): Promise<Channel | null> {
-    const { id, name, node, transport } = entry;
-    const { log } = this.#shop;
-    if (node === null || transport === null) return null;
-    try {
-      let channel: Channel | null = null;
-      if (transport.handOver) channel = await transport.handOver(id);
-      else if (transport.leave) await transport.leave(id);
-      else await this.#stopOne(entry);
-      log.info(`${name}: ${node} is handed over`);
-      return channel;
-    } catch (error) {
-      log.error(`${name}: handing ${node} over failed: ${(error as Error).message}`);
-      return null;
-    }
-  }
-
-  async #stopOne(entry: Entry): Promise<void> {
-    const { links, log } = this.#shop;
-    if (!isUsable(entry)) {
-      await this.#stopLeaving(entry);
-      return;
-    }
-    const { node, link, transport } = entry;
-    try {
-      const users = await transport.users(node);
-      links.remove(link, node);
-      if (transport.leave !== undefined) {
-        const why =
-          users.length > 0 ? `in use: ${users.join(', ')}` : await refusalOf(transport, entry.id);
-        if (why !== null) {
-          await transport.leave(entry.id);
-          log.info(`${entry.name}: ${node} waits for the next daemon (${why})`);
-          return;
-        }
-      } else {
-        if (users.length > 0)
-          log.warning(`${entry.name}: ${node} goes away while in use: ${users.join(', ')}`);
-        await transport.detach(entry.id, { force: true });
-      }
-      log.info(`${entry.name}: stopped, its leaf is durable`);
-    } catch (error) {
-      log.error(`${entry.name}: stopping failed: ${(error as Error).message}`);
-    }
-  }
-
-  /** One that goes with its last user is in use, and waits for the next daemon where it can. */
-  async #stopLeaving({ id, name, state, transport }: Entry): Promise<void> {
-    if (state !== 'detaching') return;
-    try {
-      await transport?.leave?.(id);
-    } catch (error) {
-      this.#shop.log.error(`${name}: stopping failed: ${(error as Error).message}`);
-    }
-  }
-
-  #checkGoingOn(): void {
-    if (this.#stopping)
-      throw new UbdError('daemon', 'the daemon is stopping', {
-        next: 'try again: the next command starts a new one',
-      });
-  }
-
-  #track<T>(work: Promise<T>): Promise<T> {
-    this.#underWay.add(work);
-    const forget = (): void => {
-      this.#underWay.delete(work);
-    };
-    work.then(forget, forget);
-    return work;
+  /** Waits for attaches that are under way. */
+  attachesDone(): Promise<void> {
+    return this.#underWay.settled();
   }
 }
 
@@ -540,14 +446,4 @@ async function removeLeafFiles(leaf: string): Promise<void> {
 function isPartitionOf(name: string, node: string): boolean {
   const prefix = `${basename(node)}p`;
   return name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length));
-}
-
-/** Takes a device away that nobody has open. Else it is as it was: why. */
-async function refusalOf(transport: Transport, id: number): Promise<string | null> {
-  try {
-    await transport.detach(id, { force: false });
-    return null;
-  } catch (error) {
-    return asUbdError(error).message;
-  }
 }

@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs';
 import t from 'tap';
 import { UbdError } from '../../src/base/errors.ts';
+import { statusOf } from '../../src/daemon/choosing.ts';
 import type { KernelModules } from '../../src/daemon/kernel-modules.ts';
 import { type Transport, TransportRefusal } from '../../src/daemon/machine.ts';
 import { bench } from './fake-machine.ts';
@@ -37,7 +38,7 @@ t.test(
       } as unknown as KernelModules,
     };
     Object.assign(machine, { transports: [ublk, nbd, loop] });
-    t.match(await registry.transports(), [
+    t.match(await statusOf(machine.transports), [
       { name: 'ublk', offered: true, loads: [] },
       { name: 'nbd', offered: true, reason: null, loads: ['nbd'] },
       { name: 'loop', offered: true, loads: [] },
@@ -51,7 +52,7 @@ t.test(
       ],
     });
     t.equal(loaded, 1);
-    t.match(await registry.transports(), [{}, { name: 'nbd', offered: false }, {}]);
+    t.match(await statusOf(machine.transports), [{}, { name: 'nbd', offered: false }, {}]);
     t.notHas(await registry.attach({ root, name: 'b' }), { passedOver: [] }, 'told once');
     t.match(readFileSync(paths.log, 'utf8'), /auto passes ublk over: no more than 64/);
 
@@ -76,7 +77,7 @@ t.test('without a transport the reason is in the message', async t => {
   const { registry, root, machine } = bench(t.teardown);
   machine.missing = '/dev/fuse is not there';
   await t.rejects(registry.attach({ root }), { code: 'unsupported', message: /\/dev\/fuse/ });
-  t.match(await registry.transports(), [
+  t.match(await statusOf(machine.transports), [
     { name: 'loop', offered: false, reason: /fuse/, loads: [] },
   ]);
 });
