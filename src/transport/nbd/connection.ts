@@ -294,15 +294,15 @@ export class NbdConnection implements SlotOwner, Waiter, IntakeOwner, AnswersOwn
     const { result } = slot.request;
     if (result < 0) slot.error = protocolError(result);
     if (slot.place === PLACE.INBOX) this.#intake.written(slot);
-    const whole = slot.leftBytes === 0 || slot.error !== 0;
     const serving = this.#state === STATE.SERVING;
-    if (slot.type === CMD.WRITE && !whole) {
-      if (!serving) this.#holdings.release(slot); // the rest will not come
-    } else if (slot.type === CMD.CACHE && !whole && serving) {
+    if (slot.type === CMD.WRITE && slot.leftBytes > 0) {
+      if (!serving)
+        this.#holdings.release(slot); // the rest will not come
+      else if (slot.error !== 0) this.#intake.giveUp(slot);
+    } else if (slot.type === CMD.CACHE && slot.leftBytes > 0 && slot.error === 0 && serving) {
       slot.loan.giveBack();
       this.nextPiece(slot, slot.blockBytes);
     } else {
-      this.#intake.giveUp(slot);
       this.#answers.add(slot);
     }
     this.goOn();

@@ -1,7 +1,7 @@
 /**
  * A client's bytes become requests: one after the other, in the order in which they came.
  *
- *     inbox ─┬─ bytes that nobody wants: skipped
+ *     inbox ─┬─ payload that nobody wants: skipped, then answers
  *            ├─ payload of the write whose header came last ──▶ owner.nextPiece
  *            └─ header ──▶ refused ──▶ answers
  *                    └───▶ owner.begin
@@ -10,6 +10,7 @@
  * memory, and then it is called again when some came back. A header for which there is no memory
  * stays where it is, so nothing is received meanwhile, and the socket does the rest.
  */
+import { assert } from '../../base/assert.ts';
 import type { Answers } from './answers.ts';
 import {
   headerBytes,
@@ -54,9 +55,14 @@ export class Intake {
   readonly #header = new RequestHeader();
   #open = true;
   #working = false;
-  /** The write whose payload comes next, and bytes that nobody wants. */
+  /** The write whose payload comes next. */
   #writer: Slot | null = null;
+  /**
+   * Bytes that nobody wants, and the request whose payload they are: clients know a reply only to
+   * a request that they have sent (libnbd ends the connection over an earlier one).
+   */
   #skipBytes = 0;
+  #skipped: Slot | null = null;
   /** Bytes that are missing before work can go on. */
   #missing = 0;
   /** Size of the last payload, if it was large: the next is likely to be as large. */
@@ -93,14 +99,17 @@ export class Intake {
     if (step === STEP.NEEDS_BYTES && this.#open) this.#receive();
   }
 
-  /** Takes no more. A write whose payload is still to come is over. */
+  /** Takes no more. A request whose payload is still to come is over. */
   close(): void {
     this.#open = false;
     this.#inbox.cancel();
     const writer = this.#writer;
+    const skipped = this.#skipped;
     this.#writer = null;
     this.#skipBytes = 0;
+    this.#skipped = null;
     if (writer !== null && writer.place !== PLACE.INBOX) this.#holdings.release(writer);
+    if (skipped !== null) this.#holdings.release(skipped);
   }
 
   /** The engine is done with the piece of a write that lay in the inbox. */
@@ -109,11 +118,16 @@ export class Intake {
     this.#inbox.users--;
   }
 
-  /** The request is about to be answered: what is left of its payload is not wanted. */
+  /** The write has failed: what is left of its payload is not wanted. Then it is answered. */
   giveUp(slot: Slot): void {
-    if (this.#writer !== slot) return;
+    assert(this.#writer === slot, 'the payload of a write comes next');
     this.#writer = null;
-    this.#skipBytes = slot.leftBytes;
+    this.#skip(slot, slot.leftBytes);
+  }
+
+  #skip(slot: Slot, bytes: number): void {
+    this.#skipBytes = bytes;
+    this.#skipped = slot;
   }
 
   #receive(): void {
@@ -137,6 +151,7 @@ export class Intake {
       if (bytes === 0) return this.#needs(1);
       inbox.in += bytes;
       this.#skipBytes -= bytes;
+      if (this.#skipBytes === 0) this.#answerSkipped();
       return STEP.DONE;
     }
     if (this.#writer !== null) return this.#writePiece(this.#writer);
@@ -159,9 +174,9 @@ export class Intake {
     const error = refusal(header, this.#rules);
     const slot = this.#holdings.take(header);
     if (error !== 0) {
-      this.#skipBytes = payload;
       slot.error = error;
-      this.#answers.add(slot);
+      if (payload > 0) this.#skip(slot, payload);
+      else this.#answers.add(slot);
     } else if (header.type === CMD.WRITE && payload > 0) {
       this.#writer = slot;
       this.#bulkBytes = payload >= BULK_BYTES ? payload : 0;
@@ -171,6 +186,12 @@ export class Intake {
     }
     inbox.in += this.#headerBytes;
     return STEP.DONE;
+  }
+
+  #answerSkipped(): void {
+    const slot = this.#skipped!;
+    this.#skipped = null;
+    this.#answers.add(slot);
   }
 
   #leave(reason: string | null): Step {

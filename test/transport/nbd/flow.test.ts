@@ -3,6 +3,7 @@
  * every byte, clients that leave at every byte.
  */
 import t, { type Test } from 'tap';
+import type { NbdChannel } from '../../../src/transport/nbd/connection.ts';
 import {
   BLOCK_STATUS,
   CACHE,
@@ -18,6 +19,10 @@ import {
   WRITE,
   WRITE_ZEROES,
 } from '../../support/nbd-client.ts';
+
+/** Of the protocol document; the same as Linux has. */
+const EPERM = 1;
+const ENOSPC = 28;
 
 const KIB = 1024;
 const MIB = 1 << 20;
@@ -148,6 +153,36 @@ t.test('half payloads hold no shared memory, and their clients may leave', async
   for (const client of clients) client.close();
   server.turn(20);
   for (const client of clients) t.match(client.ended, /middle of a request/);
+  isClean(t, server);
+});
+
+t.test('a write that fails is answered when all of it is sent, not before', async t => {
+  const server = serve(t);
+  const data = Buffer.alloc(2 * MIB, 7);
+  const failing: [string, Parameters<typeof request>[0], Partial<NbdChannel>, number][] = [
+    ['a leaf that is full', { type: WRITE, data }, {}, ENOSPC],
+    ['across the end', { type: WRITE, offset: 3 * MIB, data }, {}, ENOSPC],
+    ['read-only', { type: WRITE, data }, { readOnly: true }, EPERM],
+  ];
+  for (const [name, ask, channel, error] of failing) {
+    server.leaf.errno = ENOSPC;
+    const client = server.connect(channel);
+    const bytes = request(ask);
+    for (const cut of [28, 29, 28 + 300 * KIB, bytes.length - 1]) {
+      client.send(bytes.subarray(0, cut));
+      t.equal(client.pending, 0, `${name}: no reply to ${cut} bytes`);
+      client.send(bytes.subarray(cut));
+      t.equal(client.message()?.error, error, name);
+    }
+    server.leaf.errno = 0;
+    client.send(request({ type: FLUSH }));
+    t.equal(client.message()?.error, 0, `${name}: the next request is served`);
+    server.leaf.errno = ENOSPC;
+    client.send(bytes.subarray(0, MIB));
+    client.close();
+    server.turn(20);
+    t.match(client.ended, /middle of a request/);
+  }
   isClean(t, server);
 });
 
