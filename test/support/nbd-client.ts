@@ -68,6 +68,13 @@ export function extendedRequest(ask: Ask): Buffer {
   return ask.data === undefined ? header : Buffer.concat([header, ask.data]);
 }
 
+/** Data that differ with every four bytes. */
+export function pattern(length: number, seed = 1): Buffer {
+  const data = Buffer.alloc(length);
+  for (let i = 0; i < length; i += 4) data.writeUInt32LE(Math.imul(i + seed, 2654435761) >>> 0, i);
+  return data;
+}
+
 /** One message of the server: a simple reply without its data, or a chunk with its payload. */
 export interface Message {
   kind: 'simple' | 'structured' | 'extended';
@@ -79,6 +86,24 @@ export interface Message {
   type?: number;
   offset?: bigint;
   payload?: Buffer;
+}
+
+/** What a chunk of block status says. */
+export function extents(message: Message): { context: number; list: [number, number][] } {
+  const { payload } = message;
+  if (payload === undefined) throw new Error('a status without payload');
+  const list: [number, number][] = [];
+  if (message.type === 6) {
+    for (let at = 8; at < payload.length; at += 16)
+      list.push([Number(payload.readBigUInt64BE(at)), Number(payload.readBigUInt64BE(at + 8))]);
+    if (payload.readUInt32BE(4) !== list.length) throw new Error('another count');
+  } else if (message.type === 5) {
+    for (let at = 4; at < payload.length; at += 8)
+      list.push([payload.readUInt32BE(at), payload.readUInt32BE(at + 4)]);
+  } else {
+    throw new Error(`type ${message.type}`);
+  }
+  return { context: payload.readUInt32BE(0), list };
 }
 
 export interface ServerOptions {

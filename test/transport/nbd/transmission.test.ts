@@ -3,16 +3,13 @@
  * error each wrong request gets. The numbers are those of the protocol document.
  */
 import t from 'tap';
-import { AskedExtents, KnownExtents } from '../../../src/store/extents.ts';
-import { HalfLayer, MemoryLayer, StripesLayer } from '../../support/memory-layer.ts';
 import {
   BLOCK_STATUS,
   CACHE,
   DISC,
-  extendedRequest,
   FLUSH,
-  type Message,
   type NbdClient,
+  pattern,
   READ,
   request,
   serve,
@@ -24,32 +21,12 @@ import {
 const FUA = 1;
 const NO_HOLE = 2;
 const DF = 4;
-const REQ_ONE = 8;
 const FAST_ZERO = 16;
 const EPERM = 1;
 const EIO = 5;
 const EINVAL = 22;
 const ENOSPC = 28;
-const EOVERFLOW = 75;
 const MIB = 1 << 20;
-
-/** The payload of a status chunk. */
-function extents(message: Message): { context: number; list: [number, number][] } {
-  const { payload } = message;
-  if (payload === undefined) throw new Error('a status without payload');
-  const list: [number, number][] = [];
-  if (message.type === 6) {
-    for (let at = 8; at < payload.length; at += 16)
-      list.push([Number(payload.readBigUInt64BE(at)), Number(payload.readBigUInt64BE(at + 8))]);
-    if (payload.readUInt32BE(4) !== list.length) throw new Error('another count');
-  } else if (message.type === 5) {
-    for (let at = 4; at < payload.length; at += 8)
-      list.push([payload.readUInt32BE(at), payload.readUInt32BE(at + 4)]);
-  } else {
-    throw new Error(`type ${message.type}`);
-  }
-  return { context: payload.readUInt32BE(0), list };
-}
 
 /** The data chunks of one reply, which must be in order and end with DONE. */
 function* chunks(client: NbdClient): Generator<Buffer> {
@@ -66,12 +43,6 @@ function* chunks(client: NbdClient): Generator<Buffer> {
     yield data;
     if (message.done === true) return;
   }
-}
-
-function pattern(length: number, seed = 1): Buffer {
-  const data = Buffer.alloc(length);
-  for (let i = 0; i < length; i += 4) data.writeUInt32LE(Math.imul(i + seed, 2654435761) >>> 0, i);
-  return data;
 }
 
 t.test('what is written is read, and reaches the leaf where it belongs', async t => {
@@ -270,173 +241,6 @@ t.test('replies of others wait for the end of a long simple reply', async t => {
   client.data(512);
   t.same(client.message(), { kind: 'simple', error: 0, cookie: 3n });
   t.equal(client.pending, 0);
-});
-
-t.test('structured replies: data, holes, errors with text, else simple ones', async t => {
-  // The leaf has the first half of the device, nobody the second.
-  const half = new HalfLayer(4096);
-  const server = serve(t, { leaf: half });
-  const client = server.connect({ replies: 'structured' });
-  const data = pattern(1024);
-  t.same(client.ask({ type: WRITE, offset: 512, data }), {
-    kind: 'simple',
-    error: 0,
-    cookie: 1n,
-  });
-  const read = client.ask({ type: READ, offset: 512, length: 1024, flags: DF });
-  t.match(read, { kind: 'structured', type: 1, done: true });
-  t.equal(read.payload?.readBigUInt64BE(0), 512n);
-  t.ok(read.payload?.subarray(8).equals(data));
-  const hole = client.ask({ type: READ, offset: 3 * MIB, length: MIB });
-  t.match(hole, { kind: 'structured', type: 2, done: true });
-  t.equal(hole.payload?.readBigUInt64BE(0), BigInt(3 * MIB));
-  t.equal(hole.payload?.readUInt32BE(8), MIB);
-  const both = client.ask({ type: READ, offset: 2 * MIB - 512, length: 1024 });
-  t.match(both, { type: 1, done: true }, 'partly a hole: all of it is data');
-  t.same(both.payload?.subarray(8 + 512), Buffer.alloc(512));
-  t.match(client.ask({ type: READ, length: 0 }), { kind: 'structured', type: 0, done: true });
-  const error = client.ask({ type: READ, offset: 1, length: 512 });
-  t.match(error, { kind: 'structured', type: 0x8001, done: true });
-  t.equal(error.payload?.readUInt32BE(0), EINVAL);
-  const text = error.payload?.subarray(6).toString() ?? '';
-  t.equal(error.payload?.readUInt16BE(4), text.length);
-  t.match(text, /beyond the end/);
-  t.equal(
-    client.ask({ type: READ, length: 33 * MIB }).payload?.readUInt32BE(0),
-    EOVERFLOW,
-    'chunks: too long is told as such',
-  );
-  half.errno = 5;
-  t.equal(client.ask({ type: READ, length: 512 }).payload?.readUInt32BE(0), EIO);
-  t.equal(client.ask({ type: WRITE, data }).payload?.readUInt32BE(0), EIO);
-  t.equal(client.pending, 0);
-});
-
-t.test('extended headers: 64-bit lengths, payload flags, and no simple replies', async t => {
-  const half = new HalfLayer(4096);
-  const server = serve(t, { leaf: half });
-  const client = server.connect({ replies: 'extended', contexts: { allocation: 7, layer: 9 } });
-  const data = pattern(1024);
-  const offset = 512;
-  const base = { kind: 'extended', done: true, cookie: 1n } as const;
-  t.match(client.ask({ type: WRITE, offset, data }, true), { ...base, type: 0, offset: 512n });
-  const read = client.ask({ type: READ, offset, length: 1024 }, true);
-  t.match(read, { ...base, type: 1, offset: 512n });
-  t.ok(read.payload?.subarray(8).equals(data));
-  t.match(client.ask({ type: FLUSH }, true), { ...base, type: 0, payload: Buffer.alloc(0) });
-  const far = 2n ** 40n + 512n;
-  const beyond = client.ask({ type: WRITE_ZEROES, length: far, offset: 2n ** 62n }, true);
-  t.match(beyond, { ...base, type: 0x8001, offset: 2n ** 62n });
-  t.equal(beyond.payload?.readUInt32BE(0), ENOSPC);
-  const error = (message: { payload?: Buffer }): number | undefined =>
-    message.payload?.readUInt32BE(0);
-  t.equal(error(client.ask({ type: WRITE, length: 512, flags: 0 }, true)), EINVAL, 'no payload');
-  t.equal(error(client.ask({ type: READ, data, flags: 32 }, true)), EINVAL, 'a payload too many');
-  t.equal(error(client.ask({ type: READ, length: 2n ** 32n + 512n }, true)), EOVERFLOW);
-  t.match(client.ask({ type: READ, offset, length: 1024 }, true), { type: 1 }, 'still in step');
-  client.send(extendedRequest({ type: BLOCK_STATUS, length: 4 * MIB }));
-  const allocation = client.message();
-  const layer = client.message();
-  t.match(allocation, { kind: 'extended', type: 6, done: false });
-  t.match(layer, { kind: 'extended', type: 6, done: true });
-  t.same(extents(allocation!), {
-    context: 7,
-    list: [
-      [2 * MIB, 0],
-      [2 * MIB, 3],
-    ],
-  });
-  t.same(extents(layer!), {
-    context: 9,
-    list: [
-      [2 * MIB, 1],
-      [2 * MIB, 0],
-    ],
-  });
-  t.equal(client.pending, 0);
-});
-
-t.test('block status tells extents, one if one is asked for', async t => {
-  const server = serve(t, { leaf: new HalfLayer(4096), layers: [new HalfLayer(6144)] });
-  const client = server.connect({ replies: 'structured', contexts: { layer: 3 } });
-  const ask = (offset: number, length: number, flags = 0): unknown =>
-    extents(client.ask({ type: BLOCK_STATUS, offset, length, flags }));
-  t.same(ask(0, 4 * MIB), {
-    context: 3,
-    list: [
-      [2 * MIB, 1],
-      [MIB, 2],
-      [MIB, 0],
-    ],
-  });
-  t.same(ask(MIB, 2 * MIB, REQ_ONE), { context: 3, list: [[MIB, 1]] });
-  t.same(ask(512, 512), { context: 3, list: [[512, 1]] }, 'never more than was asked for');
-  t.equal(
-    client.ask({ type: BLOCK_STATUS, offset: 4 * MIB, length: 512 }).payload?.readUInt32BE(0),
-    EINVAL,
-  );
-  t.equal(client.ask({ type: BLOCK_STATUS, length: 0 }).payload?.readUInt32BE(0), EINVAL);
-});
-
-/** A layer all of whose second half is a hole, once somebody has found that out. */
-class SparseLayer extends MemoryLayer {
-  readonly questions: ((ends: Float64Array | null) => void)[] = [];
-  readonly extents = new AskedExtents(new KnownExtents(), (_, answer) =>
-    this.questions.push(answer),
-  );
-}
-
-t.test('block status waits for who finds out where data are, and nothing else waits', async t => {
-  const layer = new SparseLayer(8192);
-  const server = serve(t, { leaf: new HalfLayer(2048), layers: [layer] });
-  const client = server.connect({ replies: 'structured', contexts: { allocation: 1 } });
-  client.send(request({ type: BLOCK_STATUS, length: 4 * MIB, cookie: 1n }));
-  client.send(request({ type: READ, length: 512, cookie: 2n }));
-  t.same(extents(client.message()!).list, [[MIB, 0]], 'what is known is an answer');
-  t.match(client.message(), { cookie: 2n, type: 1 });
-  client.send(request({ type: BLOCK_STATUS, offset: MIB, length: 3 * MIB, cookie: 3n }));
-  client.send(request({ type: READ, length: 512, cookie: 4n }));
-  t.match(client.message(), { cookie: 4n, type: 1 }, 'a read goes by');
-  t.equal(layer.questions.length, 1);
-  layer.questions[0]!(Float64Array.of(2 * MIB, 4 * MIB));
-  client.receive();
-  const { list } = extents(client.message()!);
-  t.same(list, [
-    [MIB, 0],
-    [2 * MIB, 3],
-  ]);
-});
-
-t.test('a connection ends only after what was asked for it: its files stay open', async t => {
-  for (const how of ['the client breaks off', 'the device is closed'] as const) {
-    const layer = new SparseLayer(8192);
-    const server = serve(t, { leaf: null, layers: [layer] });
-    const client = server.connect({ replies: 'structured', contexts: { allocation: 1 } });
-    client.send(request({ type: BLOCK_STATUS, length: 4 * MIB }));
-    if (how === 'the client breaks off') client.close();
-    else server.session.stop();
-    server.turn(20);
-    t.equal(server.ended.size, 0, `${how}: it waits`);
-    layer.questions[0]!(null);
-    server.turn(20);
-    t.equal(server.ended.size, 1, `${how}: it is over`);
-  }
-});
-
-t.test('block status of a fragmented leaf ends early, and can be continued', async t => {
-  const server = serve(t, { leaf: new StripesLayer(8192) });
-  const client = server.connect({ replies: 'structured', contexts: { allocation: 1 } });
-  let offset = 0;
-  for (let requests = 0; offset < 4 * MIB; requests++) {
-    if (requests > 100) throw new Error('no progress');
-    const { list } = extents(client.ask({ type: BLOCK_STATUS, offset, length: 4 * MIB - offset }));
-    for (const [length, status] of list) {
-      if (length !== 512 || status !== ((offset / 512) % 2 === 0 ? 0 : 3))
-        throw new Error(`${length} bytes of ${status} at ${offset}`);
-      offset += length;
-    }
-  }
-  t.equal(offset, 4 * MIB);
 });
 
 t.test('DISC and half-closed sockets: what was asked is answered first', async t => {
