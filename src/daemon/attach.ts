@@ -43,6 +43,7 @@ export async function bringUp(
   return orTakenBack(shop, entry, async undo => {
     const { node, changedBytes } = await makeNode(shop, entry, plan, transport, undo, comeback);
     await publish(shop, entry, transport, node, undo, comeback);
+    if (entry.error !== null) throw entry.error; // the kernel has ended it meanwhile
     entry.state = 'attached';
     return changedBytes;
   });

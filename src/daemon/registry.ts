@@ -33,7 +33,7 @@ import type { DeviceStats } from './plane-protocol.ts';
 import { RecordStore } from './record.ts';
 import { restore } from './restore.ts';
 import { handOverDevice, refuseStaying, stopDevice } from './stop.ts';
-import { isUsable, takeDown } from './takedown.ts';
+import { isUsable, takeDown, type Usable } from './takedown.ts';
 import { UnderWay } from './under-way.ts';
 
 /** The data plane may be busy; a list must not wait for it for long. */
@@ -157,10 +157,9 @@ export class Registry {
     while (entry.passing !== null) await ended(entry.passing);
     this.#underWay.checkGoingOn();
     refuseBusy(entry);
-    const { links, records, log } = this.#shop;
+    const { links, log } = this.#shop;
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
     if (entry.state === 'failed') {
-      await records.remove(entry.name);
       for (const transport of this.#machine.transports) await transport.discard?.(entry.name);
       if (entry.link !== null) links.release(entry.link);
       await this.#end(entry);
@@ -170,8 +169,24 @@ export class Registry {
     if (entry.state !== 'attached' || !isUsable(entry))
       throw new UbdError('busy', `${entry.name} is ${entry.state} already`, {
         place: { device: entry.name },
+        next: 'it goes by itself; `ubd list` shows when',
       });
     entry.state = 'detaching';
+    const detach = this.#takeDown(entry, force);
+    entry.detach = detach;
+    try {
+      const result = await detach;
+      const how = result === 'gone' ? 'detached' : 'detached by force; it goes with its last user';
+      log.info(`${entry.name}: ${how}`);
+    } finally {
+      entry.detach = null;
+    }
+    return { name: entry.name, leaf: kept };
+  }
+
+  /** One that is in use is on record without its name from here on, and goes with its last user. */
+  async #takeDown(entry: Usable, force: boolean): Promise<'gone' | 'later'> {
+    const { links, records } = this.#shop;
     let result: 'gone' | 'later';
     try {
       result = await takeDown(links, entry, force);
@@ -183,20 +198,22 @@ export class Registry {
     }
     const { transport, node } = entry;
     (entry as Entry).link = null;
-    if (result === 'gone') {
-      await records.remove(entry.name);
-      await this.#end(entry);
-    } else {
-      await records.write(toRecord(entry, transport, node, null));
-      // Its last user may have gone meanwhile.
-      if (this.#entries.byId(entry.id) === undefined) await records.remove(entry.name);
-    }
-    const how = result === 'gone' ? 'detached' : 'detached by force; it goes with its last user';
-    log.info(`${entry.name}: ${how}`);
-    return { name: entry.name, leaf: kept };
+    if (result === 'gone') await this.#end(entry);
+    else await records.write(toRecord(entry, transport, node, null));
+    return result;
   }
 
-  async #end(entry: Entry): Promise<void> {
+  /** The device is no more. Of a detach and the kernel, the second waits for the first. */
+  #end(entry: Entry): Promise<void> {
+    entry.end ??= this.#forget(entry).catch(error => {
+      entry.end = null; // it is tried again
+      throw error;
+    });
+    return entry.end;
+  }
+
+  async #forget(entry: Entry): Promise<void> {
+    await this.#shop.records.remove(entry.name);
     if (entry.leaf?.ephemeral) await removeLeafFiles(entry.leaf.path);
     else if (entry.leaf !== null && !entry.readOnly) await this.#fold(entry.name, entry.leaf.path);
     this.#machine.live.gone(entry.id);
@@ -325,28 +342,39 @@ export class Registry {
 
   /** A device went away: as asked, with its last user; or because the kernel ended it. */
   async gone(id: number, reason: string): Promise<void> {
+    if (!this.#underWay.isEnding) await this.#underWay.track(this.#wentAway(id, reason));
+  }
+
+  async #wentAway(id: number, reason: string): Promise<void> {
     const entry = this.#entries.byId(id);
-    if (!entry || this.#underWay.isEnding) return;
+    // A detach under way has the first word; it may find that the device is gone itself.
+    if (entry?.detach) await ended(entry.detach);
+    if (entry === undefined || this.#entries.byId(id) !== entry) return;
+    if (entry.state === 'detaching') await this.#gone(entry);
+    else if (entry.state !== 'failed') this.#lost(entry, reason);
+  }
+
+  #lost(entry: Entry, reason: string): void {
     const { log, links } = this.#shop;
-    if (entry.state === 'detaching') {
-      await this.#gone(entry);
+    log.error(`${entry.name}: lost: ${reason}`);
+    const isAttaching = entry.state === 'attaching';
+    const error = new UbdError('io', `${entry.name}: ${reason}`, {
+      place: { device: entry.name },
+      next: isAttaching
+        ? 'attach it again'
+        : `attach it again: ubd detach ${entry.name}, then ubd attach`,
+    });
+    if (isAttaching) {
+      entry.error = error; // its attach takes it back
       return;
     }
-    log.error(`${entry.name}: lost: ${reason}`);
     if (entry.link !== null && entry.node !== null) links.remove(entry.link, entry.node);
-    fail(
-      entry,
-      new UbdError('io', `${entry.name}: ${reason}`, {
-        place: { device: entry.name },
-        next: `attach it again: ubd detach ${entry.name}, then ubd attach`,
-      }),
-    );
+    fail(entry, error);
   }
 
   /** A device that was detached in use: its last user is gone. */
   async #gone(entry: Entry): Promise<void> {
     this.#shop.log.info(`${entry.name}: its last user is gone`);
-    await this.#shop.records.remove(entry.name);
     await this.#end(entry);
   }
 

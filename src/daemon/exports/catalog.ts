@@ -159,6 +159,8 @@ export class Catalog {
     try {
       await disk.limit(quota);
     } catch (thrown) {
+      // Unless it was changed once more meanwhile, or went with its name.
+      if (this.#quotas.get(name) !== quota) throw thrown;
       if (before === undefined) this.#quotas.delete(name);
       else this.#quotas.set(name, before);
       throw thrown;

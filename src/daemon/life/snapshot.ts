@@ -32,24 +32,35 @@ export function liveDevice({ id, name, leaf, transport }: Writable): LiveDevice 
   return { id, name, leaf, outlives: transport.outlives === true };
 }
 
+/**
+ * Returns what writes its record, as it is then. But its node and link as they are now: one that
+ * the kernel takes away meanwhile has none, and its record is for the next try.
+ */
+export function remembering({ records }: Workshop, entry: Writable): () => Promise<void> {
+  const { transport, node, link } = entry;
+  return () => records.write(toRecord(entry, transport, node, link));
+}
+
 export async function takeSnapshot(
-  { records, log }: Workshop,
+  shop: Workshop,
   live: LiveLeaves,
   entry: Writable,
   { file: asked, freeze = true }: Omit<SnapshotSpec, 'target'>,
 ): Promise<Snapshot> {
-  const { name, node, link, transport, leaf } = entry;
+  const { log } = shop;
+  const { name, node, leaf } = entry;
+  const remember = remembering(shop, entry);
   const file = await canonical(asked);
   let frozen: FrozenMounts | null = null;
   let mounts: FrozenMount[] = [];
   const made = await live.snapshot(liveDevice(entry), file, {
     remember: async files => {
       entry.snapshot = files;
-      await records.write(toRecord(entry, transport, node, link));
+      await remember();
     },
     leaving: async files => {
       entry.leaving = files;
-      await records.write(toRecord(entry, transport, node, link));
+      await remember();
     },
     freeze: async () => {
       frozen = await FrozenMounts.freeze(node, freeze);
