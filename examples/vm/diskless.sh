@@ -22,4 +22,4 @@ exec qemu-system-x86_64 -machine "accel=$accelerator" -cpu max -smp 1 -m "${UBD_
   -netdev user,id=net -device virtio-net-pci,netdev=net \
   -kernel "$directory/vmlinuz" -initrd "$directory/initrd" \
   -append "root=/dev/nbd0 nbdroot=10.0.2.2,$name,nbd0 ip=dhcp console=ttyS0 quiet \
-systemd.hostname=$name ${UBD_QEMU_APPEND:-}"
+panic=1 no_timer_check systemd.hostname=$name ${UBD_QEMU_APPEND:-}"

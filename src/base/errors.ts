@@ -85,6 +85,11 @@ export function corrupt(file: string, offset: number, check: string, next?: stri
   return new UbdError('corrupt', `${file}: damaged at offset ${offset}: ${check}`, options);
 }
 
+/** What happened and what to do next, in one line: for a log. */
+export function inOneLine({ message, next }: UbdError): string {
+  return next === undefined ? message : `${message}; ${next}`;
+}
+
 /** Wraps whatever was thrown; an UbdError passes as it is. */
 export function asUbdError(thrown: unknown): UbdError {
   if (thrown instanceof UbdError) return thrown;

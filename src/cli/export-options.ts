@@ -80,7 +80,11 @@ function apply<T extends object>(
       throw wrong(option, text, `'${key}' is none of ${Object.keys(keys).join(', ')}`);
     if (known.flag && value !== undefined) throw wrong(option, text, `${key} takes no value`);
     if (!known.flag && !value) throw wrong(option, text, `${key} needs a value: ${key}=…`);
-    Object.assign(spec, known.read(value ?? '', spec));
+    try {
+      Object.assign(spec, known.read(value ?? '', spec));
+    } catch (error) {
+      throw wrong(option, text, (error as Error).message);
+    }
   }
 }
 

@@ -1,16 +1,10 @@
 /** What the commands that look into images have in common: which image is meant, and where indexes
  * go. */
-import {
-  closeSync,
-  constants,
-  existsSync,
-  fstatSync,
-  mkdirSync,
-  openSync,
-  readSync,
-} from 'node:fs';
+
+import { closeSync, constants, existsSync, fstatSync, openSync, readSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { UbdError } from '../base/errors.ts';
+import { makePath } from '../base/make-path.ts';
 import { isUri } from '../base/uri.ts';
 import { findPaths } from '../client/paths.ts';
 import type { Arguments } from './command.ts';
@@ -74,7 +68,7 @@ export function rootPlace(text: string): string {
 export function indexDirectory(args: Arguments): string {
   const { indexes } = findPaths(givenDirs(args));
   try {
-    mkdirSync(indexes, { recursive: true, mode: 0o700 });
+    makePath(indexes, 0o700);
   } catch {
     // Not ours to write: then the place beside the image is the only one.
   }

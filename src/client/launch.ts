@@ -5,12 +5,14 @@
  * losers exit with EXIT_LOCKED, and everybody waits for the socket of the winner. Where the locks
  * are those of a daemon that is ending, one is started again after a while.
  */
+
 import { type ChildProcess, spawn } from 'node:child_process';
-import { closeSync, constants, mkdirSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, constants, openSync, readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { UbdError } from '../base/errors.ts';
+import { makePath } from '../base/make-path.ts';
 import { API_PREFIX } from './api.ts';
 import { isNotRunning, SocketCaller } from './http.ts';
 import type { Paths } from './paths.ts';
@@ -83,7 +85,7 @@ function launch(paths: Paths): ChildProcess {
   const main = fileURLToPath(new URL('../cli/main.js', import.meta.url));
   let log: number;
   try {
-    mkdirSync(paths.stateDir, { recursive: true, mode: 0o700 });
+    makePath(paths.stateDir, 0o700);
     log = openSync(
       paths.log,
       constants.O_WRONLY | constants.O_CREAT | constants.O_APPEND | constants.O_NOFOLLOW,

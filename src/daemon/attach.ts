@@ -198,7 +198,8 @@ async function prepareLeaf(
   return leaf;
 }
 
-function deviceBytes(plan: Plan, root: RootHandle): number {
+/** The size of a device on a new leaf, or on none. */
+export function deviceBytes(plan: Plan, root: RootHandle): number {
   const sizeBytes = plan.sizeBytes ?? root.sizeBytes;
   if (sizeBytes < root.sizeBytes)
     throw new UbdError(

@@ -11,7 +11,7 @@
 import { readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { errnoName } from '../base/errno.ts';
-import { UbdError } from '../base/errors.ts';
+import { inOneLine, UbdError } from '../base/errors.ts';
 import type { Status } from '../client/api.ts';
 import type { CacheSpec } from '../client/cache.ts';
 import type { Paths } from '../client/paths.ts';
@@ -178,7 +178,7 @@ export async function runDaemon(options: DaemonOptions): Promise<number> {
       ready();
     })
     .catch((error: Error) => {
-      log.error(`starting failed: ${error instanceof UbdError ? error.message : error.stack}`);
+      log.error(`starting failed: ${error instanceof UbdError ? inOneLine(error) : error.stack}`);
       ending.end(1);
     });
 

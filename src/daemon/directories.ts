@@ -13,7 +13,6 @@ import {
   fsyncSync,
   ftruncateSync,
   lstatSync,
-  mkdirSync,
   openSync,
   readFileSync,
   writeFileSync,
@@ -22,6 +21,7 @@ import {
 import { dirname } from 'node:path';
 import { EAGAIN, errnoName } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
+import { makePath } from '../base/make-path.ts';
 import type { Paths } from '../client/paths.ts';
 import { native } from '../native/binding.ts';
 
@@ -62,7 +62,7 @@ function syncNames(directory: string): void {
 
 function makePrivate(directory: string): void {
   try {
-    const first = mkdirSync(directory, { recursive: true, mode: 0o700 });
+    const first = makePath(directory, 0o700);
     if (first !== undefined)
       for (let made = directory; made.length >= first.length; made = dirname(made))
         syncNames(dirname(made));

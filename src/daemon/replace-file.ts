@@ -6,9 +6,11 @@
  * A crash leaves the old file or the new one under NAME, whole; and perhaps a NAME.new, which
  * nobody reads and the next replacement writes over.
  */
-import { mkdir, open, rename, rm, stat } from 'node:fs/promises';
+
+import { open, rename, rm, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { UbdError } from '../base/errors.ts';
+import { makePath } from '../base/make-path.ts';
 
 /** What a file is called until it is whole. */
 export const UNFINISHED_SUFFIX = '.new';
@@ -63,7 +65,7 @@ export async function syncDirectory(path: string): Promise<void> {
 
 /** Makes a directory with those above it. Durable when this returns, if it was not there. */
 export async function makeDirectory(path: string, mode: number): Promise<void> {
-  const first = await mkdir(path, { recursive: true, mode });
+  const first = makePath(path, mode);
   if (first === undefined) return;
   for (let made = path; made.length >= first.length; made = dirname(made))
     await syncDirectory(dirname(made));

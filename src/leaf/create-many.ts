@@ -30,7 +30,7 @@ export async function createLeaves(leaves: readonly NewLeaf[]): Promise<void> {
     for (const wishes of leaves) {
       const superblock = planLeaf(wishes);
       const temporary = join(dirname(wishes.path), `.ubd-${superblock.uuid}.new`);
-      const media = FileMedia.open(temporary, { create: true });
+      const media = FileMedia.open(temporary, { create: true, as: wishes.path });
       unnamed.push({ path: wishes.path, temporary, media });
       writeLeaf(media, superblock, false);
     }

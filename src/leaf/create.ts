@@ -45,7 +45,7 @@ export function createLeaf(options: CreateLeafOptions): string {
 function createFile(path: string, superblock: Superblock, durable: boolean): void {
   const directory = dirname(path);
   const temporary = join(directory, `.ubd-${superblock.uuid}.new`);
-  const media = FileMedia.open(temporary, { create: true });
+  const media = FileMedia.open(temporary, { create: true, as: path });
   try {
     writeLeaf(media, superblock, durable);
     giveName(temporary, path);

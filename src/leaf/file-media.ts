@@ -37,6 +37,8 @@ export interface FileMediaOptions {
   readOnly?: boolean;
   /** Make the file; there must be none. */
   create?: boolean;
+  /** What errors call it, while it goes by a temporary name. */
+  as?: string;
   /** Take no lock: to look at a leaf that may be in use. */
   noLock?: boolean;
 }
@@ -54,6 +56,9 @@ const CODES: Record<string, ErrorCode> = {
   EFBIG: 'no-space',
 };
 
+/** What was tried, in errors. */
+const CREATE = 'create it';
+
 /** Puts a failed call of node:fs into our words. */
 export function fileError(thrown: unknown, tried: string, file: string, offset?: number): UbdError {
   if (thrown instanceof UbdError) return thrown;
@@ -61,17 +66,22 @@ export function fileError(thrown: unknown, tried: string, file: string, offset?:
   const place = offset === undefined ? { file } : { file, offset };
   const where = offset === undefined ? '' : ` at offset ${offset}`;
   const kind = CODES[code] ?? 'io';
-  const next =
-    code === 'EFBIG'
-      ? 'its file system takes no file of that size: put it on another one'
-      : kind === 'no-space'
-        ? 'make room on its file system'
-        : undefined;
+  const next = adviceOn(code, kind, tried === CREATE ? dirname(file) : undefined);
   return new UbdError(kind, `${file}: cannot ${tried}${where}: ${code}`, {
     place,
     cause: thrown,
     ...(next !== undefined && { next }),
   });
+}
+
+/** @param directory in which a file was to be made */
+function adviceOn(code: string, kind: ErrorCode, directory?: string): string | undefined {
+  if (code === 'EFBIG') return 'its file system takes no file of that size: put it on another one';
+  if (code === 'EROFS') return 'its file system is mounted read-only';
+  if (kind === 'no-space') return 'make room on its file system';
+  if (kind === 'permission' && directory !== undefined)
+    return `${directory} takes no new files: see its permissions and attributes (lsattr)`;
+  return undefined;
 }
 
 function notMedia(path: string): UbdError {
@@ -118,7 +128,8 @@ export class FileMedia implements Media {
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException;
       if (code === 'EISDIR') throw notMedia(path);
-      if (code !== 'ENOENT') throw fileError(error, 'open it', path);
+      if (code !== 'ENOENT')
+        throw fileError(error, options.create ? CREATE : 'open it', options.as ?? path);
       const lacks = options.create ? dirname(path) : path;
       throw new UbdError('not-found', `there is no ${lacks}`, {
         place: { file: lacks },
@@ -128,7 +139,7 @@ export class FileMedia implements Media {
     try {
       const stat = fstatSync(fd);
       if (!stat.isFile() && !stat.isBlockDevice()) throw notMedia(path);
-      const media = new FileMedia(path, fd, stat.isBlockDevice());
+      const media = new FileMedia(options.as ?? path, fd, stat.isBlockDevice());
       if (!options.noLock) {
         media.#lock(readOnly);
       }

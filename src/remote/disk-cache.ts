@@ -9,10 +9,12 @@
  * What it gives was checked against its digest at that moment. Every failure of it is a miss: it
  * must never be the reason why a root cannot be read.
  */
+
 import { closeSync, constants, openSync } from 'node:fs';
-import { mkdir, readdir, rm, statfs } from 'node:fs/promises';
+import { readdir, rm, statfs } from 'node:fs/promises';
 import { LRUCache } from 'lru-cache';
 import { errnoName } from '../base/errno.ts';
+import { makePath } from '../base/make-path.ts';
 import { native } from '../native/binding.ts';
 import type { ShelfFacts } from './disk-format.ts';
 import { DiskShelf } from './disk-shelf.ts';
@@ -73,7 +75,7 @@ export class DiskCache {
   static async open({ directory, bytesMax, report }: DiskCacheOptions): Promise<DiskCache | null> {
     let lockFd = -1;
     try {
-      await mkdir(directory, { recursive: true, mode: 0o700 });
+      makePath(directory, 0o700);
       lockFd = openSync(
         `${directory}/lock`,
         constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW,

@@ -221,7 +221,10 @@ t.test('ubd serve', { skip }, async t => {
       [[...listen, '--export', `web=${root},readonly=1`], /takes no value/],
       [[...listen, '--export', `web=${root},size=big`], /no size/],
       [[...listen, '--export', `web=${root},nosuch=1`], /none of/],
-      [[...listen, '--export', `web=${root}`, '--export', `web=${root}`], /two of the name/],
+      [
+        [...listen, '--export', `web=${root}`, '--export', `web=${root}`],
+        /two exports of the name web/,
+      ],
       [[...listen, '--template', root], /dir=DIR/],
       [[...listen, '--template', `${root},dir=/x,max=none`], /a count/],
       [[...listen, '--tls-psk', '/x', '--tls-dir', '/y'], /not with both/],

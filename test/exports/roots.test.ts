@@ -185,6 +185,11 @@ t.test(
     t.ok(left.equals(made.content) && left.length === ROOT_BYTES, 'the root is as it was');
 
     const { leaf } = await client.removeExport('web', { force: true });
+    const unknown = await made.sandbox.ubd(['set', 'nobody', '--quota', '1G'], {
+      allowFailure: true,
+    });
+    t.equal(unknown.status, 1);
+    t.match(unknown.stderr, /no device nobody, and no export that is open\n.*ubd list --exports/);
     const asking = { bytes: 5 * MIB, warnBytes: 4 * MIB, action: 'reconcile' } as const;
     await client.changeLeaf({ leaf: leaf!, quota: asking });
     await client.addExport({ name: 'web' });

@@ -97,6 +97,16 @@ t.test('no file is ever overwritten, and none is left beside', async t => {
   );
 });
 
+t.test('a directory that takes no files is told by the name that the leaf was to have', async t => {
+  const path = '/sys/web.leaf';
+  t.throws(() => createLeaf({ path, sizeBytes: 512, parent: NO_PARENT }), {
+    code: 'permission',
+    message: `${path}: cannot create it: `,
+    place: { file: path },
+    next: /^\/sys takes no new files/,
+  });
+});
+
 t.test('a file gets its name if that is free, also where that takes two steps', async t => {
   const [first, second, taken] = [newPath(), newPath(), newPath()];
   writeFileSync(first, 'first');

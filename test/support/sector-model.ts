@@ -37,14 +37,19 @@ interface SectorState {
 
 export class SectorModel {
   readonly #parentSectors: number;
+  readonly #overImages: boolean;
   readonly #sectors = new Map<number, SectorState>();
   now = 1;
   /** Versions done before this moment are durable. */
   #durableUntil = 0;
 
-  /** @param parentSectors the parent's size: beyond it, sectors read as zeroes */
-  constructor(parentSectors: number) {
+  /**
+   * @param parentSectors the parent's size: beyond it, sectors read as zeroes
+   * @param overImages what was written may be in an image by now, which no discard reaches
+   */
+  constructor(parentSectors: number, overImages = false) {
     this.#parentSectors = parentSectors;
+    this.#overImages = overImages;
   }
 
   tick(): number {
@@ -108,6 +113,7 @@ export class SectorModel {
    * and is done.
    */
   #isMapped(state: SectorState): boolean {
+    if (this.#overImages) return false;
     return this.#visible(state, this.now).every(
       v => v.supersedes && v.done < this.now && v.version !== PARENT,
     );

@@ -5,20 +5,21 @@
  *
  * Everything follows from the seed. A broken promise throws, with the sector and what was expected.
  */
-import { OP, Request } from '../../src/engine/request.ts';
+import { OP, type Request } from '../../src/engine/request.ts';
 import { PartPool, UnionDevice } from '../../src/engine/union.ts';
 import { NO_PARENT, planLeaf, writeLeaf } from '../../src/leaf/blank.ts';
 import { type Geometry, PAGE_SECTORS } from '../../src/leaf/format.ts';
 import { Leaf } from '../../src/leaf/leaf.ts';
 import { loadLeaf } from '../../src/leaf/load.ts';
+import { SECTOR } from './promise.ts';
 import { Random } from './random.ts';
-import { fillSectors, PARENT, SectorModel, type Version, versionIn } from './sector-model.ts';
+import { fillSectors, PARENT, SectorModel } from './sector-model.ts';
 import { PowerLoss, SimDisk } from './sim-disk.ts';
 import { SimIo } from './sim-io.ts';
 import { SimMedia } from './sim-media.ts';
 import { SimRoot } from './sim-root.ts';
+import { begin, end, newSlots, readTouched, type Slot } from './sim-slots.ts';
 
-const SECTOR = 512;
 const REQUEST_SECTORS_MAX = 64;
 
 export interface WorldOptions {
@@ -33,13 +34,6 @@ export interface WorldOptions {
   parts?: number;
   /** Device and root, in sectors; random by default. */
   sizeSectors?: number;
-}
-
-interface Slot {
-  request: Request;
-  busy: boolean;
-  submit: number;
-  versions: Version[];
 }
 
 export class World {
@@ -125,12 +119,7 @@ export class World {
       parts: new PartPool(this.#options.parts ?? random.pick([1, 2, 3, 64])),
       onFault: () => {},
     });
-    this.#slots = Array.from({ length: this.#depth }, () => {
-      const slot: Slot = { request: null!, busy: false, submit: 0, versions: [] };
-      const completer = { complete: () => this.#complete(slot) };
-      slot.request = new Request(completer, this.io.allocate(REQUEST_SECTORS_MAX * SECTOR));
-      return slot;
-    });
+    this.#slots = newSlots(this.io, this.#depth, REQUEST_SECTORS_MAX, slot => this.#complete(slot));
     if (this.#options.faults) this.#injectFaults();
     return powerLost;
   }
@@ -202,42 +191,23 @@ export class World {
   // ── requests ─────────────────────────────────────────────────────────────
 
   #issue(slot: Slot): void {
-    const { random, model } = this;
+    const { random } = this;
     const { request } = slot;
     this.counts.requests++;
     const kind = random.below(100);
-    request.fua = false;
+    request.fua = kind < 6 || (kind >= 82 && kind < 84);
     request.keepSpace = false;
     request.start = 0;
     this.#chooseRange(request, REQUEST_SECTORS_MAX);
-    slot.busy = true;
-    slot.versions = [];
-    const { sector, count } = request;
-    if (kind < 50) {
-      request.op = OP.WRITE;
-      request.fua = kind < 6;
-      const version = ++this.#version;
-      fillSectors(request.memory.bytes, 0, version, sector, count);
-      slot.versions = [model.begin(version, sector, count)];
-    } else if (kind < 70) {
-      request.op = OP.READ;
-      request.memory.bytes.fill(0xee, 0, count * SECTOR);
-    } else if (kind < 82) {
-      request.op = OP.FLUSH;
-      request.sector = 0;
-      request.count = 0;
-    } else if (kind < 91) {
-      request.op = OP.WRITE_ZEROES;
-      request.fua = kind < 84;
-      request.keepSpace = random.chance(0.3);
+    if (kind < 50) request.op = OP.WRITE;
+    else if (kind < 70) request.op = OP.READ;
+    else if (kind < 82) request.op = OP.FLUSH;
+    else {
+      request.op = kind < 91 ? OP.WRITE_ZEROES : OP.DISCARD;
+      request.keepSpace = request.op === OP.WRITE_ZEROES && random.chance(0.3);
       if (random.chance(this.#large)) this.#chooseRange(request, 2 * PAGE_SECTORS);
-      slot.versions = [model.begin(0, request.sector, request.count)];
-    } else {
-      request.op = OP.DISCARD;
-      if (random.chance(this.#large)) this.#chooseRange(request, 2 * PAGE_SECTORS);
-      slot.versions = model.beginDiscard(request.sector, request.count);
     }
-    slot.submit = model.tick();
+    begin(slot, this.model, () => ++this.#version);
     this.device.submit(request);
   }
 
@@ -261,36 +231,19 @@ export class World {
   }
 
   #complete(slot: Slot): void {
-    const { request, versions, submit } = slot;
+    const { request } = slot;
     const { model } = this;
-    if (!slot.busy) throw new Error('a request completes twice');
-    slot.busy = false;
     if (request.result < 0) {
       this.counts.errors++;
       if (!this.#options.faults) throw new Error(`op ${request.op} failed: ${request.result}`);
     }
-    if (slot.versions.length > 0) {
-      for (const version of versions) model.end(version, request.result, request.fua);
-      const oldest = this.#slots.reduce(
-        (least, s) => (s.busy ? Math.min(least, s.submit) : least),
-        model.now,
-      );
-      for (let i = 0; i < request.count; i++) model.prune(request.sector + i, oldest);
-    } else if (request.result === 0 && request.count === 0) model.flushed(submit);
-    else if (request.result === 0) this.#checkRead(request, submit);
-  }
-
-  #checkRead(request: Request, submit: number): void {
-    this.model.tick();
-    for (let i = 0; i < request.count; i++) {
-      const sector = request.sector + i;
-      const found = versionIn(request.memory.bytes, i * SECTOR, sector);
-      const legal = this.model.mayRead(sector, submit);
-      if (found === undefined || !legal.includes(found))
-        throw new Error(
-          `sector ${sector} reads as ${found ?? 'garbage'}; legal: ${legal.join(', ')}`,
-        );
-    }
+    end(slot, model);
+    if (slot.versions.length === 0) return;
+    const oldest = this.#slots.reduce(
+      (least, s) => (s.busy ? Math.min(least, s.submit) : least),
+      model.now,
+    );
+    for (let i = 0; i < request.count; i++) model.prune(request.sector + i, oldest);
   }
 
   // ── after a crash ────────────────────────────────────────────────────────
@@ -301,45 +254,21 @@ export class World {
     const fault = this.io.fault;
     this.io.fault = null;
     model.tick();
-    const touched = model.touched;
-    const memory = this.io.allocate(REQUEST_SECTORS_MAX * SECTOR);
-    let done = false;
-    const request = new Request(
-      {
-        complete: () => {
-          done = true;
-        },
+    readTouched(
+      this,
+      REQUEST_SECTORS_MAX,
+      () => this.io.step(),
+      sector => model.mayLast(sector),
+      `after ${after}`,
+      (sector, version) => {
+        if (after === 'kill') model.settleVisible(sector, version);
+        else model.settle(sector, version);
+        this.counts.verified++;
       },
-      memory,
     );
-    for (let i = 0; i < touched.length; ) {
-      let count = 1;
-      while (count < REQUEST_SECTORS_MAX && touched[i + count] === touched[i]! + count) count++;
-      request.sector = touched[i]!;
-      request.count = count;
-      done = false;
-      this.device.submit(request);
-      while (!done) if (!this.io.step()) throw new Error('a read hangs');
-      if (request.result !== 0) throw new Error(`a read failed: ${request.result}`);
-      for (let k = 0; k < count; k++)
-        this.#verifySector(touched[i]! + k, memory.bytes, k * SECTOR, after);
-      i += count;
-    }
     model.tick();
     model.tick();
-    this.counts.verified += touched.length;
     this.io.fault = fault;
-  }
-
-  #verifySector(sector: number, bytes: Uint8Array, start: number, after: string): void {
-    const found = versionIn(bytes, start, sector);
-    const legal = this.model.mayLast(sector);
-    if (found === undefined || !legal.includes(found))
-      throw new Error(
-        `after ${after}: sector ${sector} holds ${found ?? 'garbage'}; legal: ${legal.join(', ')}`,
-      );
-    if (after === 'kill') this.model.settleVisible(sector, found);
-    else this.model.settle(sector, found);
   }
 }
 

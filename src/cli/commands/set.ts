@@ -56,9 +56,16 @@ async function changeUsed(
     const mayBeExport = error instanceof UbdError && error.code === 'not-found';
     if (!mayBeExport || quota === undefined || sizeBytes !== undefined) throw error;
     return await client.changeExport(target, { quota }).catch((other: unknown) => {
-      throw other instanceof UbdError && other.code === 'not-found' ? error : other;
+      throw other instanceof UbdError && other.code === 'not-found' ? noneOf(target) : other;
     });
   }
+}
+
+function noneOf(target: string): UbdError {
+  return new UbdError('not-found', `there is no device ${target}, and no export that is open`, {
+    place: { device: target },
+    next: '`ubd list` and `ubd list --exports` show them; what nobody uses: ubd set ./FILE.leaf',
+  });
 }
 
 function changeOf(args: Arguments): ChangeSpec {

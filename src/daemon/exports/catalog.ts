@@ -8,18 +8,21 @@
  * Names are checked before anything else happens: they become names of files. What a client is told
  * of a disk that cannot be opened is that; the reason, with its paths, is in the log.
  */
-import { mkdir } from 'node:fs/promises';
-import { asUbdError, UbdError } from '../../base/errors.ts';
+
+import { asUbdError, inOneLine, UbdError } from '../../base/errors.ts';
+import { makePath } from '../../base/make-path.ts';
 import type { Quota } from '../../client/api.ts';
 import type { Export, ExportSpec, Template, TemplateSpec } from '../../client/exports.ts';
 import type { Paths } from '../../client/paths.ts';
 import type { ListEntry, Refusal } from '../../transport/nbd/handshake.ts';
 import type { Workshop } from '../attach.ts';
+import { deviceBytes } from '../attach.ts';
 import type { Exporter } from '../machine.ts';
 import type { Plan } from '../plan.ts';
 import type { DeviceStats } from '../plane-protocol.ts';
 import { isName } from '../validate.ts';
 import { type Peer, refuseAccess } from './access.ts';
+import { Complaints } from './complaints.ts';
 import { Disk, type OpenedDisk } from './disk.ts';
 import { type DiskSpec, leavesIn, Plans } from './plans.ts';
 
@@ -68,6 +71,7 @@ interface TemplateEntry {
 export class Catalog {
   readonly #options: CatalogOptions;
   readonly #plans: Plans;
+  readonly #complaints: Complaints;
   readonly #named = new Map<string, Named>();
   readonly #templates = new Map<string, TemplateEntry>();
   /** Quotas that were changed, by name: each opening asks for them, until the name is removed. */
@@ -77,6 +81,7 @@ export class Catalog {
   constructor(options: CatalogOptions) {
     this.#options = options;
     this.#plans = new Plans(options.paths, options.shop.images);
+    this.#complaints = new Complaints(options.shop.log);
   }
 
   // ---- what there is
@@ -99,7 +104,7 @@ export class Catalog {
       throw new UbdError('exists', `there is a template for the names ${prefix}*`, {
         next: 'give this one another prefix, or remove the other first',
       });
-    if (spec.dir !== undefined) await mkdir(spec.dir, { recursive: true, mode: 0o700 });
+    if (spec.dir !== undefined) makeDirectory(spec.dir);
     const entry = { spec, prefix, leavesMax: spec.leavesMax ?? LEAVES_MAX };
     this.#templates.set(prefix, entry);
     return this.#showTemplate(entry);
@@ -231,7 +236,7 @@ export class Catalog {
         readOnly: plan.readOnly,
       };
     } catch (thrown) {
-      return this.#cannot(disk.name, thrown);
+      return this.#cannot(disk.name, peer, thrown);
     } finally {
       this.#tidy(named);
     }
@@ -256,7 +261,7 @@ export class Catalog {
       };
     } catch (thrown) {
       this.#tidy(named);
-      return this.#cannot(disk.name, thrown);
+      return this.#cannot(disk.name, peer, thrown);
     }
   }
 
@@ -264,17 +269,36 @@ export class Catalog {
     if (this.#stopping) return { refused: 'shutdown', message: 'the server is stopping' };
     const name = asked === '' ? this.#onlyName() : asked;
     const named = name === undefined ? undefined : this.#named.get(name);
-    if (named !== undefined) return refuseAccess(peer, named.disk.name, named.spec.allow) ?? named;
+    if (named !== undefined) return this.#refuse(peer, named.disk.name, named.spec) ?? named;
     const template = name === undefined ? undefined : this.#templateOf(name);
-    if (name === undefined || template === undefined)
-      return { refused: 'unknown', message: 'there is no such export' };
-    const refusal = refuseAccess(peer, name, template.spec.allow);
+    if (name === undefined || template === undefined) return this.#unknown(asked);
+    const refusal = this.#refuse(peer, name, template.spec);
     if (refusal !== null) return refusal;
     const made = this.#make(name, template.spec, template, () =>
       this.#plans.ofTemplate(template.spec, name),
     );
     this.#named.set(name, made);
     return made;
+  }
+
+  #refuse(peer: Peer, name: string, { allow }: DiskSpec): Refusal | null {
+    const refusal = refuseAccess(peer, name, allow);
+    if (refusal !== null) {
+      const who = peer.names === null ? peer.from : `${peer.from}, ${peer.names.join(', ')}`;
+      this.#complaints.add(`${who}: export ${name}: refused: ${refusal.message}`);
+    }
+    return refusal;
+  }
+
+  #unknown(asked: string): Refusal {
+    const isTaken = this.#templates.size > 0 && asked !== '' && !isDiskName(asked);
+    return {
+      refused: 'unknown',
+      message: isTaken
+        ? 'there is no such export; a new one is named with 1 to 63 letters, digits, dots, ' +
+          'dashes and underscores'
+        : 'there is no such export',
+    };
   }
 
   /** The export that a client means who names none. */
@@ -284,11 +308,7 @@ export class Catalog {
   }
 
   #templateOf(name: string): TemplateEntry | undefined {
-    try {
-      isName(name, 'name');
-    } catch {
-      return undefined;
-    }
+    if (!isDiskName(name)) return undefined;
     let best: TemplateEntry | undefined;
     for (const entry of this.#templates.values())
       if (name.startsWith(entry.prefix) && entry.prefix.length >= (best?.prefix.length ?? 0))
@@ -353,17 +373,17 @@ export class Catalog {
     });
   }
 
-  async #sizeOf({ leaf, rootPath, sizeBytes }: Plan): Promise<number> {
+  async #sizeOf(plan: Plan): Promise<number> {
     const { images } = this.#options.shop;
-    if (leaf !== null && !leaf.isNew) return (await images.leafInfo(leaf.path)).size;
-    const root = await images.openRoot(rootPath);
+    if (plan.leaf !== null && !plan.leaf.isNew) return (await images.leafInfo(plan.leaf.path)).size;
+    const root = await images.openRoot(plan.rootPath);
     root.close();
-    return sizeBytes ?? root.sizeBytes;
+    return deviceBytes(plan, root);
   }
 
-  #cannot(name: string, thrown: unknown): Refusal {
-    const { message } = asUbdError(thrown);
-    this.#options.shop.log.warning(`export ${name}: a client was refused: ${message}`);
+  #cannot(name: string, { from }: Peer, thrown: unknown): Refusal {
+    const why = inOneLine(asUbdError(thrown));
+    this.#complaints.add(`${from}: export ${name}: cannot be opened: ${why}`);
     return {
       refused: 'unknown',
       message: 'the export cannot be opened: the log of the server says why',
@@ -416,6 +436,27 @@ export class Catalog {
       ephemeral: spec.ephemeral ?? false,
       open: made.filter(({ disk }) => disk.state !== 'closed').length,
     };
+  }
+}
+
+function isDiskName(name: string): boolean {
+  try {
+    isName(name, 'name');
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function makeDirectory(path: string): void {
+  try {
+    makePath(path, 0o700);
+  } catch (cause) {
+    throw new UbdError(
+      'io',
+      `the directory of a template, ${path}, cannot be made: ${(cause as Error).message}`,
+      { place: { file: path }, next: 'choose another one (dir=)', cause },
+    );
   }
 }
 

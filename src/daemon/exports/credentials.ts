@@ -72,6 +72,15 @@ function checkPair(tlsDir: string, certificate: string, key: string): void {
     });
 }
 
+/** Why clients will not trust us now; null: it is in time. */
+export function untimely(credentials: Credentials, now: number = Date.now()): string | null {
+  if (credentials.kind === 'keys') return null;
+  const { validFrom, validTo } = new X509Certificate(credentials.certificate);
+  if (now > Date.parse(validTo)) return `its certificate has expired: ${validTo}`;
+  if (now < Date.parse(validFrom)) return `its certificate is not valid before ${validFrom}`;
+  return null;
+}
+
 /** The largest file of keys; the shortest key is 16 bytes. */
 const KEYS_BYTES_MAX = 4 * 1024 * 1024;
 const KEY_BYTES_MIN = 16;

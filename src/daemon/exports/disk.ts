@@ -144,10 +144,8 @@ export class Disk {
       return this.#opened;
     } catch (thrown) {
       this.#opening = null;
-      const error = asUbdError(thrown);
-      log.error(`export ${name}: cannot be opened: ${error.message}`);
       await undo.run(text => log.warning(`export ${name}: ${text}`));
-      throw error;
+      throw asUbdError(thrown);
     }
   }
 

@@ -1,7 +1,7 @@
 /**
  * Exports as the daemon has them: the catalog of names, and the server that leads clients to it.
  */
-import { UbdError } from '../../base/errors.ts';
+import { inOneLine, UbdError } from '../../base/errors.ts';
 import type { QuotaSpec } from '../../client/api.ts';
 import type {
   Export,
@@ -44,11 +44,11 @@ export function checkServing({ listeners, exports, templates }: Serving): void {
   for (const spec of exports) refuseContradictions(spec);
   for (const spec of templates) refuseTemplate(spec);
   refuseTwice(
-    'export',
+    'exports of the name',
     exports.map(({ name }) => name),
   );
   refuseTwice(
-    'template',
+    'templates for the names',
     templates.map(({ prefix }) => `${prefix ?? ''}*`),
   );
 }
@@ -60,7 +60,7 @@ function refuseTemplate(spec: TemplateSpec): void {
 
 function refuseTwice(what: string, names: readonly string[]): void {
   const twice = names.find((name, index) => names.indexOf(name) !== index);
-  if (twice !== undefined) throw new UbdError('usage', `two of the name ${twice}: ${what}`);
+  if (twice !== undefined) throw new UbdError('usage', `two ${what} ${twice}`);
 }
 
 export class Exports {
@@ -89,7 +89,7 @@ export class Exports {
     for (const spec of exports) {
       this.#catalog.add(spec);
       const found = await this.#catalog.probe(spec.name);
-      if (found !== null) this.#log.warning(`export ${spec.name}: ${found.message}`);
+      if (found !== null) this.#log.warning(`export ${spec.name}: ${inOneLine(found)}`);
     }
     for (const spec of templates) await this.#catalog.addTemplate(spec);
     for (const spec of listeners) await this.#server.listen(spec);

@@ -2,8 +2,9 @@
  * One address that clients connect to. Without TLS, TCP is for this machine alone, unless told
  * otherwise in so many words; a unix socket is for root alone (0600).
  */
-import { chmodSync, lstatSync, rmSync } from 'node:fs';
+import { chmodSync, lstatSync, rmSync, statSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+import { dirname } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
 import type { ListenerSpec } from '../../client/exports.ts';
 import type { TlsState } from '../../transport/nbd/handshake.ts';
@@ -95,6 +96,11 @@ async function listen(server: Server, { address, uri }: ListenAddress): Promise<
       rmSync(address.path, { force: true }); // a dead server's
       return listen(server, { address, uri, tls: false });
     }
+    const inTheWay = 'path' in address ? whatIsWrongWith(address.path) : undefined;
+    if (inTheWay !== undefined) {
+      const { code, message, next } = inTheWay;
+      throw new UbdError(code, `cannot listen at ${uri}: ${message}`, { next, cause: thrown });
+    }
     throw new UbdError(
       code === 'EADDRINUSE' ? 'busy' : code === 'EACCES' ? 'permission' : 'io',
       `cannot listen at ${uri}: ${message}`,
@@ -102,7 +108,7 @@ async function listen(server: Server, { address, uri }: ListenAddress): Promise<
         next:
           code === 'EADDRINUSE'
             ? 'another server listens there: stop it, or choose another port or path'
-            : 'check the address; the directory of a unix socket must exist',
+            : 'check the address',
         cause: thrown,
       },
     );
@@ -121,6 +127,26 @@ function tryListen(
       resolve();
     });
   });
+}
+
+/** What the kernel's error does not tell, or libuv makes another one of. */
+function whatIsWrongWith(
+  path: string,
+): { code: 'not-found' | 'exists'; message: string; next: string } | undefined {
+  const directory = dirname(path);
+  if (!statSync(directory, { throwIfNoEntry: false })?.isDirectory())
+    return {
+      code: 'not-found',
+      message: `there is no directory ${directory}`,
+      next: 'make it first, or choose another path',
+    };
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (found === undefined || found.isSocket()) return undefined;
+  return {
+    code: 'exists',
+    message: `${path} is there, and is no socket`,
+    next: 'choose another path, or remove it',
+  };
 }
 
 /** A socket that nobody listens on: what a killed server leaves. */

@@ -19,6 +19,8 @@ import type { Log } from '../log.ts';
 import type { Exporter } from '../machine.ts';
 import type { Peer } from './access.ts';
 import type { Catalog, Use } from './catalog.ts';
+import { Complaints } from './complaints.ts';
+import { untimely } from './credentials.ts';
 import { type Greeted, greet } from './greeting.ts';
 import { Line } from './line.ts';
 import { Listening } from './listening.ts';
@@ -33,10 +35,6 @@ const CLIENTS_MAX = 8192;
 const FILES_RESERVED = 512;
 /** With TLS: the client's socket, and both ends of a pair. */
 const FILES_PER_CLIENT = 3;
-
-/** Lines about clients that nothing came of, in LOG_MS: anybody can make as many as he likes. */
-const LOG_LINES_MAX = 20;
-const LOG_MS = 10_000;
 
 export interface ServerOptions {
   catalog: Catalog;
@@ -61,6 +59,7 @@ export class ExportServer {
   readonly #handshakesMax: number;
   readonly #clientsMax: number;
   readonly #tls: TlsThread;
+  readonly #complaints: Complaints;
   readonly #listenings = new Map<string, Listening>();
   /** In the handshake, the oldest first. */
   readonly #lines = new Map<Line, Listening>();
@@ -70,8 +69,6 @@ export class ExportServer {
   /** Clients in the hands of the TLS thread that are not known yet. */
   #securing = 0;
   #stopping = false;
-  #logLines = 0;
-  #logFrom = 0;
 
   constructor(options: ServerOptions) {
     const { catalog, exporter, log } = options;
@@ -82,6 +79,7 @@ export class ExportServer {
     this.#handshakesMax = options.handshakesMax ?? HANDSHAKES_MAX;
     this.#clientsMax = options.clientsMax ?? Math.min(CLIENTS_MAX, clientsByFiles());
     this.#tls = new TlsThread(log);
+    this.#complaints = new Complaints(log);
   }
 
   // ---- listeners
@@ -101,6 +99,8 @@ export class ExportServer {
     if (credentials !== undefined) this.#tls.add(id, credentials);
     this.#listenings.set(uri, listening);
     this.#log.info(`exports are at ${uri}`);
+    const warning = credentials === undefined ? null : untimely(credentials);
+    if (warning !== null) this.#log.warning(`${uri}: ${warning}`);
     return this.#show(listening);
   }
 
@@ -147,7 +147,8 @@ export class ExportServer {
     if (client === undefined) return;
     this.#clients.delete(connection);
     client.use.release();
-    if (reason !== null) this.#report(`${client.peer.from}: ${client.use.facts.name}: ${reason}`);
+    if (reason !== null)
+      this.#complaints.add(`${client.peer.from}: ${client.use.facts.name}: ${reason}`);
   }
 
   #accept(listening: Listening, socket: Socket): void {
@@ -155,7 +156,7 @@ export class ExportServer {
     if (this.#stopping || here >= this.#clientsMax) {
       socket.on('error', () => {});
       socket.destroy();
-      this.#report(`${listening.uri}: a client was turned away: ${here} are here`);
+      this.#complaints.add(`${listening.uri}: a client was turned away: ${here} are here`);
       return;
     }
     const from = fromOf(socket, listening);
@@ -204,14 +205,14 @@ export class ExportServer {
   ): Promise<Secured | null> {
     if (this.#securing >= this.#handshakesMax) {
       native.close(fd);
-      this.#report(`${from}: no TLS: too many clients in their handshake`);
+      this.#complaints.add(`${from}: no TLS: too many clients in their handshake`);
       return null;
     }
     this.#securing++;
     try {
       return await this.#tls.secure(listening.id, fd, early, Math.max(1, line.budgetMs));
     } catch (error) {
-      this.#report(`${from}: no TLS: ${(error as Error).message}`);
+      this.#complaints.add(`${from}: no TLS: ${(error as Error).message}`);
       return null;
     } finally {
       this.#securing--;
@@ -238,7 +239,8 @@ export class ExportServer {
 
   async #greeted(greeted: Greeted, listening: Listening, peer: Peer): Promise<void> {
     if (greeted.outcome === 'left') {
-      if (greeted.reason !== null) this.#report(`${peer.from}: no handshake: ${greeted.reason}`);
+      if (greeted.reason !== null)
+        this.#complaints.add(`${peer.from}: no handshake: ${greeted.reason}`);
       return;
     }
     if (greeted.outcome === 'tls') return; // not again: the state machine refuses it
@@ -251,18 +253,6 @@ export class ExportServer {
     } catch (error) {
       this.disconnected(connection, (error as Error).message);
     }
-  }
-
-  /** Once in a while says only how many lines it left out. */
-  #report(text: string): void {
-    const now = performance.now();
-    if (now - this.#logFrom > LOG_MS) {
-      const more = this.#logLines - LOG_LINES_MAX;
-      if (more > 0) this.#log.warning(`${more} more clients that nothing came of`);
-      this.#logFrom = now;
-      this.#logLines = 0;
-    }
-    if (++this.#logLines <= LOG_LINES_MAX) this.#log.warning(text);
   }
 
   #show(listening: Listening): Listener {

@@ -37,6 +37,8 @@ interface WithParent {
 }
 
 const { port } = workerData as { port: MessagePort };
+const LEFT = 'the client left';
+
 const listeners = new Map<number, { server: Server; credentials: Credentials }>();
 /** By the client's socket, until TLS stands. */
 const pending = new Map<Socket, Pending>();
@@ -74,7 +76,7 @@ function makeServer(credentials: Credentials): Server {
   server.on('tlsClientError', (error, socket) => {
     const raw = (socket as unknown as WithParent)._parent;
     const entry = raw === undefined ? undefined : pending.get(raw);
-    if (entry !== undefined) failed(entry, reasonOf(error));
+    if (entry !== undefined) failed(entry, reasonFor(socket, error));
   });
   return server;
 }
@@ -134,7 +136,8 @@ function secure(call: Extract<TlsCall, { call: 'secure' }>): void {
   const waiting: Pending = { connection, plainFd, raw, timer };
   pending.set(raw, waiting);
   raw.on('error', error => failed(waiting, reasonOf(error)));
-  raw.on('close', () => failed(waiting, 'the client left'));
+  // Where a certificate is refused, the socket closes first, and then TLS says why.
+  raw.on('close', () => setImmediate(failed, waiting, LEFT));
   if (early.length > 0) raw.unshift(early);
   entry.server.emit('connection', raw);
 }
@@ -145,6 +148,12 @@ function failed(entry: Pending, reason: string): void {
   native.close(entry.plainFd);
   entry.raw.destroy();
   say({ event: 'failed', connection: entry.connection, reason });
+}
+
+/** Why TLS did not come about. */
+function reasonFor({ authorizationError }: TLSSocket, error: NodeJS.ErrnoException): string {
+  if (authorizationError) return `its certificate is refused: ${authorizationError}`;
+  return error.code === 'ECONNRESET' ? LEFT : reasonOf(error);
 }
 
 /** What OpenSSL calls the error, without the place in its source. */

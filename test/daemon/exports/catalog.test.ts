@@ -3,7 +3,7 @@
  * Method: the catalog over a machine of small files, which counts what is open and fails on
  * command.
  */
-import { existsSync, mkdirSync, readdirSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import type { Peer } from '../../../src/daemon/exports/access.ts';
@@ -18,12 +18,15 @@ const LINGER_MS = 20;
 interface World extends Bench {
   catalog: Catalog;
   leaves: string;
+  /** Lines of the log that match. */
+  logged: (pattern: RegExp) => string[];
 }
 
 function world(t: Test, options: Partial<CatalogOptions> = {}): World {
   const made = bench(fn => t.teardown(fn));
   const { paths, machine } = made;
-  const log = new Log(`${paths.stateDir}/exports.log`, { echo: false });
+  const logFile = `${paths.stateDir}/exports.log`;
+  const log = new Log(logFile, { echo: false });
   t.teardown(() => log.close());
   let id = 1;
   const catalog = new Catalog({
@@ -36,7 +39,11 @@ function world(t: Test, options: Partial<CatalogOptions> = {}): World {
     ...options,
   });
   const leaves = `${paths.stateDir}/vms`;
-  return { ...made, catalog, leaves };
+  const logged = (pattern: RegExp): string[] =>
+    readFileSync(logFile, 'utf8')
+      .split('\n')
+      .filter(line => pattern.test(line));
+  return { ...made, catalog, leaves, logged };
 }
 
 function granted(answer: Use | Refusal): Use {
@@ -231,6 +238,41 @@ t.test('a disk that cannot be opened: refused without its paths, and tried again
   await closed(made);
 });
 
+t.test('the log says once who was refused what, why, and what to do', async t => {
+  const { catalog, machine, root, leaves, logged } = world(t);
+  catalog.add({ name: 'web', root, sizeBytes: 512 });
+  await catalog.addTemplate({ root, dir: leaves, leavesMax: 1, prefix: 'vm-' });
+  const small = /a device of 512 bytes is smaller than its root .*; a device may only be larger/;
+  t.match(await catalog.probe('web'), { code: 'usage' }, 'it is known before a client comes');
+  t.equal(refused(await catalog.describe('web', PLAIN)), 'unknown');
+  t.equal(refused(await catalog.open('web', PLAIN)), 'unknown');
+  t.equal(logged(small).length, 2, 'each time once');
+  granted(await catalog.open('vm-1', PLAIN)).release();
+  t.equal(refused(await catalog.open('vm-2', PLAIN)), 'unknown');
+  t.equal(logged(/a test: export vm-2: cannot be opened: .* 1 leaves; .*max=/).length, 1);
+  const peer: Peer = { from: 'a host', tls: true, names: ['db'] };
+  t.equal(refused(await catalog.open('vm-1', peer)), 'policy');
+  t.equal(logged(/a host, db: export vm-1: refused: .* not vm-1's/).length, 1);
+  machine.failAt = 'openRoot';
+  for (let i = 0; i < 50; i++) await catalog.open('web', PLAIN);
+  t.equal(logged(/a test: export web/).length, 20 - 2, 'no client fills the log');
+});
+
+t.test('a directory that cannot be made is an error that names it', async t => {
+  const { catalog, root } = world(t);
+  for (const dir of [root, `${root}/vms`, '/proc/ubd-none/vms'])
+    await t.rejects(
+      catalog.addTemplate({ root, dir }),
+      {
+        code: 'io',
+        message: `the directory of a template, ${dir}, cannot be made: `,
+        next: /dir=/,
+      },
+      dir,
+    );
+  t.same(catalog.templates, []);
+});
+
 t.test('a leaf that a device has is not opened a second time', async t => {
   const { catalog, root, paths } = world(t, {
     userOf: leaf => (leaf.endsWith('/web.leaf') ? 'web' : undefined),
@@ -316,6 +358,7 @@ t.test('names that could lead out of the directory, or are none, are unknown', a
   const names = ['..', '.', '../x', 'a/b', '/etc/passwd', '-x', '.hidden', 'a\nb', 'a b', 'é', ''];
   for (const name of [...names, 'x'.repeat(64), 'ubd3', 'a\0b', '%2e', 'x\u202e'])
     t.equal(refused(await catalog.open(name, PLAIN)), 'unknown', JSON.stringify(name));
+  t.match(await catalog.open('a/b', PLAIN), { message: /1 to 63 letters/ }, 'and says what is one');
   t.same(readdirSync(leaves), []);
   t.same(readdirSync(paths.leaves), []);
 });

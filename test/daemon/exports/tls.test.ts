@@ -2,6 +2,7 @@
  * Goal: over TLS everything is as without it, for those who may; everybody else gets nothing, and
  * costs no more than a plain client. Method: certificates of our own, node's TLS as the client.
  */
+
 import { randomBytes } from 'node:crypto';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -9,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { ConnectionOptions } from 'node:tls';
 import t, { type Test } from 'tap';
 import type { ListenerSpec } from '../../../src/client/exports.ts';
+import { readCredentials, untimely } from '../../../src/daemon/exports/credentials.ts';
 import type { ServerOptions } from '../../../src/daemon/exports/server.ts';
 import { OPT, REP } from '../../../src/transport/nbd/wire.ts';
 import { Authority, clientOf } from '../../support/certificates.ts';
@@ -130,7 +132,10 @@ t.test('certificates', { skip }, async t => {
     }
     await world.quiet();
     await until('every descriptor is closed', () => openFiles() <= before);
-    t.match(readFileSync(world.logFile, 'utf8'), /peer did not return a certificate/);
+    const log = readFileSync(world.logFile, 'utf8');
+    t.match(log, /peer did not return a certificate/);
+    t.match(log, /its certificate is refused: UNABLE_TO_VERIFY_LEAF_SIGNATURE/, 'the foreign one');
+    t.match(log, /its certificate is refused: INVALID_PURPOSE/, 'the one for servers');
     t.equal(world.channels().length, 0);
   });
 
@@ -184,6 +189,16 @@ t.test('certificates', { skip }, async t => {
     const heard = await after.rest();
     t.notOk(heard.includes('web'), 'behind its answer');
     await world.quiet();
+  });
+
+  t.test('a client that leaves in the middle of TLS has left, and nothing else', async t => {
+    const world = await tlsWorld(t);
+    await world.listen({ tlsDir: await world.authority.server() });
+    const caller = await world.caller();
+    await caller.ask(OPT.STARTTLS);
+    caller.end();
+    await until('it is in the log', () => /no TLS/.test(readFileSync(world.logFile, 'utf8')));
+    t.match(readFileSync(world.logFile, 'utf8'), /no TLS: the client left$/m);
   });
 
   t.test('a client that does not go on with TLS is gone in time', async t => {
@@ -267,6 +282,18 @@ t.test('certificates', { skip }, async t => {
     }
     await world.quiet();
     await until('every descriptor is closed', () => openFiles() <= before);
+  });
+
+  t.test('a certificate that clients will refuse is told when it is read', async t => {
+    const world = await tlsWorld(t);
+    const credentials = readCredentials({
+      uri: 'nbds://x',
+      tlsDir: await world.authority.server(),
+    });
+    const day = 24 * 60 * 60 * 1000;
+    t.equal(untimely(credentials!), null);
+    t.match(untimely(credentials!, Date.now() + 31 * day), /has expired: /);
+    t.match(untimely(credentials!, Date.now() - day), /not valid before /);
   });
 
   t.test('wrong files are refused before anything listens', async t => {

@@ -13,9 +13,9 @@ import { receiveLeaf } from '../../../src/life/receive.ts';
 import { reconcile } from '../../../src/life/reconcile.ts';
 import { repairLeaf } from '../../../src/life/repair.ts';
 import { sendLeaf } from '../../../src/life/send.ts';
+import { Broken, type Content, SECTOR, versionAt } from '../promise.ts';
 import { PARENT } from '../sector-model.ts';
 import type { Disk, Disks } from './disks.ts';
-import { Broken, type Content, SECTOR, versionAt } from './promise.ts';
 
 export class AtRest {
   readonly #disks: Disks;

@@ -5,9 +5,9 @@ import { removeLeaving, settleReconcile } from '../../../src/daemon/life/reconci
 import { lineageOf } from '../../../src/leaf/info.ts';
 import { isStillOf } from '../../../src/leaf/still.ts';
 import { abandonSuccessor } from '../../../src/leaf/successor.ts';
+import { Broken } from '../promise.ts';
 import type { AtRest } from './at-rest.ts';
 import type { Disk, Disks } from './disks.ts';
-import { Broken } from './promise.ts';
 import { readDisk } from './requests.ts';
 
 export async function crash(

@@ -21,29 +21,22 @@ import type {
 import type { DataPlane } from '../../../src/daemon/plane-client.ts';
 import type { TransportSpec } from '../../../src/daemon/plane-protocol.ts';
 import { ShadowFiles } from '../../../src/daemon/shadows.ts';
-import { Request } from '../../../src/engine/request.ts';
 import type { UnionDevice } from '../../../src/engine/union.ts';
 import { createLeaf } from '../../../src/leaf/create.ts';
 import { lineageOf } from '../../../src/leaf/info.ts';
 import { rootParent } from '../leaf-files.ts';
+import { Broken, type Content, digest, SECTOR } from '../promise.ts';
 import { Random } from '../random.ts';
-import { fillSectors, PARENT, SectorModel, type Version } from '../sector-model.ts';
+import { fillSectors, PARENT, SectorModel } from '../sector-model.ts';
 import { SimFs } from '../sim-fs.ts';
 import { SimIo } from '../sim-io.ts';
 import { useSimFs } from '../sim-node-fs.ts';
 import { SimPlane } from '../sim-plane.ts';
-import { Broken, type Content, digest, SECTOR } from './promise.ts';
+import { newSlots, type Slot } from '../sim-slots.ts';
 import { complete, issueOne, REQUEST_SECTORS_MAX, readDisk } from './requests.ts';
 
 /** Turns in which nothing moves: then what is waited for never comes. */
 const IDLE_MAX = 500;
-
-export interface Slot {
-  request: Request;
-  busy: boolean;
-  submit: number;
-  versions: Version[];
-}
 
 export interface Served {
   id: number;
@@ -176,7 +169,12 @@ export class Disks {
     const parent = await rootParent('/sim/r/root');
     createLeaf({ path, sizeBytes: sectors * SECTOR, parent, logBytes: 4096 });
     this.fix('/sim/r/root');
-    this.add(path, sectors, new SectorModel(this.rootSectors));
+    this.add(path, sectors, this.newModel());
+  }
+
+  /** Of a disk on the first root, and on images later. */
+  newModel(): SectorModel {
+    return new SectorModel(this.rootSectors, true);
   }
 
   add(path: string, sectors: number, model: SectorModel): Disk {
@@ -197,7 +195,7 @@ export class Disks {
 
   /** A disk that holds what another one held. */
   addCopy(path: string, sectors: number, content: Content): Disk {
-    const model = new SectorModel(this.rootSectors);
+    const model = this.newModel();
     for (const [sector, version] of content) model.settle(sector, version);
     return this.add(path, sectors, model);
   }
@@ -241,13 +239,8 @@ export class Disks {
     const device = { id, name: disk.path, sizeBytes: leaf.sizeBytes, readOnly: false, root, leaf };
     const order = handOver(device as TransportDevice, {} as TransportSpec);
     const union = this.plane.open(order);
-    const slots = Array.from({ length: this.random.between(1, 4) }, () => {
-      const slot: Slot = { request: null!, busy: false, submit: 0, versions: [] };
-      const completer = { complete: () => complete(disk, slot) };
-      const memory = this.io.allocate(REQUEST_SECTORS_MAX * SECTOR);
-      slot.request = new Request(completer, memory);
-      return slot;
-    });
+    const count = this.random.between(1, 4);
+    const slots = newSlots(this.io, count, REQUEST_SECTORS_MAX, slot => complete(disk, slot));
     return { id, union, slots };
   }
 

@@ -9,11 +9,12 @@
  * Everything follows from the seed; a broken promise throws. After a crash a new daemon opens every
  * disk, and reads it; what it finds is what goes on.
  */
+
+import { Broken } from '../promise.ts';
 import { AtRest } from './at-rest.ts';
 import { crash } from './crash.ts';
 import { Disks } from './disks.ts';
 import { forkInUse, growInUse, reconcileInUse, snapshot, still } from './in-use.ts';
-import { Broken } from './promise.ts';
 
 const DISKS_MAX = 6;
 

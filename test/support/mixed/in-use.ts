@@ -10,9 +10,8 @@ import type { ReconcileFiles, SnapshotFiles } from '../../../src/daemon/machine.
 import { lineageOf } from '../../../src/leaf/info.ts';
 import { stillPath } from '../../../src/leaf/still.ts';
 import { exportLeaf } from '../../../src/life/export.ts';
-import { SectorModel } from '../sector-model.ts';
+import { Broken, SECTOR, versionAt } from '../promise.ts';
 import type { Disk, Disks } from './disks.ts';
-import { Broken, SECTOR, versionAt } from './promise.ts';
 
 function entryOf(disks: Disks, disk: Disk): Writable {
   const { fs } = disks;
@@ -96,7 +95,7 @@ export async function forkInUse(disks: Disks, disk: Disk): Promise<() => Promise
   return async () => {
     disks.fix(fork.parent);
     for (const path of leaves) {
-      const copy = disks.add(path, stay, new SectorModel(disks.rootSectors));
+      const copy = disks.add(path, stay, disks.newModel());
       const mayHold = (sector: number): number[] =>
         legal.get(sector) ?? copy.model.mayRead(sector, copy.model.tick());
       await disks.look(copy, [...legal.keys()], mayHold);

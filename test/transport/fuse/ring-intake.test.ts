@@ -4,10 +4,8 @@
  * requests put into entries by their addresses, and commits read from there.
  */
 import { spawnSync } from 'node:child_process';
-import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs';
-import { connect, createServer, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
+import type { Socket } from 'node:net';
 import { setImmediate as tick } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { EINVAL, EIO, ENOTCONN } from '../../../src/base/errno.ts';
@@ -27,6 +25,7 @@ import type { IoOp, Memory } from '../../../src/uring/io.ts';
 import { allocateMemory } from '../../../src/uring/memory.ts';
 import type { Ring } from '../../../src/uring/ring.ts';
 import { COMMAND_WORD, OPCODE } from '../../../src/uring/sqe.ts';
+import { dataBody, devFuse, message } from '../../support/fuse-requests.ts';
 import { MemoryLayer } from '../../support/memory-layer.ts';
 
 const SECTORS = 4096;
@@ -147,37 +146,23 @@ class Kernel {
   }
 
   static async start(t: Test): Promise<Kernel> {
-    const folder = mkdtempSync(join(tmpdir(), 'ubd-ring-intake-'));
-    const path = join(folder, 'socket');
-    const server = createServer({ pauseOnConnect: true });
-    await new Promise<void>(resolve => server.listen(path, resolve));
-    const accepted = new Promise<Socket>(resolve => server.once('connection', resolve));
-    const socket = connect(path);
-    const end = await accepted;
-    const { fd } = (end as unknown as { _handle: { fd: number } })._handle;
+    const { socket, fd } = await devFuse(t);
     const kernel = new Kernel(socket, fd);
     t.teardown(() => {
       kernel.queues.close();
       kernel.slots.close();
-      socket.destroy();
-      end.destroy();
-      server.close();
-      rmSync(folder, { recursive: true });
     });
     return kernel;
   }
 
   /** INIT over /dev/fuse; returns the flags of the answer. */
   async init(flags2: number = INIT2.OVER_IO_URING): Promise<{ flags2: number; maxWrite: number }> {
-    const request = Buffer.alloc(104);
-    request.writeUInt32LE(104, 0);
-    request.writeUInt32LE(FUSE.INIT, 4);
-    request.writeUInt32LE(1, 8);
-    request.writeUInt32LE(7, 40);
-    request.writeUInt32LE(45, 44);
-    request.writeUInt32LE(INIT.INIT_EXT | INIT.ASYNC_DIO, 52);
-    request.writeUInt32LE(flags2, 56);
-    this.#socket.write(request);
+    const body = Buffer.alloc(64);
+    body.writeUInt32LE(7, 0);
+    body.writeUInt32LE(45, 4);
+    body.writeUInt32LE(INIT.INIT_EXT | INIT.ASYNC_DIO, 12);
+    body.writeUInt32LE(flags2, 16);
+    this.#socket.write(message(FUSE.INIT, 1, body));
     await tick();
     await tick();
     this.ring.take(OPCODE.POLL_ADD)!.op.done(1, 0);
@@ -265,13 +250,6 @@ class Kernel {
   ask(entry: Entry, opcode: number, body: Buffer, data?: Buffer): { error: number; data: Buffer } {
     return this.committed(entry, this.give(entry, opcode, body, data));
   }
-}
-
-function dataBody(offset: number, size: number): Buffer {
-  const body = Buffer.alloc(40);
-  body.writeBigUInt64LE(BigInt(offset), 8);
-  body.writeUInt32LE(size, 16);
-  return body;
 }
 
 t.test('after INIT each queue has its entries, with memory of their own', async t => {

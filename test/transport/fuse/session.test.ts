@@ -2,10 +2,7 @@
  * A FUSE session without a kernel's FUSE: the test speaks for the kernel on a socket, in whole
  * messages, and reads the replies. So it can also say what no kernel would.
  */
-import { mkdtempSync, rmSync } from 'node:fs';
-import { connect, createServer, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import type { Socket } from 'node:net';
 import { setImmediate as tick } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { EINVAL, EIO, ENOSPC, ENOSYS, EOPNOTSUPP, EROFS } from '../../../src/base/errno.ts';
@@ -14,6 +11,7 @@ import { FuseSession } from '../../../src/transport/fuse/session.ts';
 import { DATA_BYTES, FuseSlots } from '../../../src/transport/fuse/slots.ts';
 import { FALLOC, FUSE, INIT } from '../../../src/transport/fuse/wire.ts';
 import { Ring } from '../../../src/uring/ring.ts';
+import { dataBody, devFuse, fallocateBody, message } from '../../support/fuse-requests.ts';
 import { MemoryLayer } from '../../support/memory-layer.ts';
 
 const SECTORS = 4096;
@@ -22,31 +20,6 @@ interface Reply {
   error: number;
   unique: bigint;
   body: Buffer;
-}
-
-/** A request as the kernel sends it; `length` lies about its length where a test wants that. */
-function message(opcode: number, unique: number, body: Buffer, length?: number): Buffer {
-  const header = Buffer.alloc(40);
-  header.writeUInt32LE(length ?? 40 + body.length, 0);
-  header.writeUInt32LE(opcode, 4);
-  header.writeBigUInt64LE(BigInt(unique), 8);
-  header.writeBigUInt64LE(2n, 16);
-  return Buffer.concat([header, body]);
-}
-
-function dataBody(offset: number, size: number, data: Buffer = Buffer.alloc(0)): Buffer {
-  const body = Buffer.alloc(40);
-  body.writeBigUInt64LE(BigInt(offset), 8);
-  body.writeUInt32LE(size, 16);
-  return Buffer.concat([body, data]);
-}
-
-function fallocateBody(offset: number, length: number, mode: number): Buffer {
-  const body = Buffer.alloc(32);
-  body.writeBigUInt64LE(BigInt(offset), 8);
-  body.writeBigUInt64LE(BigInt(length), 16);
-  body.writeUInt32LE(mode, 24);
-  return body;
 }
 
 interface KernelOptions {
@@ -101,25 +74,13 @@ class Kernel {
     t: Test,
     { slots = 4, readOnly = false, neighbour }: KernelOptions = {},
   ): Promise<Kernel> {
-    const folder = mkdtempSync(join(tmpdir(), 'ubd-session-'));
-    const path = join(folder, 'socket');
-    const server = createServer({ pauseOnConnect: true });
-    await new Promise<void>(resolve => server.listen(path, resolve));
-    const accepted = new Promise<Socket>(resolve => server.once('connection', resolve));
-    const socket = connect(path);
-    const end = await accepted;
-    const { fd } = (end as unknown as { _handle: { fd: number } })._handle;
+    const { socket, fd } = await devFuse(t);
     const kernel = new Kernel(socket, fd, neighbour, slots, readOnly);
-    t.teardown(() => {
-      if (neighbour === undefined) {
+    if (neighbour === undefined)
+      t.teardown(() => {
         kernel.ring.close();
         kernel.slots.close();
-      }
-      socket.destroy();
-      end.destroy();
-      server.close();
-      rmSync(folder, { recursive: true });
-    });
+      });
     return kernel;
   }
 

@@ -1,6 +1,6 @@
 /** Promises to disks, and their breaking. */
 import { createHash } from 'node:crypto';
-import { versionIn } from '../sector-model.ts';
+import { versionIn } from './sector-model.ts';
 
 export const SECTOR = 512;
 
