@@ -11,6 +11,7 @@ import t from 'tap';
 import {
   type Check,
   columns,
+  daemonParts,
   documents,
   layering,
   leftovers,
@@ -168,6 +169,20 @@ const CASES: Case[] = [
       'src/native/a.ts': '',
     },
     bad: [{ 'README.md': '[gone](docs/gone.md)' }, { 'README.md': 'run `scripts/gone` first' }],
+  },
+  {
+    check: daemonParts,
+    claim: 'the map of the daemon has each of its files, and no other',
+    good: {
+      'ARCHITECTURE.md': '## Inside the daemon\n| a | `a.ts`, over `b.ts` |\n\n## More\n`c.ts`\n',
+      'src/daemon/a.ts': '',
+      'src/daemon/b.ts': '',
+      'src/daemon/life/d.ts': '',
+    },
+    bad: [
+      { 'src/daemon/a.ts': '' },
+      { 'ARCHITECTURE.md': '## Inside the daemon\n| a | `gone.ts` |\n' },
+    ],
   },
   {
     check: wholeLock,

@@ -5,11 +5,12 @@
  *       devices/NAME.json    one record per attached device: what a new daemon re-attaches
  *       leaves/NAME.leaf     leaves of devices that named no file
  *       ephemeral/NAME.leaf  leaves that go away at detach
- *       roots/KEY.json       replicas of remote roots; beside it manifests
- *       root-names/NAME.json  versions of a root that has a name
+ *       roots/KEY.json       replicas of remote roots; beside it manifests and boot packs
+ *       root-names/NAME.json versions of a root that has a name
  *       cache.json           size and policy of the cache in memory, if they were set
  *       cache/               chunks of remote roots: the disk cache
  *       indexes/             indexes of files whose place is not beside their root
+ *       id                   made once: names this state in what the whole host sees
  *       daemon.lock          flock: the only judge of who is the daemon of this state
  *       ubd.log, ubd.log.1   the daemon's log
  *     runtime directory  (UBD_RUNTIME_DIR, /run/ubd)

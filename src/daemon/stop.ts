@@ -1,5 +1,5 @@
 /**
- * A daemon's end: what becomes of each of its devices. Records stay, so the next daemon brings all
+ * A daemon's end for its devices: what becomes of each. Records stay, so the next daemon brings all
  * of them back.
  *
  *                                 it can outlive its daemon      it cannot

@@ -9,6 +9,7 @@ import { CachedLayer, LOCAL, REMOTE, type Tuning } from '../../src/cache/cached-
 import { Fetch } from '../../src/cache/fetch.ts';
 import type { PolicyName } from '../../src/cache/policy.ts';
 import type { IoOp } from '../../src/uring/io.ts';
+import { imageOf } from '../support/disk.ts';
 import { MemoryLayer } from '../support/memory-layer.ts';
 import { Random } from '../support/random.ts';
 import { SimMemories } from '../support/sim-memory.ts';
@@ -31,7 +32,7 @@ class Bench {
 
   root(bytes: number, salt = 0): MemoryLayer {
     const root = new MemoryLayer(bytes / SECTOR);
-    for (let at = 0; at < bytes; at += 8) root.content.writeDoubleLE(at + 1 + salt * 2 ** 40, at);
+    imageOf(bytes, salt).copy(root.content);
     return root;
   }
 

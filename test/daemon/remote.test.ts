@@ -15,7 +15,7 @@ import { remoteSettings } from '../../src/daemon/remote/settings.ts';
 import { Upstream } from '../../src/daemon/remote/upstream.ts';
 import { ManifestMaker } from '../../src/remote/manifest.ts';
 import { DEFAULTS } from '../../src/remote/options.ts';
-import { imageOf } from '../support/fake-place.ts';
+import { imageOf } from '../support/disk.ts';
 import { HttpRoot } from '../support/http-root.ts';
 import { until } from '../support/run.ts';
 

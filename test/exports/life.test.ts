@@ -225,6 +225,7 @@ t.test('ubd serve', { skip }, async t => {
         [...listen, '--export', `web=${root}`, '--export', `web=${root}`],
         /two exports of the name web/,
       ],
+      [[...listen, ...listen], /two listeners at nbd\+unix:/],
       [[...listen, '--template', root], /dir=DIR/],
       [[...listen, '--template', `${root},dir=/x,max=none`], /a count/],
       [[...listen, '--tls-psk', '/x', '--tls-dir', '/y'], /not with both/],

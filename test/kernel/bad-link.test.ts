@@ -9,6 +9,7 @@ import { writeFileSync } from 'node:fs';
 import t, { type Test } from 'tap';
 import { BadLink, LINK_NEEDS } from '../support/bad-link.ts';
 import { deviceDigest } from '../support/device-digest.ts';
+import { imageOf } from '../support/disk.ts';
 import { nbdkit, type ServerProcess, writeNginxConfig } from '../support/remote-servers.ts';
 import { DEVICES, missing } from '../support/requires.ts';
 import { run, tryRun, until } from '../support/run.ts';
@@ -37,8 +38,7 @@ async function setUp(t: Test): Promise<Lab> {
   t.teardown(() => sandbox.cleanup.run());
   await sandbox.ubd(['cache', 'resize', '0']);
   const file = sandbox.path('root.img');
-  const image = Buffer.alloc(SIZE);
-  for (let at = 0; at < SIZE; at += 8) image.writeDoubleLE(at + 1, at);
+  const image = imageOf(SIZE);
   writeFileSync(file, image);
   const link = await BadLink.start(t);
   const nbd = await link.server(10809, 'nbdkit', '-f', '-r', 'file', file).start();

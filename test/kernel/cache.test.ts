@@ -17,6 +17,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { decodeBootPack, encodeBootPack } from '../../src/cache/boot-pack.ts';
 import type { CacheStatus } from '../../src/client/cache.ts';
+import { imageOf } from '../support/disk.ts';
 import { nbdkit, nginx } from '../support/remote-servers.ts';
 import { DEVICES, missing } from '../support/requires.ts';
 import { run, until } from '../support/run.ts';
@@ -27,12 +28,6 @@ const skipRemote = await missing(...DEVICES, 'dd', 'cmp', 'nginx', 'nbdkit');
 t.setTimeout(240_000);
 const MIB = 2 ** 20;
 const SIZE = 32 * MIB;
-
-function makeImage(path: string, salt = 0): void {
-  const image = Buffer.alloc(SIZE);
-  for (let at = 0; at < SIZE; at += 8) image.writeDoubleLE(at + 1 + salt * 2 ** 40, at);
-  writeFileSync(path, image);
-}
 
 /** Reads a part as the kernel does for somebody who has nothing of it; compares it. */
 async function read(node: string, image: string, fromMib: number, mibs: number): Promise<void> {
@@ -55,7 +50,7 @@ t.test('a local root: shown, filled, emptied, sized, and set for good', { skip }
   t.teardown(() => sandbox.cleanup.run());
   const { client } = sandbox;
   const root = sandbox.path('root.img');
-  makeImage(root);
+  writeFileSync(root, imageOf(SIZE));
   const json = async (...args: string[]): Promise<Record<string, unknown>> =>
     JSON.parse((await sandbox.ubd(['cache', ...args, '--json'])).stdout);
 
@@ -109,7 +104,7 @@ t.test('a local root: shown, filled, emptied, sized, and set for good', { skip }
 t.test('what makes no sense is refused, and says what would', { skip }, async t => {
   const sandbox = await Sandbox.start();
   t.teardown(() => sandbox.cleanup.run());
-  makeImage(sandbox.path('root.img'));
+  writeFileSync(sandbox.path('root.img'), imageOf(SIZE));
   for (const [args, status, why] of [
     [['fill'], 2, /one of stats, warm, record, drop, resize, policy, not 'fill'/],
     [['warm'], 2, /warm needs ROOT or DEV/],
@@ -142,7 +137,7 @@ t.test(
     t.teardown(() => sandbox.cleanup.run());
     await sandbox.ubd(['cache', 'resize', '64M']);
     const image = sandbox.path('root.img');
-    makeImage(image);
+    writeFileSync(image, imageOf(SIZE));
     const kit = await nbdkit(image, sandbox.path('kit.sock'), {
       filters: ['delay'],
       parameters: ['rdelay=3ms'],
@@ -176,7 +171,7 @@ t.test(
     t.teardown(() => sandbox.cleanup.run());
     await sandbox.ubd(['cache', 'resize', '64M']);
     const image = sandbox.path('root.img');
-    makeImage(image);
+    writeFileSync(image, imageOf(SIZE));
     const web = await nginx(sandbox.path('nginx'), sandbox.dir);
     await web.start();
     t.teardown(() => web.kill());
@@ -264,7 +259,7 @@ t.test(
     t.teardown(() => sandbox.cleanup.run());
     await sandbox.ubd(['cache', 'resize', '64M']);
     const root = sandbox.path('root.img');
-    makeImage(root);
+    writeFileSync(root, imageOf(SIZE));
     const old = await sandbox.attach({ root, name: 'old', readOnly: true });
     await read(old.node, root, 0, 32);
     await sandbox.detach('old');
@@ -278,7 +273,7 @@ t.test(
     await sandbox.detach('now');
     const moved = sandbox.path('moved.img');
     cpSync(root, moved);
-    makeImage(root, 5);
+    writeFileSync(root, imageOf(SIZE, 5));
     const third = await sandbox.attach({ root, name: 'third', readOnly: true });
     const fourth = await sandbox.attach({ root: moved, name: 'fourth', readOnly: true });
     await read(third.node, root, 0, 32);

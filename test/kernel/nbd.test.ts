@@ -13,7 +13,7 @@ import type { Status } from '../../src/client/api.ts';
 import { Cleanup } from '../support/cleanup.ts';
 import { testGrowing } from '../support/growing.ts';
 import { here } from '../support/guest.ts';
-import { QUICK } from '../support/requires.ts';
+import { missing, QUICK } from '../support/requires.ts';
 import { run, tryRun, until } from '../support/run.ts';
 import { type Attached, CLI, Sandbox } from '../support/sandbox.ts';
 
@@ -48,10 +48,9 @@ function configured(): string[] {
 
 if (await here(import.meta.url, NBD)) {
   t.teardown(() => cleanup.run());
-  const withXfs = readFileSync('/proc/filesystems', 'utf8').includes('xfs');
 
   for (const type of ['ext4', 'xfs']) {
-    const skip = type === 'xfs' && !withXfs ? 'this kernel has no xfs' : false;
+    const skip = await missing(`fs:${type}`);
     t.test(`${type} is made, filled, trimmed, checked, and read again`, { skip }, async t => {
       const { sandbox, root } = await start(t, 512);
       const disk = await attach(sandbox, root, 'disk');

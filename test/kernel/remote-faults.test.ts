@@ -8,6 +8,7 @@ import { createHash } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import t from 'tap';
 import { deviceDigest } from '../support/device-digest.ts';
+import { imageOf } from '../support/disk.ts';
 import {
   makeCertificates,
   nbdkit,
@@ -43,8 +44,7 @@ t.test('servers that fail, lie, crawl and hang beside one that is well', { skip 
   t.teardown(() => sandbox.cleanup.run());
   await sandbox.ubd(['cache', 'resize', '0']);
   const file = sandbox.path('root.img');
-  const image = Buffer.alloc(SIZE);
-  for (let at = 0; at < SIZE; at += 8) image.writeDoubleLE(at + 1, at);
+  const image = imageOf(SIZE);
   writeFileSync(file, image);
   await sandbox.ubd(['info', '--manifest', 'root.img']);
   const wanted = createHash('sha256').update(image).digest('hex');

@@ -10,6 +10,7 @@ import { once } from 'node:events';
 import { copyFileSync, readFileSync, truncateSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
+import { imageOf } from '../support/disk.ts';
 import {
   nbdkit,
   nginx,
@@ -26,14 +27,6 @@ t.setTimeout(240_000);
 const MIB = 2 ** 20;
 const SIZE = 48 * MIB;
 
-/** Different everywhere, and made at once. */
-function makeImage(path: string, salt = 0): Buffer {
-  const image = Buffer.alloc(SIZE);
-  for (let at = 0; at < SIZE; at += 8) image.writeDoubleLE(at + 1 + salt * 2 ** 40, at);
-  writeFileSync(path, image);
-  return image;
-}
-
 interface Lab {
   sandbox: Sandbox;
   image: Buffer;
@@ -49,7 +42,8 @@ async function setUp(t: Test, env: Record<string, string> = {}): Promise<Lab> {
   for (const name of Object.keys(env)) delete process.env[name];
   t.teardown(() => sandbox.cleanup.run());
   const file = sandbox.path('root.img');
-  const image = makeImage(file);
+  const image = imageOf(SIZE);
+  writeFileSync(file, image);
   const web = await nginx(sandbox.path('nginx'), sandbox.dir);
   await web.start();
   t.teardown(() => web.kill());
@@ -205,7 +199,7 @@ t.test(
     const later = Math.ceil(Date.now() / 1000) + 10;
     const changes: Record<string, () => unknown> = {
       changed: () => {
-        makeImage(file, 1);
+        writeFileSync(file, imageOf(SIZE, 1));
         utimesSync(file, later, later); // nginx tells versions by whole seconds
       },
       truncated: () => truncateSync(file, SIZE / 2),
@@ -292,7 +286,7 @@ t.test(
     const { sandbox, web } = await setUp(t);
     const root = web.url('root.img');
     const other = sandbox.path('other.img');
-    makeImage(other, 3);
+    writeFileSync(other, imageOf(SIZE, 3));
     await sandbox.attach({ root, name: 'web' });
     const refused = await sandbox.ubd(['replica', 'add', root, `file://${other}`], {
       allowFailure: true,

@@ -41,12 +41,10 @@ const KINDS: readonly [name: string, mkfs: readonly string[], bytes: number][] =
   ['xfs', ['mkfs.xfs', '-q', '-f'], 320 << 20],
   ['btrfs', ['mkfs.btrfs', '-q', '-f'], 160 << 20],
 ];
-const kernel = readFileSync('/proc/filesystems', 'utf8');
 const HISTORIES = QUICK ? 2 : Number(process.env.UBD_TEST_SEEDS ?? 3);
 
 for (const [name, [mkfs, ...options], bytes] of KINDS) {
-  const lacks =
-    skip || (await missing(mkfs!)) || (!kernel.includes(`\t${name}\n`) && `no ${name} here`);
+  const lacks = skip || (await missing(mkfs!, `fs:${name}`));
   t.test(`${name}: what is said is what the mounts show`, { skip: lacks }, async t => {
     const at = place(t);
     const { dir, root, copy, leaf } = at;
@@ -100,8 +98,7 @@ for (const [name, [mkfs, ...options], bytes] of KINDS) {
 }
 
 for (const [name, [mkfs, ...options], bytes] of KINDS) {
-  const lacks =
-    skip || (await missing(mkfs!, 'rsync')) || (!kernel.includes(`\t${name}\n`) && `no ${name}`);
+  const lacks = skip || (await missing(mkfs!, 'rsync', `fs:${name}`));
   t.test(
     `${name}: after histories of real work, diff is what rsync says`,
     { skip: lacks },
@@ -150,12 +147,7 @@ for (const [name, [mkfs, ...options], bytes] of KINDS) {
 
 t.test(
   'squashfs, which is only ever made anew: diff is what rsync says',
-  {
-    skip:
-      skip ||
-      (await missing('mksquashfs', 'rsync')) ||
-      (!kernel.includes('\tsquashfs\n') && 'no squashfs here'),
-  },
+  { skip: skip || (await missing('mksquashfs', 'rsync', 'fs:squashfs')) },
   async t => {
     const at = place(t);
     const { dir, root, copy, leaf } = at;

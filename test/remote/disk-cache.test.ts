@@ -8,7 +8,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t from 'tap';
 import { CHUNK_BYTES } from '../../src/remote/manifest.ts';
-import { FakePlace, imageOf } from '../support/fake-place.ts';
+import { imageOf } from '../support/disk.ts';
+import { FakePlace } from '../support/fake-place.ts';
 import { Random } from '../support/random.ts';
 import { CHUNKS, make, openDisk, read, SIZE, versioned } from '../support/remote-world.ts';
 

@@ -12,7 +12,7 @@ import { type HttpPlace, httpPlace } from '../../src/remote/http-place.ts';
 import { parseNetrc } from '../../src/remote/netrc.ts';
 import type { PlaceError } from '../../src/remote/place.ts';
 import { parseRootUri } from '../../src/remote/uri.ts';
-import { imageOf } from '../support/fake-place.ts';
+import { imageOf } from '../support/disk.ts';
 import { HttpRoot } from '../support/http-root.ts';
 
 const SIZE = 2 ** 20;

@@ -14,7 +14,7 @@ import { type HttpPlace, httpPlace } from '../../src/remote/http-place.ts';
 import type { PlaceError } from '../../src/remote/place.ts';
 import { parseRootUri } from '../../src/remote/uri.ts';
 import { Authority } from '../support/certificates.ts';
-import { imageOf } from '../support/fake-place.ts';
+import { imageOf } from '../support/disk.ts';
 import { missing } from '../support/requires.ts';
 
 const skip = await missing('openssl');

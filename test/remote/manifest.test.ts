@@ -9,7 +9,7 @@ import {
   type Manifest,
   ManifestMaker,
 } from '../../src/remote/manifest.ts';
-import { imageOf } from '../support/fake-place.ts';
+import { imageOf } from '../support/disk.ts';
 
 const FINGERPRINT = 'ab'.repeat(32);
 

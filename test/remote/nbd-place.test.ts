@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { NbdPlace } from '../../src/remote/nbd-place.ts';
 import { parseRootUri } from '../../src/remote/uri.ts';
-import { imageOf } from '../support/fake-place.ts';
+import { imageOf } from '../support/disk.ts';
 import { Random } from '../support/random.ts';
 import {
   makeCertificates,

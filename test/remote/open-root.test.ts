@@ -6,7 +6,8 @@ import t from 'tap';
 import { CHUNK_BYTES } from '../../src/remote/manifest.ts';
 import { openRemoteRoot } from '../../src/remote/open-root.ts';
 import type { RemoteOptions } from '../../src/remote/options.ts';
-import { FAST, imageOf } from '../support/fake-place.ts';
+import { imageOf } from '../support/disk.ts';
+import { FAST } from '../support/fake-place.ts';
 import { HttpRoot } from '../support/http-root.ts';
 import { image, manifestOf, memoryOf, read, SIZE } from '../support/remote-world.ts';
 

@@ -8,7 +8,8 @@ import { identifySource } from '../../src/image/identity.ts';
 import type { RemoteOptions } from '../../src/remote/options.ts';
 import { PlaceError, type Trouble } from '../../src/remote/place.ts';
 import { ReplicaSet } from '../../src/remote/replica-set.ts';
-import { FAST, FakePlace, imageOf } from '../support/fake-place.ts';
+import { imageOf } from '../support/disk.ts';
+import { FAST, FakePlace } from '../support/fake-place.ts';
 import { Random } from '../support/random.ts';
 import { until } from '../support/run.ts';
 

@@ -10,7 +10,7 @@ import { MANIFEST } from '../../src/remote/beside.ts';
 import { findS3Settings, parseIni } from '../../src/remote/s3-credentials.ts';
 import { objectUrl, S3Place } from '../../src/remote/s3-place.ts';
 import { parseRootUri } from '../../src/remote/uri.ts';
-import { imageOf } from '../support/fake-place.ts';
+import { imageOf } from '../support/disk.ts';
 import { S3_KEYS, s3Missing, startS3 } from '../support/s3-server.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'ubd-s3-'));

@@ -13,6 +13,7 @@ import { MESSAGE_BYTES, REPLY_MAGIC } from '../../src/remote/wire.ts';
 import { ENDS_MAX } from '../../src/store/extents.ts';
 import { allocateMemory } from '../../src/uring/memory.ts';
 import { Ring } from '../../src/uring/ring.ts';
+import { imageOf } from '../support/disk.ts';
 import { Random } from '../support/random.ts';
 import { sleep } from '../support/run.ts';
 import { Recorder } from '../support/wait-for.ts';
@@ -32,15 +33,8 @@ async function turnUntil(ring: Ring, condition: () => boolean): Promise<void> {
   }
 }
 
-/** Every 8 bytes say where they are. */
-function contents(sizeBytes: number): Buffer {
-  const bytes = Buffer.alloc(sizeBytes);
-  for (let at = 0; at < sizeBytes; at += 8) bytes.writeDoubleLE(at + 1, at);
-  return bytes;
-}
-
 const SECTORS = 4096;
-const image = contents(SECTORS * 512);
+const image = imageOf(SECTORS * 512);
 
 class ImageSource implements PortSource {
   readonly sizeBytes = image.length;

@@ -1,4 +1,4 @@
-/** Images and files for tests on devices: made, filled, read back, compared. */
+/** Images and files for tests: made, filled, read back, compared. */
 import { createHash } from 'node:crypto';
 import { createReadStream, statSync } from 'node:fs';
 import { open } from 'node:fs/promises';
@@ -24,6 +24,14 @@ export async function makeRoot(
   } finally {
     await file.close();
   }
+}
+
+/** Content of which every 8 bytes say where they are, and of which version. */
+export function imageOf(sizeBytes: number, version = 0): Buffer {
+  const bytes = Buffer.alloc(sizeBytes);
+  for (let at = 0; at + 8 <= sizeBytes; at += 8)
+    bytes.writeDoubleLE(at + 1 + version * 2 ** 40, at);
+  return bytes;
 }
 
 /** xorshift32: fast, reproducible, and without long runs of zeroes. */

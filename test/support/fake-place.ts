@@ -17,14 +17,6 @@ export const FAST: Readonly<RemoteOptions> = {
   refusedMs: 100,
 };
 
-/** Content of which every 8 bytes say where they are, and of which version. */
-export function imageOf(sizeBytes: number, version = 0): Buffer {
-  const bytes = Buffer.alloc(sizeBytes);
-  for (let at = 0; at + 8 <= sizeBytes; at += 8)
-    bytes.writeDoubleLE(at + 1 + version * 2 ** 40, at);
-  return bytes;
-}
-
 export class FakePlace implements Place {
   readonly uri: string;
   readonly needsVersion = false;

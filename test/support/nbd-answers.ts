@@ -12,7 +12,7 @@ import type { Test } from 'tap';
 import { NbdPlace } from '../../src/remote/nbd-place.ts';
 import { NbdStream } from '../../src/remote/nbd-stream.ts';
 import { parseRootUri } from '../../src/remote/uri.ts';
-import { imageOf } from './fake-place.ts';
+import { imageOf } from './disk.ts';
 
 /** What the server has. */
 export const SIZE: number = 3 * 2 ** 20 + 512;

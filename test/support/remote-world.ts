@@ -9,7 +9,8 @@ import { CHUNK_BYTES, type Manifest, ManifestMaker } from '../../src/remote/mani
 import type { RemoteOptions } from '../../src/remote/options.ts';
 import { RemoteRoot } from '../../src/remote/remote-root.ts';
 import { ReplicaSet } from '../../src/remote/replica-set.ts';
-import { FAST, FakePlace, imageOf } from './fake-place.ts';
+import { imageOf } from './disk.ts';
+import { FAST, FakePlace } from './fake-place.ts';
 
 export const CHUNKS = 40;
 /** The last chunk is a small one. */

@@ -160,6 +160,24 @@ export const documents: Check = files => {
   return complaints;
 };
 
+/** The map of the daemon has each of its files, and no other. */
+export const daemonParts: Check = files => {
+  const [, section = ''] = (files.get('ARCHITECTURE.md') ?? '').split('## Inside the daemon\n');
+  const table = section.split('\n## ')[0]!;
+  const named = [...table.matchAll(/`([\w-]+\.ts)`/g)].map(([, name]) => name!);
+  const there = [...files.keys()]
+    .map(path => /^src\/daemon\/([^/]+)$/.exec(path)?.[1])
+    .filter(name => name !== undefined);
+  return [
+    ...there
+      .filter(name => !named.includes(name))
+      .map(name => `src/daemon/${name}: not in ARCHITECTURE.md`),
+    ...named
+      .filter(name => !there.includes(name))
+      .map(name => `src/daemon/${name}: only in ARCHITECTURE.md`),
+  ];
+};
+
 const TOP_LEVEL = new Set([
   ...['.ci', '.github', 'docs', 'examples', 'man', 'native', 'scripts', 'src', 'test'],
   ...['.gitignore', '.npmrc', '.npmignore', '.editorconfig', 'LICENSE', 'binding.gyp'],

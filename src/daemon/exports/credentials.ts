@@ -11,6 +11,7 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { createSecureContext } from 'node:tls';
 import { UbdError } from '../../base/errors.ts';
 import type { ListenerSpec } from '../../client/exports.ts';
 
@@ -45,13 +46,30 @@ export function readCredentials(spec: ListenerSpec): Credentials | undefined {
   const certificate = readFile(join(tlsDir, 'server-cert.pem'));
   const key = readFile(join(tlsDir, 'server-key.pem'));
   checkPair(tlsDir, certificate, key);
-  return {
-    kind: 'certificates',
-    certificate,
-    key,
-    authority: tlsAnyClient ? null : readFile(join(tlsDir, 'ca-cert.pem')),
-    revoked: tlsAnyClient ? null : readIfThere(join(tlsDir, 'ca-crl.pem')),
-  };
+  if (tlsAnyClient)
+    return { kind: 'certificates', certificate, key, authority: null, revoked: null };
+  const authorityFile = join(tlsDir, 'ca-cert.pem');
+  const revokedFile = join(tlsDir, 'ca-crl.pem');
+  const authority = readFile(authorityFile);
+  const revoked = readIfThere(revokedFile);
+  // OpenSSL takes what is no certificate for none; Node would throw over a list where it is used.
+  checkPem(authorityFile, 'certificate', () => new X509Certificate(authority));
+  if (revoked !== null)
+    checkPem(revokedFile, 'list of revoked certificates', () =>
+      createSecureContext({ crl: revoked }),
+    );
+  return { kind: 'certificates', certificate, key, authority, revoked };
+}
+
+function checkPem(file: string, what: string, parse: () => unknown): void {
+  try {
+    parse();
+  } catch (cause) {
+    throw new UbdError('usage', `${file}: no ${what} in PEM: ${(cause as Error).message}`, {
+      place: { file },
+      cause,
+    });
+  }
 }
 
 function checkPair(tlsDir: string, certificate: string, key: string): void {

@@ -40,7 +40,11 @@ export interface ExportsOptions {
 
 /** Mistakes that need no daemon to be found. */
 export function checkServing({ listeners, exports, templates }: Serving): void {
-  for (const listener of listeners) planListening(listener);
+  const places = listeners.map(listener => planListening(listener).at);
+  refuseTwice(
+    'listeners at',
+    places.filter(({ address }) => 'path' in address || address.port !== 0).map(({ uri }) => uri),
+  );
   for (const spec of exports) refuseContradictions(spec);
   for (const spec of templates) refuseTemplate(spec);
   refuseTwice(

@@ -25,4 +25,6 @@ export type TlsEvent =
   /** TLS stands. Names that the client has proved; null where it was not asked. */
   | { event: 'secured'; connection: number; names: string[] | null }
   /** TLS did not come about; both descriptors are closed. */
-  | { event: 'failed'; connection: number; reason: string };
+  | { event: 'failed'; connection: number; reason: string }
+  /** For the log. */
+  | { event: 'warning'; text: string };

@@ -111,6 +111,10 @@ export class TlsThread {
   }
 
   #take(event: TlsEvent): void {
+    if (event.event === 'warning') {
+      this.#log.warning(event.text);
+      return;
+    }
     const waiting = this.#waiting.get(event.connection);
     if (waiting === undefined) return;
     this.#waiting.delete(event.connection);

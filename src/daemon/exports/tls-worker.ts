@@ -44,6 +44,8 @@ const listeners = new Map<number, { server: Server; credentials: Credentials }>(
 const pending = new Map<Socket, Pending>();
 /** The users whose key was asked for. */
 const users = new WeakMap<TLSSocket, string>();
+/** And those who have none. */
+const strangers = new WeakMap<TLSSocket, string>();
 
 function say(event: TlsEvent): void {
   port.postMessage(event);
@@ -88,7 +90,7 @@ function optionsOf(credentials: Credentials): TlsOptions {
       ciphers: KEY_CIPHERS,
       pskCallback: (socket, user) => {
         const key = find(user);
-        if (key !== null) users.set(socket, user);
+        (key === null ? strangers : users).set(socket, user);
         return key;
       },
     };
@@ -102,18 +104,26 @@ function optionsOf(credentials: Credentials): TlsOptions {
   };
 }
 
-/** Reads the file again when it has changed; while it cannot be read nobody gets in. */
+/**
+ * Reads the file again when it has changed. While it cannot be read nobody gets in, and the log
+ * says so once.
+ */
 function keyFinder(file: string): (user: string) => Buffer | null {
   let stamp = '';
   let keys = new Map<string, Buffer>();
+  let told = '';
   return user => {
     try {
       const now = stampOf(file);
       if (now !== stamp) keys = readKeys(file);
       stamp = now;
-    } catch {
+      told = '';
+    } catch (error) {
       stamp = '';
       keys = new Map();
+      const { message } = error as Error;
+      if (message !== told) say({ event: 'warning', text: `${message}: no key is taken` });
+      told = message;
     }
     return keys.get(user) ?? null;
   };
@@ -151,9 +161,17 @@ function failed(entry: Pending, reason: string): void {
 }
 
 /** Why TLS did not come about. */
-function reasonFor({ authorizationError }: TLSSocket, error: NodeJS.ErrnoException): string {
+function reasonFor(socket: TLSSocket, error: NodeJS.ErrnoException): string {
+  const { authorizationError } = socket;
+  const stranger = strangers.get(socket);
+  if (stranger !== undefined) return `there is no key of a user ${printable(stranger)}`;
   if (authorizationError) return `its certificate is refused: ${authorizationError}`;
   return error.code === 'ECONNRESET' ? LEFT : reasonOf(error);
+}
+
+/** What a client sent, for a line of the log. */
+function printable(text: string): string {
+  return `'${text.slice(0, 64).replace(/[^ -~]/g, '?')}'`;
 }
 
 /** What OpenSSL calls the error, without the place in its source. */

@@ -4,7 +4,7 @@
  */
 
 import { randomBytes } from 'node:crypto';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ConnectionOptions } from 'node:tls';
@@ -304,6 +304,15 @@ t.test('certificates', { skip }, async t => {
     const file = `${dir}/keys`;
     await t.rejects(world.listen({ tlsDir, tlsPsk: file }), { message: /not with both/ });
     await t.rejects(world.listen({ tlsAnyClient: true }), { code: 'usage' });
+    for (const name of ['ca-crl.pem', 'ca-cert.pem']) {
+      writeFileSync(join(tlsDir, name), 'junk');
+      await t.rejects(world.listen({ tlsDir }), {
+        code: 'usage',
+        message: `${join(tlsDir, name)}: no `,
+      });
+      await authority.server();
+      rmSync(join(tlsDir, 'ca-crl.pem'), { force: true });
+    }
     const key = readFileSync(join(authority.dir, 'ca-key.pem'));
     writeFileSync(join(tlsDir, 'server-key.pem'), key);
     await t.rejects(world.listen({ tlsDir }), { message: /not the key of/ });
@@ -362,5 +371,15 @@ t.test('keys', { skip }, async t => {
     const fresh = await world.caller();
     await fresh.secure(key('other', secret));
     t.equal(await go(fresh, 'other'), REP.ACK);
+
+    const log = (): string => readFileSync(world.logFile, 'utf8');
+    t.match(log(), /no TLS: there is no key of a user 'eve'$/m);
+    writeFileSync(file, 'no key\n');
+    for (let i = 0; i < 3; i++) {
+      const nobody = await world.caller();
+      await t.rejects(nobody.secure(key('other', secret)), 'a file that is broken');
+    }
+    const told = log().match(/keys: line 1 is not USER:KEY.*: no key is taken$/gm);
+    t.equal(told?.length, 1, 'it is told, once');
   });
 });
