@@ -156,6 +156,10 @@ export class Registry {
     const { links, log } = this.#shop;
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
     if (entry.state === 'failed') {
+      // A detach that failed may have left it where it was, and its leaf open.
+      await entry.transport
+        ?.detach(entry.id, { force: true })
+        .catch((error: Error) => log.warning(`${entry.name}: ${error.message}`));
       for (const transport of this.#machine.transports) await transport.discard?.(entry.name);
       if (entry.link !== null) links.release(entry.link);
       await this.#end(entry);

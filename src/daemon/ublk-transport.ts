@@ -374,8 +374,11 @@ export class UblkTransport implements Transport {
     const isLost = attached.end !== null;
     attached.ending = true;
     if (goingOn && !isLost) {
+      const isQuiet = await device.quiesce().catch(() => false);
+      attached.ending = isQuiet;
+      if (!isQuiet) return; // served until it is detached, or this process ends
       this.#attached.delete(id);
-      if (await device.quiesce()) await this.#plane.close(id);
+      await this.#plane.close(id);
       return;
     }
     try {

@@ -265,6 +265,7 @@ t.test('a user who comes between look and detach gets the device back as it was'
 t.test('a detach that cannot make the leaf durable fails, and stays on record', async t => {
   const { registry, root, dev, paths, machine } = bench(t.teardown);
   await registry.attach({ root, name: 'web', ephemeral: true });
+  const { detach } = machine.transports[0]!;
   machine.transports[0]!.detach = async () => {
     throw new UbdError('no-space', 'the disk of the leaf is full');
   };
@@ -273,6 +274,9 @@ t.test('a detach that cannot make the leaf durable fails, and stays on record', 
   t.notOk(readdirSync(dev).includes('ubd0'), 'no link to a device that is not usable');
   t.same(readdirSync(paths.devices), ['web.json']);
   t.same(readdirSync(paths.ephemeral), ['web.leaf'], 'its changes are not thrown away');
+  machine.transports[0]!.detach = detach;
+  await registry.detach('web', { force: false });
+  t.equal(machine.open.size, 0, 'taken off the list, it is not left open');
 });
 
 t.test('a device that the kernel took away is failed, and says so', async t => {

@@ -194,7 +194,8 @@ t.test(
     await client.changeLeaf({ leaf: leaf!, quota: asking });
     await client.addExport({ name: 'web' });
     t.not((await io(uri, 'write -P 5 0 4M')).status, 0);
-    t.match(made.sandbox.log(), /export web: not reconciled: .*ubd reconcile .*web\.leaf/);
+    const said = /export web: not reconciled: .*ubd reconcile .*web\.leaf/;
+    await until('the log says why', () => said.test(made.sandbox.log()));
     t.equal((await client.exports())[0]?.root, root, 'it stands where it stood');
   },
 );
