@@ -16,7 +16,7 @@ import type {
   PassedOver,
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
-import { bringUp, type Workshop } from './attach.ts';
+import { bringUp } from './attach.ts';
 import { Choosing } from './choosing.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, type LeafStats, toDevice, toRecord } from './device.ts';
@@ -31,6 +31,7 @@ import { restore } from './restore.ts';
 import { handOverDevice, refuseStaying, stopDevice } from './stop.ts';
 import { isUsable, settleLeaf, takeDown, type Usable } from './takedown.ts';
 import { UnderWay } from './under-way.ts';
+import type { Workshop } from './workshop.ts';
 
 /** The data plane may be busy; a list must not wait for it for long. */
 const STATS_MS_MAX = 1000;

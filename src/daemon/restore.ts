@@ -14,7 +14,7 @@ import { clearIndexLeftovers } from '../fsindex/leftovers.ts';
 import { clearOrphans } from '../leaf/orphans.ts';
 import { isStillOf } from '../leaf/still.ts';
 import { abandonSuccessor } from '../leaf/successor.ts';
-import { bringNodeUp, bringUp, type Workshop } from './attach.ts';
+import { bringNodeUp, bringUp } from './attach.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, fillFrom } from './device.ts';
 import type { Entries } from './entries.ts';
@@ -22,6 +22,7 @@ import { removeLeaving, settleReconcile } from './life/reconcile.ts';
 import type { SnapshotFiles, Transport } from './machine.ts';
 import type { Plan } from './plan.ts';
 import type { DeviceRecord } from './record.ts';
+import type { Workshop } from './workshop.ts';
 
 export interface RestoreOptions {
   shop: Workshop;

@@ -6,10 +6,10 @@ import { rm } from 'node:fs/promises';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import { lineageOf } from '../leaf/info.ts';
 import { isStillOf } from '../leaf/still.ts';
-import type { Workshop } from './attach.ts';
 import type { Entry } from './device.ts';
 import type { Links } from './links.ts';
 import type { Transport } from './machine.ts';
+import type { Workshop } from './workshop.ts';
 
 /** A device that is attached. */
 export interface Usable extends Entry {

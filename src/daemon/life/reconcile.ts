@@ -23,11 +23,11 @@ import { exportLeaf } from '../../life/export.ts';
 import { stillUnder } from '../../life/fold.ts';
 import { clearTemporary, temporaryName } from '../../life/temporary.ts';
 import { deviceWorld, diskWorld } from '../../life/world.ts';
-import type { Workshop } from '../attach.ts';
 import type { Entry } from '../device.ts';
 import type { LiveLeaves, ReconcileFiles } from '../machine.ts';
 import { canonical } from '../plan.ts';
 import type { Registry } from '../registry.ts';
+import type { Workshop } from '../workshop.ts';
 import { liveDevice, remembering, requireWritable, takeSnapshot } from './snapshot.ts';
 
 /** What is known after the first step. */

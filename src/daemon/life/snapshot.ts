@@ -4,11 +4,11 @@
  */
 import { UbdError } from '../../base/errors.ts';
 import type { FrozenMount, Snapshot, SnapshotSpec } from '../../client/api.ts';
-import type { Workshop } from '../attach.ts';
 import { type Entry, toRecord } from '../device.ts';
 import type { LiveDevice, LiveLeaves } from '../machine.ts';
 import { canonical } from '../plan.ts';
 import { isUsable, type Usable } from '../takedown.ts';
+import type { Workshop } from '../workshop.ts';
 import { FrozenMounts } from './frozen-mounts.ts';
 
 /** A device with a leaf that takes writes. */
