@@ -117,7 +117,9 @@ export class Lock {
       const [pid = '?', socket = '?'] = holder.split('\n');
       throw new LockedError('busy', `another daemon is running (pid ${pid}, socket ${socket})`, {
         place: { file },
-        next: 'use it, or give this one directories of its own (UBD_STATE_DIR, UBD_RUNTIME_DIR)',
+        next:
+          'go on in its place with --takeover, or give this one directories of its own ' +
+          '(UBD_STATE_DIR, UBD_RUNTIME_DIR)',
       });
     }
     return Lock.#sign(fd, paths);

@@ -17,6 +17,7 @@ import {
   symlinkSync,
   unlinkSync,
 } from 'node:fs';
+import { basename } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { NameLinks } from './name-links.ts';
 
@@ -216,6 +217,12 @@ export class Links {
     this.#taken.add(number);
     return number;
   }
+}
+
+/** `loop0p1` of `/dev/loop0`. */
+export function isPartitionOf(name: string, node: string): boolean {
+  const prefix = `${basename(node)}p`;
+  return name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length));
 }
 
 /** M of each entry `<prefix>M`, in order. */

@@ -6,8 +6,6 @@
  * end restore.ts and stop.ts; who has which name, leaf and number is entries.ts, and what is under
  * way under-way.ts.
  */
-import { rm } from 'node:fs/promises';
-import { basename } from 'node:path';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import type {
   AttachResult,
@@ -18,14 +16,12 @@ import type {
   PassedOver,
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
-import { lineageOf } from '../leaf/info.ts';
-import { isStillOf } from '../leaf/still.ts';
 import { bringUp, type Workshop } from './attach.ts';
 import { Choosing } from './choosing.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, type LeafStats, toDevice, toRecord } from './device.ts';
 import { Entries } from './entries.ts';
-import { Links } from './links.ts';
+import { isPartitionOf, Links } from './links.ts';
 import type { Log } from './log.ts';
 import type { Channel, Machine } from './machine.ts';
 import { makePlan, refuseContradictions } from './plan.ts';
@@ -33,7 +29,7 @@ import type { DeviceStats } from './plane-protocol.ts';
 import { RecordStore } from './record.ts';
 import { restore } from './restore.ts';
 import { handOverDevice, refuseStaying, stopDevice } from './stop.ts';
-import { isUsable, takeDown, type Usable } from './takedown.ts';
+import { isUsable, settleLeaf, takeDown, type Usable } from './takedown.ts';
 import { UnderWay } from './under-way.ts';
 
 /** The data plane may be busy; a list must not wait for it for long. */
@@ -218,21 +214,9 @@ export class Registry {
 
   async #forget(entry: Entry): Promise<void> {
     await this.#shop.records.remove(entry.name);
-    if (entry.leaf?.ephemeral) await removeLeafFiles(entry.leaf.path);
-    else if (entry.leaf !== null && !entry.readOnly) await this.#fold(entry.name, entry.leaf.path);
+    await settleLeaf(this.#shop, entry);
     this.#machine.live.gone(entry.id);
     this.#entries.remove(entry);
-  }
-
-  /** The device is gone whatever comes of it: what is not folded now stays as it is, and whole. */
-  async #fold(name: string, leaf: string): Promise<void> {
-    const { images, log } = this.#shop;
-    try {
-      const count = await images.foldLeaf(leaf);
-      if (count > 0) log.info(`${name}: ${count} stills are one with ${leaf} again`);
-    } catch (error) {
-      log.info(`${name}: its stills stay for now: ${(error as Error).message}`);
-    }
   }
 
   // ---- looking
@@ -426,28 +410,4 @@ function refuseBusy({ name, work }: Entry): void {
     place: { device: name },
     next: 'try again when that has come to its end',
   });
-}
-
-/**
- * An ephemeral leaf, with the stills right below it. Not those below an image that somebody took:
- * it stands on them.
- */
-async function removeLeafFiles(leaf: string): Promise<void> {
-  const stills: string[] = [];
-  try {
-    for (const { path } of lineageOf(leaf).images) {
-      if (!isStillOf(leaf, path)) break;
-      stills.push(path);
-    }
-  } catch (error) {
-    if (!(error instanceof UbdError)) throw error; // it is gone, or damaged: its stills stay
-  }
-  await rm(leaf, { force: true });
-  for (const path of stills) await rm(path, { force: true });
-}
-
-/** `loop0p1` of `/dev/loop0`. */
-function isPartitionOf(name: string, node: string): boolean {
-  const prefix = `${basename(node)}p`;
-  return name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length));
 }

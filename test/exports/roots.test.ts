@@ -8,7 +8,7 @@ import t, { type Test } from 'tap';
 import { CMD, ERROR, SIMPLE_REPLY } from '../../src/transport/nbd/wire.ts';
 import { ExportSandbox, ROOT_BYTES } from '../support/export-sandbox.ts';
 import { NbdCaller } from '../support/nbd-caller.ts';
-import { request } from '../support/nbd-client.ts';
+import { request } from '../support/nbd-words.ts';
 import { nbdkit, nginx } from '../support/remote-servers.ts';
 import { missing } from '../support/requires.ts';
 import { run, tryRun, until } from '../support/run.ts';

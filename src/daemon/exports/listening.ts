@@ -2,7 +2,7 @@
  * One address that clients connect to. Without TLS, TCP is for this machine alone, unless told
  * otherwise in so many words; a unix socket is for root alone (0600).
  */
-import { chmodSync, lstatSync, rmSync, statSync } from 'node:fs';
+import { lstatSync, rmSync, statSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
@@ -12,6 +12,8 @@ import { type Credentials, readCredentials } from './credentials.ts';
 import { isLoopback, type ListenAddress, parseListenUri, tcpUri } from './uri.ts';
 
 const BACKLOG = 1024;
+/** As umask: 0600. */
+const FOR_US_ALONE = 0o177;
 /** A client that went away without a word is found out so. */
 const KEEP_ALIVE_MS = 60_000;
 
@@ -71,7 +73,6 @@ export class Listening {
       keepAliveInitialDelay: KEEP_ALIVE_MS,
     });
     await listen(server, at);
-    if ('path' in address) chmodSync(address.path, 0o600);
     const port = 'host' in address ? (server.address() as AddressInfo).port : 0;
     const uri = 'host' in address ? tcpUri(at.tls, address.host, port) : at.uri;
     const tls = at.tls ? 'required' : credentials === undefined ? 'none' : 'offered';
@@ -122,10 +123,16 @@ function tryListen(
   return new Promise((resolve, reject) => {
     const fail = (error: Error): void => reject(error);
     server.once('error', fail);
-    server.listen({ ...address, backlog: BACKLOG }, () => {
-      server.off('error', fail);
-      resolve();
-    });
+    // Never open to others, whatever our umask is: a unix socket is made in this call.
+    const umask = process.umask(FOR_US_ALONE);
+    try {
+      server.listen({ ...address, backlog: BACKLOG }, () => {
+        server.off('error', fail);
+        resolve();
+      });
+    } finally {
+      process.umask(umask);
+    }
   });
 }
 

@@ -5,13 +5,8 @@
  * UBD_FUZZ_SEED repeats a run (the seed is printed), UBD_FUZZ_SECONDS makes it last.
  */
 import t from 'tap';
-import {
-  type Ask,
-  extendedRequest,
-  type NbdClient,
-  NbdServer,
-  request,
-} from '../../support/nbd-client.ts';
+import { type NbdClient, NbdServer } from '../../support/nbd-client.ts';
+import { type Ask, extendedRequest, request } from '../../support/nbd-words.ts';
 import { Random } from '../../support/random.ts';
 
 const SECTORS = 2048;
