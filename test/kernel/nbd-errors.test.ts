@@ -226,7 +226,7 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
     await cut;
     await t.rejects(detached!, { code: 'busy' });
     t.equal(connected, 1);
-    const read = ['if=' + node, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct'];
+    const read = [`if=${node}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct'];
     t.match(await tryRun('timeout', ['20', 'dd', ...read]), { status: 0 }, 'it is served');
     user.kill('SIGKILL');
     await once(user, 'exit');

@@ -10,7 +10,6 @@
  */
 
 import { asUbdError, inOneLine, UbdError } from '../../base/errors.ts';
-import { makePath } from '../../base/make-path.ts';
 import type { Quota } from '../../client/api.ts';
 import type { Export, ExportSpec, Template, TemplateSpec } from '../../client/exports.ts';
 import type { Paths } from '../../client/paths.ts';
@@ -19,12 +18,11 @@ import type { Exporter } from '../machine.ts';
 import { deviceBytes } from '../open-disk.ts';
 import type { Plan } from '../plan.ts';
 import type { DeviceStats } from '../plane-protocol.ts';
-import { isName } from '../validate.ts';
 import type { Workshop } from '../workshop.ts';
 import { type Peer, refuseAccess } from './access.ts';
 import { Complaints } from './complaints.ts';
 import { Disk, type OpenedDisk } from './disk.ts';
-import { type DiskSpec, leavesIn, Plans } from './plans.ts';
+import { type DiskSpec, isDiskName, leavesIn, makeDirectory, Plans } from './plans.ts';
 
 export const LEAVES_MAX = 1024;
 /** Names in an answer to LIST. */
@@ -436,27 +434,6 @@ export class Catalog {
       ephemeral: spec.ephemeral ?? false,
       open: made.filter(({ disk }) => disk.state !== 'closed').length,
     };
-  }
-}
-
-function isDiskName(name: string): boolean {
-  try {
-    isName(name, 'name');
-    return true;
-  } catch {
-    return false;
-  }
-}
-
-function makeDirectory(path: string): void {
-  try {
-    makePath(path, 0o700);
-  } catch (cause) {
-    throw new UbdError(
-      'io',
-      `the directory of a template, ${path}, cannot be made: ${(cause as Error).message}`,
-      { place: { file: path }, next: 'choose another one (dir=)', cause },
-    );
   }
 }
 

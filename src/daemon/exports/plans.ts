@@ -9,11 +9,13 @@
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
+import { makePath } from '../../base/make-path.ts';
 import type { AttachSpec } from '../../client/api.ts';
 import type { ExportSpec, TemplateSpec } from '../../client/exports.ts';
 import type { Paths } from '../../client/paths.ts';
 import type { Images } from '../machine.ts';
 import { checkQuota, followRoot, isName, makePlan, type Plan } from '../plan.ts';
+import { isName as isValidName } from '../validate.ts';
 
 const LEAF_SUFFIX = '.leaf';
 
@@ -82,4 +84,27 @@ export function checkTemplate({ dir, ephemeral }: TemplateSpec): void {
   throw new UbdError('usage', 'a template has a directory for its leaves, or is ephemeral', {
     next: 'give dir=DIR, or ephemeral: one of the two',
   });
+}
+
+/** Of a disk that a template can make. */
+export function isDiskName(name: string): boolean {
+  try {
+    isValidName(name, 'name');
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** For the leaves of a template. */
+export function makeDirectory(path: string): void {
+  try {
+    makePath(path, 0o700);
+  } catch (cause) {
+    throw new UbdError(
+      'io',
+      `the directory of a template, ${path}, cannot be made: ${(cause as Error).message}`,
+      { place: { file: path }, next: 'choose another one (dir=)', cause },
+    );
+  }
 }
