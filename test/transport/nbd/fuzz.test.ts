@@ -2,12 +2,14 @@
  * Random clients against the transmission phase: first those that keep to the protocol, whose every
  * answer is compared with a model; then those that do not, of which nothing may be left.
  *
- * UBD_FUZZ_SEED repeats a run (the seed is printed), UBD_FUZZ_SECONDS makes it last.
+ * UBD_FUZZ_SEED repeats a run (the seed is printed), UBD_FUZZ_SECONDS makes each half last; with
+ * handshake-fuzz.test.ts they last a minute by themselves.
  */
 import t from 'tap';
 import { type NbdClient, NbdServer } from '../../support/nbd-client.ts';
 import { type Ask, extendedRequest, request } from '../../support/nbd-words.ts';
 import { Random } from '../../support/random.ts';
+import { QUICK } from '../../support/requires.ts';
 
 const SECTORS = 2048;
 const BYTES = SECTORS * 512;
@@ -15,7 +17,7 @@ const REPLIES = ['simple', 'structured', 'extended'] as const;
 type Replies = (typeof REPLIES)[number];
 
 const seed = Number(process.env.UBD_FUZZ_SEED ?? Date.now() % 1_000_000);
-const seconds = Number(process.env.UBD_FUZZ_SECONDS ?? 3);
+const seconds = Number(process.env.UBD_FUZZ_SECONDS ?? (QUICK ? 3 : 20));
 t.setTimeout((2 * seconds + 30) * 1000);
 t.comment(`UBD_FUZZ_SEED=${seed}`);
 

@@ -17,9 +17,10 @@ import {
 import { GREETING, OPT, OPTION, REP } from '../../../src/transport/nbd/wire.ts';
 import { CLIENT_FLAGS, option, parseReplies, queried, wanted } from '../../support/nbd-talk.ts';
 import { Random } from '../../support/random.ts';
+import { QUICK } from '../../support/requires.ts';
 import { HANDSHAKES } from './fixtures/handshakes.ts';
 
-const SECONDS = Number(process.env.UBD_FUZZ_SECONDS ?? 0);
+const SECONDS = Number(process.env.UBD_FUZZ_SECONDS ?? (QUICK ? 0 : 20));
 const SEED = Number(process.env.UBD_FUZZ_SEED ?? (SECONDS > 0 ? Date.now() % 2 ** 31 : 1));
 const ROUNDS = 15_000;
 const CHUNK_BYTES_MAX = 64 * 1024;
