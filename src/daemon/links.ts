@@ -86,6 +86,13 @@ export class Links {
     this.#names.set(number, name);
   }
 
+  /** The same of one that may have been given back since; false if somebody else has it by now. */
+  holdAgain(number: number, name: string): boolean {
+    if (this.#taken.has(number) && !this.#held.has(number)) return false;
+    this.hold(number, name);
+    return true;
+  }
+
   /** Gives back a number that has no link of ours. */
   release(number: number): void {
     this.#removeName(number);

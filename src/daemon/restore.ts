@@ -98,7 +98,8 @@ async function comeBack(
     const error = asUbdError(thrown);
     links.unpark(record.link!);
     fail(entry, error);
-    entry.link = record.link; // its number stays ours, for the next try
+    // Its number stays ours, for the next try.
+    if (links.holdAgain(record.link!, record.name)) entry.link = record.link;
     log.error(`${entry.name}: could not be brought back: ${error.message}`);
   }
 }

@@ -151,7 +151,10 @@ export class Catalog {
     if (named === undefined) throw noExport(name);
     const { disk, spec } = named;
     if (spec.readOnly || disk.opened?.leaf === null)
-      throw new UbdError('usage', `the export ${name} is read-only: a quota means nothing to it`);
+      throw new UbdError('usage', `the export ${name} is read-only: a quota means nothing to it`, {
+        place: { device: name },
+        next: 'remove it, and add it with a leaf',
+      });
     const before = this.#quotas.get(name);
     this.#quotas.set(name, quota); // first: an opening that begins now asks for it
     try {

@@ -101,7 +101,10 @@ export class LiveReconciler {
       const { id, name, root, leaf } = entry;
       const remember = remembering(shop, entry);
       if (entry.reconcile !== null)
-        throw new UbdError('busy', `${name} is being reconciled`, { place: { device: name } });
+        throw new UbdError('busy', `${name} is being reconciled`, {
+          place: { device: name },
+          next: 'try again when that has come to its end',
+        });
       if (leaf.ephemeral)
         throw new UbdError('unsupported', `${name} leaves nothing behind: its leaf is ephemeral`, {
           place: { device: name },

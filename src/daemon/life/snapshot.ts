@@ -21,7 +21,10 @@ export function requireWritable(entry: Entry): asserts entry is Writable {
   const { name } = entry;
   const place = { device: name };
   if (entry.state !== 'attached' || !isUsable(entry))
-    throw new UbdError('busy', `${name} is ${entry.state}`, { place });
+    throw new UbdError('busy', `${name} is ${entry.state}`, {
+      place,
+      next: '`ubd list` shows the devices, and why one has failed',
+    });
   if (entry.leaf === null || entry.readOnly)
     throw new UbdError('unsupported', `${name} is read-only: it has no leaf that takes writes`, {
       place,
