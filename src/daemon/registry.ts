@@ -162,7 +162,9 @@ export class Registry {
         ?.detach(entry.id, { force: true })
         .catch((error: Error) => log.warning(`${entry.name}: ${error.message}`));
       for (const transport of this.#machine.transports) await transport.discard?.(entry.name);
+      // Once: with two detaches at a time it may be somebody else's by then.
       if (entry.link !== null) links.release(entry.link);
+      entry.link = null;
       await this.#end(entry);
       log.info(`${entry.name}: taken off the list (it had failed)`);
       return { name: entry.name, leaf: kept };
