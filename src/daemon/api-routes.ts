@@ -123,8 +123,11 @@ export interface RouteOptions {
 
 type Route = (request: ApiRequest) => Promise<ApiAnswer>;
 
-export function makeRoutes(options: RouteOptions): ApiHandler {
-  const { registry, life, exports, cache, roots, images, replicas, status, ready } = options;
+/** By the path below /v1, `*` for any one part; then by method. */
+export type Routes = Readonly<Record<string, Readonly<Record<string, Route>>>>;
+
+export function routesOf(options: RouteOptions): Routes {
+  const { registry, life, exports, cache, roots, images, replicas, status } = options;
   const { handOver, onHandedOver } = options;
   const ok = (body: unknown): ApiAnswer => ({ status: 200, body });
 
@@ -151,8 +154,7 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
     });
   }
 
-  /** By the path below /v1, `*` for any one part; then by method. */
-  const routes: Readonly<Record<string, Readonly<Record<string, Route>>>> = {
+  return {
     status: { GET: async () => ok(await status()) },
     takeover: {
       POST: async () => ({ status: 200, body: await handOver(), onLeft: onHandedOver }),
@@ -213,7 +215,10 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
       POST: async ({ body }) => ok(await checkImage(isCheckSpec(body, 'body'), registry, images)),
     },
   };
+}
 
+export function makeRoutes(options: RouteOptions): ApiHandler {
+  const routes = routesOf(options);
   return async request => {
     const [version, ...rest] = request.path;
     const key = rest.length === 2 ? `${rest[0]}/*` : rest.join('/');
@@ -224,7 +229,7 @@ export function makeRoutes(options: RouteOptions): ApiHandler {
       const allow = Object.keys(methods).join(', ');
       throw new HttpError(405, `${request.method} does not apply here; ${allow} do`, { allow });
     }
-    if (key !== 'status') await ready;
+    if (key !== 'status') await options.ready;
     return route(request);
   };
 }

@@ -1,33 +1,19 @@
 /**
  * Brings a device up, step by step; whatever fails, the steps before it are taken back.
  *
- *     root ─▶ leaf (made, opened, identity compared) ─▶ node ─▶ record ─▶ link
+ *     root and leaf (open-disk.ts) ─▶ node ─▶ record ─▶ link
  *
  * The link comes last: while /dev/ubdN exists the device is usable. Between two steps the daemon
  * may be told to stop: then the device is taken back, too; but one that comes back after a restart
  * may have its users, and is left to the next daemon.
  */
-import { UbdError } from '../base/errors.ts';
-import type { RootIdentity } from '../client/api.ts';
-import type { Paths } from '../client/paths.ts';
 import { type Entry, toRecord } from './device.ts';
-import type { Links } from './links.ts';
-import type { Log } from './log.ts';
-import type { Images, LeafHandle, RootHandle, Transport } from './machine.ts';
+import type { Transport } from './machine.ts';
+import { openDisk } from './open-disk.ts';
 import type { Plan } from './plan.ts';
-import type { DeviceRecord, RecordStore } from './record.ts';
+import type { DeviceRecord } from './record.ts';
 import { Undo } from './undo.ts';
-
-/** What the steps work with. */
-export interface Workshop {
-  readonly paths: Paths;
-  readonly images: Images;
-  readonly links: Links;
-  readonly records: RecordStore;
-  readonly log: Log;
-  /** Throws when the daemon is stopping. */
-  checkGoingOn(): void;
-}
+import type { Workshop } from './workshop.ts';
 
 /**
  * @param comeback the record of a device that comes back after a restart
@@ -43,6 +29,7 @@ export async function bringUp(
   return orTakenBack(shop, entry, async undo => {
     const { node, changedBytes } = await makeNode(shop, entry, plan, transport, undo, comeback);
     await publish(shop, entry, transport, node, undo, comeback);
+    if (entry.error !== null) throw entry.error; // the kernel has ended it meanwhile
     entry.state = 'attached';
     return changedBytes;
   });
@@ -106,35 +93,6 @@ async function makeNode(
   return { node, changedBytes: leaf?.changedBytes ?? 0 };
 }
 
-/** What a device consists of, open and compared; whoever opened it closes it or hands it on. */
-export interface OpenDisk {
-  root: RootHandle;
-  /** Null for a root as it is. */
-  leaf: LeafHandle | null;
-  /** Of the device. */
-  sizeBytes: number;
-}
-
-/**
- * Opens the root and the leaf of a plan, and makes the leaf if it is new.
- * @param comeback what an earlier daemon knew of the device: the root must still be that one
- */
-export async function openDisk(
-  shop: Pick<Workshop, 'images' | 'log'>,
-  plan: Plan,
-  undo: Undo,
-  comeback?: Pick<DeviceRecord, 'name' | 'root'>,
-): Promise<OpenDisk> {
-  const root = await shop.images.openRoot(plan.rootPath, comeback?.root.identity);
-  undo.add('open the root', () => root.close());
-  if (comeback) compareIdentity(comeback.name, plan, root, comeback.root.identity);
-  if (plan.identity) compareIdentity('this version', plan, root, plan.identity);
-  const unusable = root.boot?.problem;
-  if (unusable) shop.log.warning(`${unusable.message}; it is not used`);
-  const leaf = await prepareLeaf(shop, plan, root, undo);
-  return { root, leaf, sizeBytes: leaf?.sizeBytes ?? deviceBytes(plan, root) };
-}
-
 /** Puts the device on record, then makes its link. */
 async function publish(
   shop: Workshop,
@@ -164,65 +122,4 @@ async function publish(
     }
     links.release(link); // another daemon was faster
   }
-}
-
-async function prepareLeaf(
-  shop: Pick<Workshop, 'images' | 'log'>,
-  plan: Plan,
-  root: RootHandle,
-  undo: Undo,
-): Promise<LeafHandle | null> {
-  if (plan.leaf === null) return null;
-  const { path, isNew, ephemeral, renew } = plan.leaf;
-  if (isNew) {
-    await shop.images.createLeaf({ path, sizeBytes: deviceBytes(plan, root), root, ephemeral });
-    undo.add('make the leaf', () => shop.images.removeLeaf(path));
-  }
-  // Not taken back: it may be done at any attach, and is done once.
-  if (renew) await shop.images.renewLeaf({ path, root, onlyIfEmpty: renew === 'if empty' });
-  const leaf = await shop.images.openLeaf(path, {
-    readOnly: plan.readOnly,
-    isNew: isNew || renew !== undefined,
-    ...(plan.quota !== undefined && { quota: plan.quota }),
-  });
-  undo.add('open the leaf', () => leaf.close());
-  for (const note of leaf.notes) shop.log.warning(`${path}: ${note}`);
-  compareIdentity(path, plan, root, leaf.root.identity);
-  if (plan.sizeBytes !== undefined && plan.sizeBytes !== leaf.sizeBytes)
-    throw new UbdError(
-      'usage',
-      `${path}: the leaf's device has ${leaf.sizeBytes} bytes, not ${plan.sizeBytes}`,
-      { place: { file: path }, next: 'leave the size out: it is for new leaves' },
-    );
-  return leaf;
-}
-
-/** The size of a device on a new leaf, or on none. */
-export function deviceBytes(plan: Plan, root: RootHandle): number {
-  const sizeBytes = plan.sizeBytes ?? root.sizeBytes;
-  if (sizeBytes < root.sizeBytes)
-    throw new UbdError(
-      'usage',
-      `a device of ${sizeBytes} bytes is smaller than its root (${root.sizeBytes} bytes)`,
-      { place: { file: root.path }, next: 'a device may only be larger than its root' },
-    );
-  return sizeBytes;
-}
-
-function compareIdentity(what: string, plan: Plan, root: RootHandle, wanted: RootIdentity): void {
-  const found = root.identity;
-  if (found.sizeBytes === wanted.sizeBytes && found.fingerprint === wanted.fingerprint) return;
-  const say = (identity: RootIdentity): string =>
-    `${identity.sizeBytes} bytes, fingerprint ${identity.fingerprint}`;
-  throw new UbdError(
-    'root-mismatch',
-    `${root.path} is not the root that ${what} was made on: ` +
-      `it has ${say(found)}; expected ${say(wanted)}`,
-    {
-      place: { file: root.path },
-      next: plan.leaf?.isNew
-        ? 'the root was changed while it was attached: leave it alone'
-        : 'bring back the root that the leaf was made on, or attach the other root with a new leaf',
-    },
-  );
 }

@@ -32,8 +32,12 @@ export interface Entry extends Reservation {
   partitions: string[];
   /** No two devices have the same: it is also their order. */
   attachedAt: string;
-  /** Why it is failed. */
+  /** Why it is failed; while it is attached: why that comes to nothing. */
   error: UbdError | null;
+  /** A detach under way: what becomes of the device is its to say. */
+  detach: Promise<unknown> | null;
+  /** The end, from the moment when the device is no more. */
+  end: Promise<void> | null;
   /** What is being done to it, and must come to its end before anything else. */
   work: string | null;
   /** The same where it is over in no time, and others wait for it instead of being refused. */
@@ -62,6 +66,8 @@ export function newEntry(id: number, name: string, attachedAt: string): Entry {
     partitions: [],
     attachedAt,
     error: null,
+    detach: null,
+    end: null,
     work: null,
     passing: null,
     snapshot: null,

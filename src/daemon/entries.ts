@@ -62,7 +62,7 @@ export class Entries {
   }
 
   remove(entry: Entry): void {
-    this.#byName.delete(entry.name);
+    if (this.#byName.get(entry.name) === entry) this.#byName.delete(entry.name);
   }
 
   byId(id: number): Entry | undefined {

@@ -1,9 +1,16 @@
 /** What transports ask of the data plane, and how they hand a device over to it. */
+import { closeSync } from 'node:fs';
 import type { FrozenChain } from '../leaf/chain.ts';
 import type { OpenedShadow } from '../leaf/shadow.ts';
 import type { TransportDevice } from './machine.ts';
 import type { FileLeaf, FileRoot } from './opened-files.ts';
-import type { DeviceSpec, FrozenLayerSpec, TransportSpec } from './plane-protocol.ts';
+import type {
+  DeviceSpec,
+  FrozenLayerSpec,
+  RootLayerSpec,
+  TransportSpec,
+  UpstreamLayerSpec,
+} from './plane-protocol.ts';
 import type { UpstreamRoot } from './remote/remote-roots.ts';
 
 /** What the data plane works with and does not own. */
@@ -23,15 +30,25 @@ export interface Plane {
   flush(id: number): Promise<void>;
 }
 
-/** From here on all descriptors are the data plane's, whatever its answer. */
+/**
+ * From here on all descriptors are the data plane's, whatever its answer. Where it throws, root and
+ * leaf are still whose they were, and the others are closed.
+ */
 export function handOver(
   device: TransportDevice,
   transport: TransportSpec,
   shadow?: OpenedShadow,
 ): DeviceOrder {
   const { id, name, sizeBytes } = device;
-  const root = device.root as FileRoot | UpstreamRoot;
   const leaf = device.leaf as FileLeaf | null;
+  let rootLayer: RootLayerSpec | UpstreamLayerSpec;
+  try {
+    rootLayer = (device.root as FileRoot | UpstreamRoot).takeLayer();
+  } catch (error) {
+    closeTransport(transport);
+    if (shadow !== undefined) closeSync(shadow.fd);
+    throw error;
+  }
   leaf?.descriptor.release();
   const chain = leaf?.takeChain() ?? null;
   const spec: DeviceOrder = {
@@ -39,7 +56,7 @@ export function handOver(
     name,
     sizeBytes,
     leaf: leaf?.opened ?? null,
-    layers: [root.takeLayer()],
+    layers: [rootLayer],
     transport,
   };
   if (chain !== null) {
@@ -48,6 +65,11 @@ export function handOver(
   }
   if (shadow !== undefined) spec.shadow = shadow;
   return spec;
+}
+
+function closeTransport(transport: TransportSpec): void {
+  const fds = transport.kind === 'nbd' ? transport.channels.map(({ fd }) => fd) : [transport.fd];
+  for (const fd of fds) closeSync(fd);
 }
 
 export function frozenLayer({ path, files, owners }: FrozenChain): FrozenLayerSpec {

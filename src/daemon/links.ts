@@ -17,6 +17,7 @@ import {
   symlinkSync,
   unlinkSync,
 } from 'node:fs';
+import { basename } from 'node:path';
 import { UbdError } from '../base/errors.ts';
 import { NameLinks } from './name-links.ts';
 
@@ -83,6 +84,13 @@ export class Links {
     this.#taken.add(number);
     this.#held.add(number);
     this.#names.set(number, name);
+  }
+
+  /** The same of one that may have been given back since; false if somebody else has it by now. */
+  holdAgain(number: number, name: string): boolean {
+    if (this.#taken.has(number) && !this.#held.has(number)) return false;
+    this.hold(number, name);
+    return true;
   }
 
   /** Gives back a number that has no link of ours. */
@@ -216,6 +224,12 @@ export class Links {
     this.#taken.add(number);
     return number;
   }
+}
+
+/** `loop0p1` of `/dev/loop0`. */
+export function isPartitionOf(name: string, node: string): boolean {
+  const prefix = `${basename(node)}p`;
+  return name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length));
 }
 
 /** M of each entry `<prefix>M`, in order. */

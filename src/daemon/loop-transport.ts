@@ -43,12 +43,12 @@ interface Attached {
   /** /dev/fuse: the data plane's. */
   fuseFd: number;
   uring: boolean;
-  /** Detached while in use: it ends with its last user. */
-  ending: boolean;
-  /** Being detached: the end of its connection is expected. */
+  /** Being detached: `detach` sees to the end of its connection. */
   detaching: boolean;
-  /** The connection has ended. */
-  lost: boolean;
+  /** Why the connection has ended; null while it is there. */
+  lost: string | null;
+  /** Its end: whoever comes second, of the kernel and a detach, waits for the first. */
+  end: Promise<void> | null;
 }
 
 /** An attach under way whose connection may end before there is a device. */
@@ -136,8 +136,12 @@ export class LoopTransport implements Transport {
     } catch (error) {
       await attaching.closed;
       if (attaching.lost !== null)
-        throw new UbdError('io', `${name}: FUSE ended: ${attaching.lost}`, { cause: error });
-      if (served) await this.#plane.close(id);
+        throw new UbdError('io', `${name}: FUSE ended: ${attaching.lost}`, {
+          place: { device: name },
+          next: 'attach it again; `dmesg | tail` may have the reason of the kernel',
+          cause: error,
+        });
+      if (served) await this.#plane.close(id).catch(() => {}); // why it failed is what counts
       throw error;
     } finally {
       this.#attaching.delete(id);
@@ -159,7 +163,7 @@ export class LoopTransport implements Transport {
     fuseFd: number,
     uring: boolean,
   ): void {
-    const state = { ending: false, detaching: false, lost: false };
+    const state = { detaching: false, lost: null, end: null };
     this.#attached.set(id, { loop, name, fuseFd, uring, ...state });
   }
 
@@ -175,11 +179,20 @@ export class LoopTransport implements Transport {
   async handOver(id: number): Promise<Channel | null> {
     const attached = this.#attached.get(id);
     if (!attached) return null;
+    if (attached.end !== null) {
+      await attached.end;
+      return null;
+    }
     const fd = native.takeDescriptor(process.pid, attached.fuseFd);
     if (fd < 0) throw new UbdError('io', `/dev/fuse: another descriptor: ${errnoName(fd)}`);
     this.#attached.delete(id);
-    // What was read of /dev/fuse and is not answered is answered by nobody else.
-    await this.#plane.close(id, true);
+    try {
+      // What was read of /dev/fuse and is not answered is answered by nobody else.
+      await this.#plane.close(id, true);
+    } catch (error) {
+      native.close(fd);
+      throw error;
+    }
     return { transport: this.name, name: attached.name, fd };
   }
 
@@ -195,23 +208,27 @@ export class LoopTransport implements Transport {
   async detach(id: number, { force }: { force: boolean }): Promise<'gone' | 'later'> {
     const attached = this.#attached.get(id);
     if (!attached) return 'gone';
-    attached.detaching = true;
     let gone: boolean;
+    attached.detaching = true;
     try {
       ({ gone } = await detachLoop(attached.loop, { force }));
     } catch (error) {
-      attached.detaching = false;
+      if (attached.lost !== null) this.#endAndTell(id, attached, attached.lost);
       throw error;
+    } finally {
+      attached.detaching = false;
     }
     // It may have gone just now, while we looked.
-    if (!gone && !attached.lost) {
-      attached.ending = true;
-      await this.#plane.flush(id);
-      return 'later';
+    if (gone || attached.lost !== null) {
+      await this.#end(id, attached);
+      return 'gone';
     }
-    this.#attached.delete(id);
-    await this.#plane.close(id);
-    return 'gone';
+    try {
+      await this.#plane.flush(id);
+    } catch (error) {
+      if (attached.lost === null) throw error; // else its last user has gone: so it is durable
+    }
+    return 'later';
   }
 
   /** The kernel ended the connection of a device. */
@@ -224,13 +241,21 @@ export class LoopTransport implements Transport {
     }
     const attached = this.#attached.get(id);
     if (!attached) return;
-    attached.lost = true;
-    if (attached.detaching && !attached.ending) return; // `detach` sees to it
-    this.#attached.delete(id);
-    this.#plane.close(id).then(
+    attached.lost = reason;
+    if (!attached.detaching && attached.end === null) this.#endAndTell(id, attached, reason);
+  }
+
+  #endAndTell(id: number, attached: Attached, reason: string): void {
+    this.#end(id, attached).then(
       () => this.#onGone(id, reason),
       (error: Error) => this.#onGone(id, `${reason}; ${error.message}`),
     );
+  }
+
+  /** Nobody uses it any more: its leaf is made durable and closed. */
+  #end(id: number, attached: Attached): Promise<void> {
+    attached.end ??= this.#plane.close(id).finally(() => this.#attached.delete(id));
+    return attached.end;
   }
 
   async resize(id: number, sizeBytes: number): Promise<void> {

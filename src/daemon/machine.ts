@@ -103,8 +103,8 @@ export interface Images {
    * @param path or URI
    * @param comeback what the root of a device that comes back is: a remote one opens although
    * nobody answers now
+   * @param forItsDevice a root that is one device's alone stays so (image/sole.ts)
    */
-  /** @param forItsDevice a root that is one device's alone stays so (image/sole.ts) */
   openRoot(path: string, comeback?: RootIdentity, forItsDevice?: boolean): Promise<RootHandle>;
   /** Makes a new leaf: durable when it returns; nothing is left behind when it throws. */
   createLeaf(leaf: NewLeaf): Promise<void>;

@@ -112,7 +112,7 @@ export class NbdTransport implements Transport {
       if (!goingOn) await made.device.settle();
       if (hasGrown) await made.device.resize(sizeBytes);
     } catch (error) {
-      await this.#takeBack(device.id, goingOn);
+      await this.#takeBack(device.id, goingOn).catch(() => {}); // why it failed is what counts
       throw error;
     }
     return { node: made.device.node };
@@ -124,8 +124,11 @@ export class NbdTransport implements Transport {
     const attached = this.#attached.get(id);
     if (!attached) return;
     attached.ending = true;
-    await attached.device.disconnect();
-    await this.#end(id, attached);
+    try {
+      await attached.device.disconnect();
+    } finally {
+      await this.#end(id, attached);
+    }
   }
 
   async #create(
@@ -157,7 +160,7 @@ export class NbdTransport implements Transport {
       await this.#plane.open(handOver(device, { kind: 'nbd', channels }, shadow));
     } catch (error) {
       if (!handed) for (const fd of sockets) native.close(fd);
-      if (!goingOn) await made.disconnect();
+      if (!goingOn) await made.disconnect().catch(() => {}); // why it failed is what counts
       throw error;
     }
     this.#attached.set(id, {
@@ -178,6 +181,10 @@ export class NbdTransport implements Transport {
   async detach(id: number, { force }: { force: boolean }): Promise<'gone' | 'later'> {
     const attached = this.#attached.get(id);
     if (!attached) return 'gone';
+    if (attached.end !== null) {
+      await attached.end;
+      return 'gone';
+    }
     attached.ending = true;
     let result: 'gone' | 'later';
     try {
@@ -194,8 +201,17 @@ export class NbdTransport implements Transport {
     attached.ending = false;
     attached.later = true;
     if (attached.cut) this.#lookAfter(id, attached, null);
-    else await this.#plane.flush(id);
+    else await this.#flushOrEnd(id, attached);
     return 'later';
+  }
+
+  /** What was written is durable; or all of it is, with the end that has come meanwhile. */
+  async #flushOrEnd(id: number, attached: Attached): Promise<void> {
+    try {
+      await this.#plane.flush(id);
+    } catch (error) {
+      if (attached.end === null) throw error;
+    }
   }
 
   /** The device is gone: its leaf is made durable and closed, and nothing is left. */
@@ -205,14 +221,18 @@ export class NbdTransport implements Transport {
   }
 
   async #close(id: number, { name }: Attached): Promise<void> {
-    this.#attached.delete(id);
-    await this.#plane.close(id);
-    this.#shadows.removeAll(name);
+    try {
+      await this.#plane.close(id);
+      this.#shadows.removeAll(name);
+    } finally {
+      this.#attached.delete(id);
+    }
   }
 
   async leave(id: number): Promise<void> {
     const attached = this.#attached.get(id);
     if (!attached) return;
+    if (attached.end !== null) return attached.end;
     attached.ending = true;
     this.#attached.delete(id);
     await this.#plane.close(id);
@@ -223,13 +243,14 @@ export class NbdTransport implements Transport {
     const attached = this.#attached.get(id);
     if (!attached) return;
     attached.cut = true;
-    if (!attached.ending) this.#lookAfter(id, attached, reason);
+    if (!attached.ending && attached.end === null) this.#lookAfter(id, attached, reason);
   }
 
   /** Replaces a connection that has ended; where the kernel takes no other, the device has. */
   #lookAfter(id: number, attached: Attached, reason: string | null): void {
     this.#replace(id, attached).catch((error: Error) => {
-      if (this.#attached.get(id) !== attached) return;
+      attached.cut = true;
+      if (this.#attached.get(id) !== attached || attached.end !== null) return;
       const told = attached.later ? 'its last user is gone' : (reason ?? error.message);
       this.#end(id, attached).then(
         () => this.#onGone(id, told),
@@ -241,7 +262,8 @@ export class NbdTransport implements Transport {
   async #replace(id: number, attached: Attached): Promise<void> {
     attached.cut = false;
     const [fd] = await attached.device.reconnect(1);
-    if (this.#attached.get(id) === attached && !attached.ending)
+    // A detach under way needs it, too: what is in the device's cache is written first.
+    if (this.#attached.get(id) === attached && attached.end === null)
       await this.#plane.connect(id, this.#channel(fd!, attached.readOnly));
     else native.close(fd!);
   }

@@ -6,8 +6,6 @@
  * end restore.ts and stop.ts; who has which name, leaf and number is entries.ts, and what is under
  * way under-way.ts.
  */
-import { rm } from 'node:fs/promises';
-import { basename } from 'node:path';
 import { asUbdError, UbdError } from '../base/errors.ts';
 import type {
   AttachResult,
@@ -18,14 +16,12 @@ import type {
   PassedOver,
 } from '../client/api.ts';
 import type { Paths } from '../client/paths.ts';
-import { lineageOf } from '../leaf/info.ts';
-import { isStillOf } from '../leaf/still.ts';
-import { bringUp, type Workshop } from './attach.ts';
+import { bringUp } from './attach.ts';
 import { Choosing } from './choosing.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, type LeafStats, toDevice, toRecord } from './device.ts';
 import { Entries } from './entries.ts';
-import { Links } from './links.ts';
+import { isPartitionOf, Links } from './links.ts';
 import type { Log } from './log.ts';
 import type { Channel, Machine } from './machine.ts';
 import { makePlan, refuseContradictions } from './plan.ts';
@@ -33,8 +29,9 @@ import type { DeviceStats } from './plane-protocol.ts';
 import { RecordStore } from './record.ts';
 import { restore } from './restore.ts';
 import { handOverDevice, refuseStaying, stopDevice } from './stop.ts';
-import { isUsable, takeDown } from './takedown.ts';
+import { isUsable, settleLeaf, takeDown, type Usable } from './takedown.ts';
 import { UnderWay } from './under-way.ts';
+import type { Workshop } from './workshop.ts';
 
 /** The data plane may be busy; a list must not wait for it for long. */
 const STATS_MS_MAX = 1000;
@@ -157,12 +154,17 @@ export class Registry {
     while (entry.passing !== null) await ended(entry.passing);
     this.#underWay.checkGoingOn();
     refuseBusy(entry);
-    const { links, records, log } = this.#shop;
+    const { links, log } = this.#shop;
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
     if (entry.state === 'failed') {
-      await records.remove(entry.name);
+      // A detach that failed may have left it where it was, and its leaf open.
+      await entry.transport
+        ?.detach(entry.id, { force: true })
+        .catch((error: Error) => log.warning(`${entry.name}: ${error.message}`));
       for (const transport of this.#machine.transports) await transport.discard?.(entry.name);
+      // Once: with two detaches at a time it may be somebody else's by then.
       if (entry.link !== null) links.release(entry.link);
+      entry.link = null;
       await this.#end(entry);
       log.info(`${entry.name}: taken off the list (it had failed)`);
       return { name: entry.name, leaf: kept };
@@ -170,8 +172,24 @@ export class Registry {
     if (entry.state !== 'attached' || !isUsable(entry))
       throw new UbdError('busy', `${entry.name} is ${entry.state} already`, {
         place: { device: entry.name },
+        next: 'it goes by itself; `ubd list` shows when',
       });
     entry.state = 'detaching';
+    const detach = this.#takeDown(entry, force);
+    entry.detach = detach;
+    try {
+      const result = await detach;
+      const how = result === 'gone' ? 'detached' : 'detached by force; it goes with its last user';
+      log.info(`${entry.name}: ${how}`);
+    } finally {
+      entry.detach = null;
+    }
+    return { name: entry.name, leaf: kept };
+  }
+
+  /** One that is in use is on record without its name from here on, and goes with its last user. */
+  async #takeDown(entry: Usable, force: boolean): Promise<'gone' | 'later'> {
+    const { links, records } = this.#shop;
     let result: 'gone' | 'later';
     try {
       result = await takeDown(links, entry, force);
@@ -183,35 +201,25 @@ export class Registry {
     }
     const { transport, node } = entry;
     (entry as Entry).link = null;
-    if (result === 'gone') {
-      await records.remove(entry.name);
-      await this.#end(entry);
-    } else {
-      await records.write(toRecord(entry, transport, node, null));
-      // Its last user may have gone meanwhile.
-      if (this.#entries.byId(entry.id) === undefined) await records.remove(entry.name);
-    }
-    const how = result === 'gone' ? 'detached' : 'detached by force; it goes with its last user';
-    log.info(`${entry.name}: ${how}`);
-    return { name: entry.name, leaf: kept };
+    if (result === 'gone') await this.#end(entry);
+    else await records.write(toRecord(entry, transport, node, null));
+    return result;
   }
 
-  async #end(entry: Entry): Promise<void> {
-    if (entry.leaf?.ephemeral) await removeLeafFiles(entry.leaf.path);
-    else if (entry.leaf !== null && !entry.readOnly) await this.#fold(entry.name, entry.leaf.path);
+  /** The device is no more. Of a detach and the kernel, the second waits for the first. */
+  #end(entry: Entry): Promise<void> {
+    entry.end ??= this.#forget(entry).catch(error => {
+      entry.end = null; // it is tried again
+      throw error;
+    });
+    return entry.end;
+  }
+
+  async #forget(entry: Entry): Promise<void> {
+    await this.#shop.records.remove(entry.name);
+    await settleLeaf(this.#shop, entry);
     this.#machine.live.gone(entry.id);
     this.#entries.remove(entry);
-  }
-
-  /** The device is gone whatever comes of it: what is not folded now stays as it is, and whole. */
-  async #fold(name: string, leaf: string): Promise<void> {
-    const { images, log } = this.#shop;
-    try {
-      const count = await images.foldLeaf(leaf);
-      if (count > 0) log.info(`${name}: ${count} stills are one with ${leaf} again`);
-    } catch (error) {
-      log.info(`${name}: its stills stay for now: ${(error as Error).message}`);
-    }
   }
 
   // ---- looking
@@ -325,28 +333,39 @@ export class Registry {
 
   /** A device went away: as asked, with its last user; or because the kernel ended it. */
   async gone(id: number, reason: string): Promise<void> {
+    if (!this.#underWay.isEnding) await this.#underWay.track(this.#wentAway(id, reason));
+  }
+
+  async #wentAway(id: number, reason: string): Promise<void> {
     const entry = this.#entries.byId(id);
-    if (!entry || this.#underWay.isEnding) return;
+    // A detach under way has the first word; it may find that the device is gone itself.
+    if (entry?.detach) await ended(entry.detach);
+    if (entry === undefined || this.#entries.byId(id) !== entry) return;
+    if (entry.state === 'detaching') await this.#gone(entry);
+    else if (entry.state !== 'failed') this.#lost(entry, reason);
+  }
+
+  #lost(entry: Entry, reason: string): void {
     const { log, links } = this.#shop;
-    if (entry.state === 'detaching') {
-      await this.#gone(entry);
+    log.error(`${entry.name}: lost: ${reason}`);
+    const isAttaching = entry.state === 'attaching';
+    const error = new UbdError('io', `${entry.name}: ${reason}`, {
+      place: { device: entry.name },
+      next: isAttaching
+        ? 'attach it again'
+        : `attach it again: ubd detach ${entry.name}, then ubd attach`,
+    });
+    if (isAttaching) {
+      entry.error = error; // its attach takes it back
       return;
     }
-    log.error(`${entry.name}: lost: ${reason}`);
     if (entry.link !== null && entry.node !== null) links.remove(entry.link, entry.node);
-    fail(
-      entry,
-      new UbdError('io', `${entry.name}: ${reason}`, {
-        place: { device: entry.name },
-        next: `attach it again: ubd detach ${entry.name}, then ubd attach`,
-      }),
-    );
+    fail(entry, error);
   }
 
   /** A device that was detached in use: its last user is gone. */
   async #gone(entry: Entry): Promise<void> {
     this.#shop.log.info(`${entry.name}: its last user is gone`);
-    await this.#shop.records.remove(entry.name);
     await this.#end(entry);
   }
 
@@ -394,28 +413,4 @@ function refuseBusy({ name, work }: Entry): void {
     place: { device: name },
     next: 'try again when that has come to its end',
   });
-}
-
-/**
- * An ephemeral leaf, with the stills right below it. Not those below an image that somebody took:
- * it stands on them.
- */
-async function removeLeafFiles(leaf: string): Promise<void> {
-  const stills: string[] = [];
-  try {
-    for (const { path } of lineageOf(leaf).images) {
-      if (!isStillOf(leaf, path)) break;
-      stills.push(path);
-    }
-  } catch (error) {
-    if (!(error instanceof UbdError)) throw error; // it is gone, or damaged: its stills stay
-  }
-  await rm(leaf, { force: true });
-  for (const path of stills) await rm(path, { force: true });
-}
-
-/** `loop0p1` of `/dev/loop0`. */
-function isPartitionOf(name: string, node: string): boolean {
-  const prefix = `${basename(node)}p`;
-  return name.startsWith(prefix) && /^\d+$/.test(name.slice(prefix.length));
 }

@@ -14,7 +14,7 @@ import { clearIndexLeftovers } from '../fsindex/leftovers.ts';
 import { clearOrphans } from '../leaf/orphans.ts';
 import { isStillOf } from '../leaf/still.ts';
 import { abandonSuccessor } from '../leaf/successor.ts';
-import { bringNodeUp, bringUp, type Workshop } from './attach.ts';
+import { bringNodeUp, bringUp } from './attach.ts';
 import { concurrently } from './concurrently.ts';
 import { type Entry, fail, fillFrom } from './device.ts';
 import type { Entries } from './entries.ts';
@@ -22,6 +22,7 @@ import { removeLeaving, settleReconcile } from './life/reconcile.ts';
 import type { SnapshotFiles, Transport } from './machine.ts';
 import type { Plan } from './plan.ts';
 import type { DeviceRecord } from './record.ts';
+import type { Workshop } from './workshop.ts';
 
 export interface RestoreOptions {
   shop: Workshop;
@@ -97,7 +98,8 @@ async function comeBack(
     const error = asUbdError(thrown);
     links.unpark(record.link!);
     fail(entry, error);
-    entry.link = record.link; // its number stays ours, for the next try
+    // Its number stays ours, for the next try.
+    if (links.holdAgain(record.link!, record.name)) entry.link = record.link;
     log.error(`${entry.name}: could not be brought back: ${error.message}`);
   }
 }

@@ -10,10 +10,10 @@
  * What fails with one device is logged, and does not stop the others.
  */
 import { asUbdError, UbdError } from '../base/errors.ts';
-import type { Workshop } from './attach.ts';
 import type { Entry } from './device.ts';
 import type { Channel, Transport } from './machine.ts';
 import { isUsable } from './takedown.ts';
+import type { Workshop } from './workshop.ts';
 
 /** What ends need. */
 type Shop = Pick<Workshop, 'links' | 'log'>;

@@ -44,6 +44,10 @@ interface Attached {
   name: string;
   /** Being taken away: the end of its service is expected. */
   ending: boolean;
+  /** Why its service has ended; null while it is there. */
+  lost: string | null;
+  /** Its end: whoever comes second, of the kernel and a detach, waits for the first. */
+  end: Promise<void> | null;
 }
 
 function isBusy(error: unknown): boolean {
@@ -144,7 +148,7 @@ export class UblkTransport implements Transport {
     const left = await this.#findLeft(ublk, name);
     const goingOn = left !== undefined;
     const made = goingOn ? await UblkDevice.adopt(ublk, left) : await this.#create(ublk, device);
-    let served = false;
+    let attached: Attached | null = null;
     try {
       // A leaf that has grown just before its daemon died has a device that has not.
       const hasGrown = sizeBytes > sectorsToBytes(made.sizeSectors);
@@ -162,13 +166,14 @@ export class UblkTransport implements Transport {
         throw error;
       }
       await this.#plane.open(handOver(device, { kind: 'ublk', ...channel }, shadow));
-      served = true;
-      this.#attached.set(id, { device: made, name, ending: false });
+      attached = { device: made, name, ending: false, lost: null, end: null };
+      this.#attached.set(id, attached);
       await made.start();
       if (hasGrown) await made.resize(bytesToSectors(sizeBytes));
       return { node: made.node };
     } catch (error) {
-      await this.#takeBack(id, made, { served, goingOn });
+      // Why it failed is what counts.
+      await this.#takeBack(id, made, attached, goingOn).catch(() => {});
       throw error;
     }
   }
@@ -192,6 +197,10 @@ export class UblkTransport implements Transport {
     const attached = this.#attached.get(id);
     if (!attached) return 'gone';
     const { device } = attached;
+    if (attached.end !== null) {
+      await attached.end;
+      return 'gone';
+    }
     attached.ending = true;
     try {
       // By force no user loses anything: it goes with the last of them.
@@ -199,10 +208,14 @@ export class UblkTransport implements Transport {
     } catch (error) {
       if (!force || !isBusy(error)) {
         attached.ending = false;
+        if (attached.lost !== null) this.#endAndTell(id, attached, attached.lost);
         throw isBusy(error) ? inUse(device.node) : error;
       }
-      await this.#plane.flush(id);
-      this.#awaitLastUser(id, attached);
+      try {
+        await this.#plane.flush(id);
+      } finally {
+        this.#awaitLastUser(id, attached);
+      }
       return 'later';
     }
     await this.#end(id, attached);
@@ -210,35 +223,47 @@ export class UblkTransport implements Transport {
   }
 
   /** The device is stopped: its leaf is made durable and closed, and nothing is left. */
-  async #end(id: number, { device, name }: Attached): Promise<void> {
-    this.#attached.delete(id);
+  #end(id: number, attached: Attached): Promise<void> {
+    attached.end ??= this.#close(id, attached);
+    return attached.end;
+  }
+
+  async #close(id: number, { device, name }: Attached): Promise<void> {
     try {
       await this.#plane.close(id);
     } finally {
+      this.#attached.delete(id);
       await device.remove();
       this.#shadows.removeAll(name);
     }
   }
 
+  #endAndTell(id: number, attached: Attached, reason: string): void {
+    this.#end(id, attached).then(
+      () => this.#onGone(id, reason),
+      (error: Error) => this.#onGone(id, `${reason}; ${error.message}`),
+    );
+  }
+
   #awaitLastUser(id: number, attached: Attached): void {
     const look = async (): Promise<void> => {
-      if (!this.#attached.has(id)) return; // left meanwhile
+      if (this.#attached.get(id) !== attached || attached.end !== null) return; // left meanwhile
       try {
         await stopUnused(attached.device, 0);
-      } catch (error) {
-        if (isBusy(error)) return this.#awaitLastUser(id, attached);
-        throw error;
+      } catch {
+        // It is in use still, or cannot be stopped yet; unless somebody else has ended it.
+        if (attached.lost === null) return this.#awaitLastUser(id, attached);
       }
-      await this.#end(id, attached);
-      this.#onGone(id, 'its last user is gone');
+      if (this.#attached.get(id) === attached)
+        this.#endAndTell(id, attached, 'its last user is gone');
     };
-    const report = (error: Error): void => this.#onGone(id, error.message);
-    setTimeout(() => void look().catch(report), LAST_USER_MS).unref();
+    setTimeout(() => void look(), LAST_USER_MS).unref();
   }
 
   async leave(id: number): Promise<void> {
     const attached = this.#attached.get(id);
     if (!attached) return;
+    if (attached.end !== null) return attached.end;
     attached.ending = true;
     // Where the kernel cannot quiesce, the end of this process does it.
     await attached.device.quiesce();
@@ -253,17 +278,9 @@ export class UblkTransport implements Transport {
   /** The kernel ended the service of a device: somebody else stopped or deleted it. */
   lost(id: number, reason: string): void {
     const attached = this.#attached.get(id);
-    if (!attached || attached.ending) return;
-    this.#attached.delete(id);
-    const { device, name } = attached;
-    this.#plane
-      .close(id)
-      .then(() => device.remove())
-      .then(() => this.#shadows.removeAll(name))
-      .then(
-        () => this.#onGone(id, reason),
-        (error: Error) => this.#onGone(id, `${reason}; ${error.message}`),
-      );
+    if (!attached) return;
+    attached.lost = reason;
+    if (!attached.ending && attached.end === null) this.#endAndTell(id, attached, reason);
   }
 
   async flush(id: number): Promise<void> {
@@ -347,19 +364,27 @@ export class UblkTransport implements Transport {
   async #takeBack(
     id: number,
     device: UblkDevice,
-    { served, goingOn }: { served: boolean; goingOn: boolean },
+    attached: Attached | null,
+    goingOn: boolean,
   ): Promise<void> {
-    const attached = this.#attached.get(id);
-    if (attached !== undefined) attached.ending = true;
-    this.#attached.delete(id);
-    if (goingOn) {
-      if (served && (await device.quiesce())) await this.#plane.close(id);
+    if (attached === null) {
+      if (!goingOn) await device.remove();
       return;
     }
-    if (served) {
-      await device.stop({ force: true });
+    const isLost = attached.end !== null;
+    attached.ending = true;
+    if (goingOn && !isLost) {
+      const isQuiet = await device.quiesce().catch(() => false);
+      attached.ending = isQuiet;
+      if (!isQuiet) return; // served until it is detached, or this process ends
+      this.#attached.delete(id);
       await this.#plane.close(id);
+      return;
     }
-    await device.remove();
+    try {
+      if (!isLost) await device.stop({ force: true });
+    } finally {
+      await this.#end(id, attached);
+    }
   }
 }

@@ -18,6 +18,7 @@ import {
   statSync,
   unlinkSync,
 } from 'node:fs';
+import { EAGAIN } from '../base/errno.ts';
 import { UbdError } from '../base/errors.ts';
 import { native } from '../native/binding.ts';
 
@@ -26,6 +27,9 @@ const STICKY = 0o1000;
 const PERMISSIONS = 0o7777;
 /** <sys/file.h> */
 const LOCK = { SHARED: 1, EXCLUSIVE: 2, NONBLOCKING: 4, NONE: 8 };
+
+const LOCK_WAIT_MS = 10;
+const LOCK_WAITS = 100;
 
 /** Where the file system does not keep it, nothing is marked. */
 export function markSole(path: string): void {
@@ -47,7 +51,7 @@ export function isSole(path: string): boolean {
  */
 export function takeMark(fd: number, path: string): void {
   if ((fstatSync(fd).mode & STICKY) === 0) return;
-  native.flock(fd, LOCK.SHARED); // waits for a removal that is under way
+  lockShared(fd, path); // waits for a removal that is under way
   try {
     const { mode, nlink } = fstatSync(fd);
     if (nlink === 0)
@@ -59,6 +63,19 @@ export function takeMark(fd: number, path: string): void {
     fsyncSync(fd);
   } finally {
     native.flock(fd, LOCK.NONE);
+  }
+}
+
+/** A removal takes no time; of another program nobody knows when it ends. */
+function lockShared(fd: number, path: string): void {
+  const moment = new Int32Array(new SharedArrayBuffer(4));
+  for (let waits = 0; native.flock(fd, LOCK.SHARED | LOCK.NONBLOCKING) === -EAGAIN; waits++) {
+    if (waits === LOCK_WAITS)
+      throw new UbdError('busy', `${path}: another program has locked it`, {
+        place: { file: path },
+        next: '`lslocks` shows which one; try again when that has ended',
+      });
+    Atomics.wait(moment, 0, 0, LOCK_WAIT_MS);
   }
 }
 

@@ -3,7 +3,7 @@
  * in powers of ten; a line for each root's whole index above. SVG, by hand; it takes its colours
  * from the reader's, light or dark.
  */
-import { PICTURE_STYLE } from './svg-style.ts';
+import { picture } from './picture.ts';
 
 export interface IndexPoint {
   root: string;
@@ -23,7 +23,7 @@ const LEFT = 64;
 const RIGHT = 16;
 const TOP = 64;
 const BOTTOM = 48;
-const STYLE = `${PICTURE_STYLE}\
+const STYLE = `\
 .debian { stroke: #3b82c4; fill: #3b82c4; } .small { stroke: #d9822b; fill: #d9822b; }
 polyline { fill: none !important; stroke-width: 2; } .whole { stroke-width: 2; }
 `;
@@ -85,15 +85,7 @@ export function plotIndex(
     parts.push(text([538, Number(at) + 4], 'start', words));
   }
   parts.push(text([WIDTH / 2, HEIGHT - 8], 'middle', 'files that the leaf changed'));
-  return [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}"`,
-    ' font-family="sans-serif" font-size="12">',
-    `<style>${STYLE}</style>`,
-    `<rect width="${WIDTH}" height="${HEIGHT}" class="ground"/>`,
-    ...parts,
-    '</svg>',
-    '',
-  ].join('\n');
+  return picture(WIDTH, HEIGHT, STYLE, parts);
 }
 
 function powerBelow(value: number): number {

@@ -2,15 +2,16 @@
  * The boot storm as a picture: a bar for each node, one by one and all at once; and a line for the
  * first node with a boot pack. SVG, by hand; it takes its colours from the reader's, light or dark.
  */
+
+import { picture } from './picture.ts';
 import type { Storm } from './storm.ts';
-import { PICTURE_STYLE } from './svg-style.ts';
 
 const WIDTH = 760;
 const HEIGHT = 320;
 const LEFT = 56;
 const TOP = 44;
 const BOTTOM = 48;
-const STYLE = `${PICTURE_STYLE}\
+const STYLE = `\
 .one { fill: #3b82c4; } .all { fill: #d9822b; } .pack { stroke: #2f9e62; stroke-width: 2; }
 `;
 
@@ -61,14 +62,7 @@ export function plotStorm({ oneByOne, together, withPack }: Storm): string {
     `<text x="${WIDTH - 108}" y="22">all at once</text>`,
     `<text x="${WIDTH / 2}" y="${HEIGHT - 8}" text-anchor="middle">node</text>`,
   );
-  return [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${HEIGHT}" font-family="sans-serif" font-size="12">`,
-    `<style>${STYLE}</style>`,
-    `<rect width="${WIDTH}" height="${HEIGHT}" class="ground"/>`,
-    ...parts,
-    '</svg>',
-    '',
-  ].join('\n');
+  return picture(WIDTH, HEIGHT, STYLE, parts);
 }
 
 /** 1, 2 or 5 times a power of ten. */

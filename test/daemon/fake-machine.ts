@@ -263,7 +263,9 @@ export class FakeMachine implements Machine {
   }
 
   async #detach(id: number, force: boolean): Promise<'gone' | 'later'> {
-    const { node, device } = this.#attached.get(id)!;
+    const attached = this.#attached.get(id);
+    if (attached === undefined) return 'gone';
+    const { node, device } = attached;
     if (this.users.has(node)) {
       if (!force) throw new UbdError('busy', `${node} is in use`);
       this.later.push(id);

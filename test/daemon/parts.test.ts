@@ -4,9 +4,11 @@
  */
 import {
   existsSync,
+  fstatSync,
   lstatSync,
   mkdirSync,
   mkdtempSync,
+  openSync,
   readdirSync,
   readFileSync,
   readlinkSync,
@@ -18,11 +20,16 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import t from 'tap';
+import { UbdError } from '../../src/base/errors.ts';
 import { findPaths, type Paths } from '../../src/client/paths.ts';
 import { Lock, LockedError, makeDirectories, ownerOf } from '../../src/daemon/directories.ts';
+import { handOver } from '../../src/daemon/hand-over.ts';
 import { Links } from '../../src/daemon/links.ts';
 import { LOG_BYTES_MAX, Log } from '../../src/daemon/log.ts';
+import type { LeafHandle, RootHandle } from '../../src/daemon/machine.ts';
+import type { TransportSpec } from '../../src/daemon/plane-protocol.ts';
 import { type DeviceRecord, RecordStore } from '../../src/daemon/record.ts';
+import type { OpenedShadow } from '../../src/leaf/shadow.ts';
 
 function directory(teardown: (fn: () => void) => void): string {
   const made = mkdtempSync(`${tmpdir()}/ubd-test-`);
@@ -267,4 +274,31 @@ t.test('paths come from options, the environment and defaults, in this order', a
     code: 'usage',
     next: /shorter/,
   });
+});
+
+t.test('a device that cannot be handed over leaves root and leaf where they were', t => {
+  const base = directory(t.teardown);
+  const open = (): number => openSync(base, 'r');
+  const fails = (transport: TransportSpec, shadow?: OpenedShadow): void => {
+    const root = {
+      takeLayer: () => {
+        throw new UbdError('io', 'no socket pair: EMFILE');
+      },
+    } as unknown as RootHandle;
+    const leaf = {
+      get descriptor(): never {
+        throw new Error('the leaf is not to be touched');
+      },
+    } as unknown as LeafHandle;
+    const device = { id: 1, name: 'web', sizeBytes: 4096, readOnly: false, root, leaf };
+    t.throws(() => handOver(device, transport, shadow), { message: /EMFILE/ });
+  };
+  const fds = [open(), open(), open(), open()];
+  const [fuse, first, second, shadow] = fds as [number, number, number, number];
+  const common = { readOnly: false, replies: 'simple' as const, contexts: {} };
+  const channels = [first, second].map((fd, connection) => ({ fd, connection, ...common }));
+  fails({ kind: 'fuse', fd: fuse });
+  fails({ kind: 'nbd', channels }, { fd: shadow, sizeSectors: 8 });
+  for (const fd of fds) t.throws(() => fstatSync(fd), { code: 'EBADF' });
+  t.end();
 });

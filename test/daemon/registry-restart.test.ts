@@ -194,6 +194,31 @@ t.test('a comeback that fails in its last step leaves the record as it was', asy
   t.equal(readFileSync(`${paths.devices}/web.json`, 'utf8'), record);
   t.same(readdirSync(dev), []);
   t.equal(next.machine.open.size, 0);
+  next.machine.onStep = () => {};
+  const other = await next.registry.attach({ root, name: 'other' });
+  t.equal(other.device, `${dev}/ubd1`, 'its number stays its own');
+  await next.registry.detach('web', { force: false });
+  t.equal((await next.registry.attach({ root, name: 'third' })).device, `${dev}/ubd0`);
+  t.equal(readlinkSync(`${dev}/ubd1`), other.node);
+});
+
+t.test('a device that the kernel takes away while it comes back is failed', async t => {
+  const { registry, root, paths, again, dev } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  await registry.stop();
+  const record = readFileSync(`${paths.devices}/web.json`, 'utf8');
+  const next = again();
+  const { attach } = next.machine.transports[0]!;
+  next.machine.transports[0]!.attach = async device => {
+    const made = await attach(device);
+    await next.registry.gone(device.id, 'the connection was aborted');
+    return made;
+  };
+  await next.registry.restore();
+  t.match(await next.registry.list(), [{ state: 'failed', error: { message: /aborted/ } }]);
+  t.equal(readFileSync(`${paths.devices}/web.json`, 'utf8'), record);
+  next.machine.transports[0]!.attach = attach;
+  t.equal((await next.registry.attach({ root, name: 'other' })).device, `${dev}/ubd1`);
 });
 
 t.test('a link that somebody put in the place of ours is not ours to remove', async t => {

@@ -265,6 +265,7 @@ t.test('a user who comes between look and detach gets the device back as it was'
 t.test('a detach that cannot make the leaf durable fails, and stays on record', async t => {
   const { registry, root, dev, paths, machine } = bench(t.teardown);
   await registry.attach({ root, name: 'web', ephemeral: true });
+  const { detach } = machine.transports[0]!;
   machine.transports[0]!.detach = async () => {
     throw new UbdError('no-space', 'the disk of the leaf is full');
   };
@@ -273,6 +274,9 @@ t.test('a detach that cannot make the leaf durable fails, and stays on record', 
   t.notOk(readdirSync(dev).includes('ubd0'), 'no link to a device that is not usable');
   t.same(readdirSync(paths.devices), ['web.json']);
   t.same(readdirSync(paths.ephemeral), ['web.leaf'], 'its changes are not thrown away');
+  machine.transports[0]!.detach = detach;
+  await registry.detach('web', { force: false });
+  t.equal(machine.open.size, 0, 'taken off the list, it is not left open');
 });
 
 t.test('a device that the kernel took away is failed, and says so', async t => {
@@ -284,4 +288,80 @@ t.test('a device that the kernel took away is failed, and says so', async t => {
     { state: 'failed', device: null, node: null, error: { message: /aborted/ } },
   ]);
   t.notOk(readdirSync(dev).includes('ubd0'));
+});
+
+t.test('a device that the kernel takes away while it is attached is not attached', async t => {
+  const { registry, root, dev, paths, machine } = bench(t.teardown);
+  const { attach } = machine.transports[0]!;
+  machine.transports[0]!.attach = async device => {
+    const made = await attach(device);
+    await registry.gone(device.id, 'the connection was aborted');
+    return made;
+  };
+  await t.rejects(registry.attach({ root, name: 'web' }), { code: 'io', message: /aborted/ });
+  t.same(await registry.list(), []);
+  t.same(readdirSync(dev), []);
+  for (const directory of [paths.devices, paths.leaves])
+    t.same(readdirSync(directory), [], directory);
+  t.equal(machine.open.size, 0, 'nothing is open');
+});
+
+t.test('a last user who leaves while a detach by force is answered leaves no record', async t => {
+  const { registry, root, dev, paths, machine } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  const { detach } = machine.transports[0]!;
+  machine.users.set(`${dev}/loop0`, ['mounted on /mnt']);
+  let gone: Promise<void> | undefined;
+  machine.transports[0]!.detach = async (id, options) => {
+    const result = await detach(id, options);
+    gone = registry.gone(id, 'released');
+    return result;
+  };
+  let detached: Promise<unknown> | undefined;
+  machine.images.foldLeaf = async () => {
+    await detached; // it takes longer than the detach
+    return 0;
+  };
+  detached = registry.detach('web', { force: true });
+  await detached;
+  await gone;
+  t.same(await registry.list(), []);
+  t.same(readdirSync(paths.devices), [], 'the record is gone');
+});
+
+t.test('a detach and the kernel that end one device together end it once', async t => {
+  const { registry, root, machine } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  const { id } = registry.entries[0]!;
+  const ends: number[] = [];
+  machine.live.gone = ended => ends.push(ended);
+  let gone: Promise<void> | undefined;
+  let folded = (): void => {};
+  const folding = new Promise<number>(resolve => {
+    folded = () => resolve(0);
+  });
+  machine.images.foldLeaf = async () => {
+    gone = registry.gone(id, 'the connection ended'); // told while the detach is at its end
+    return folding;
+  };
+  const detached = registry.detach('web', { force: false });
+  setImmediate(folded);
+  await detached;
+  await registry.attach({ root, name: 'web' });
+  await gone;
+  t.same(ends, [id], 'once');
+  t.match(await registry.list(), [{ name: 'web', state: 'attached' }], 'another one has its name');
+});
+
+t.test('a device that the kernel takes away while its detach is refused is failed', async t => {
+  const { registry, root, machine } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  let gone: Promise<void> | undefined;
+  machine.transports[0]!.detach = async id => {
+    gone = registry.gone(id, 'the connection was aborted');
+    throw new UbdError('busy', 'somebody has it open');
+  };
+  await t.rejects(registry.detach('web', { force: false }), { code: 'busy' });
+  await gone;
+  t.match(await registry.list(), [{ state: 'failed', error: { message: /aborted/ } }]);
 });

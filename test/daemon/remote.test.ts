@@ -25,14 +25,20 @@ const SIZE = 2 ** 20;
 const image = imageOf(SIZE);
 let next = 0;
 
-function setUp(teardown: (fn: () => unknown) => void) {
+interface SetUpOptions {
+  /** How long a read waits where nobody answers; else as long as a busy machine may take. */
+  waitMs?: number;
+  /** What is on record. */
+  book?: RootBook;
+}
+
+function setUp(teardown: (fn: () => unknown) => void, options: SetUpOptions = {}) {
+  const { waitMs = DEFAULTS.waitMs, book = new RootBook(join(folder, `roots${next++}`)) } = options;
   const log: string[] = [];
-  const upstream = new Upstream(
-    { disk: null, options: { ...DEFAULTS, waitMs: 300 } },
-    (level, text) => log.push(`${level} ${text}`),
+  const upstream = new Upstream({ disk: null, options: { ...DEFAULTS, waitMs } }, (level, text) =>
+    log.push(`${level} ${text}`),
   );
   teardown(() => upstream.stop());
-  const book = new RootBook(join(folder, `roots${next++}`));
   return { upstream, book, log, remote: new RemoteRoots(upstream, book) };
 }
 
@@ -139,7 +145,7 @@ t.test(
 t.test('what fails comes back as the error that it is', async t => {
   const server = await HttpRoot.start(image);
   t.teardown(() => server.stop());
-  const { remote, log } = setUp(t.teardown);
+  const { remote, log } = setUp(t.teardown, { waitMs: 3000 });
   server.answer = (_, response) => {
     response.writeHead(403).end();
     return true;
@@ -163,6 +169,7 @@ t.test('replicas are on record, and a root opens through any of them', async t =
   const second = await HttpRoot.start(image);
   t.teardown(() => second.stop());
   const { remote, book } = setUp(t.teardown);
+  const hasty = setUp(t.teardown, { waitMs: 300, book }).remote;
   const [uri, other] = [first.url(), second.url('/other.img')];
   await remote.add(uri, other);
   t.match(await book.read(uri), { uri, replicas: [other], identity: { sizeBytes: SIZE } });
@@ -181,7 +188,7 @@ t.test('replicas are on record, and a root opens through any of them', async t =
     response.writeHead(404).end();
     return true;
   };
-  await t.rejects(remote.add(uri, second.url('/none')), { code: 'io' }, 'and now nobody is');
+  await t.rejects(hasty.add(uri, second.url('/none')), { code: 'io' }, 'and now nobody is');
   second.answer = () => false;
   await t.rejects(remote.remove(uri, uri), { code: 'not-found' });
   await remote.remove(uri, other);

@@ -8,7 +8,7 @@ import t, { type Test } from 'tap';
 import { CMD, ERROR, SIMPLE_REPLY } from '../../src/transport/nbd/wire.ts';
 import { ExportSandbox, ROOT_BYTES } from '../support/export-sandbox.ts';
 import { NbdCaller } from '../support/nbd-caller.ts';
-import { request } from '../support/nbd-client.ts';
+import { request } from '../support/nbd-words.ts';
 import { nbdkit, nginx } from '../support/remote-servers.ts';
 import { missing } from '../support/requires.ts';
 import { run, tryRun, until } from '../support/run.ts';
@@ -194,7 +194,8 @@ t.test(
     await client.changeLeaf({ leaf: leaf!, quota: asking });
     await client.addExport({ name: 'web' });
     t.not((await io(uri, 'write -P 5 0 4M')).status, 0);
-    t.match(made.sandbox.log(), /export web: not reconciled: .*ubd reconcile .*web\.leaf/);
+    const said = /export web: not reconciled: .*ubd reconcile .*web\.leaf/;
+    await until('the log says why', () => said.test(made.sandbox.log()));
     t.equal((await client.exports())[0]?.root, root, 'it stands where it stood');
   },
 );

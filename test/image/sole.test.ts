@@ -53,6 +53,17 @@ t.test('what is not there, or no file, has no mark', t => {
   t.end();
 });
 
+t.test('another program that has it locked is not waited for without end', async t => {
+  markSole(root);
+  const theirs = openSync(root, 'r');
+  native.flock(theirs, 2); // LOCK_EX
+  await t.rejects(openRoot(root), { code: 'busy', message: /locked/, next: /lslocks/ });
+  t.ok(isSole(root), 'it is as it was');
+  closeSync(theirs);
+  closeSync((await openRoot(root)).fd);
+  t.notOk(isSole(root));
+});
+
 t.test('it is removed while it has the mark, and nobody has it by then', async t => {
   const made = `${dir}/made.img`;
   const make = (): number => {

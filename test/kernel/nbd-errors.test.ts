@@ -5,14 +5,19 @@
  * steps.
  */
 import { spawn } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { once } from 'node:events';
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { Socket } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import type { DeviceOrder } from '../../src/daemon/hand-over.ts';
 import type { TransportDevice } from '../../src/daemon/machine.ts';
-import { NbdTransport } from '../../src/daemon/nbd-transport.ts';
+import { NbdTransport, type NbdTransportOptions } from '../../src/daemon/nbd-transport.ts';
+import { openIdentified } from '../../src/daemon/opened-files.ts';
+import { DataPlane } from '../../src/daemon/plane-client.ts';
 import { ShadowFiles } from '../../src/daemon/shadows.ts';
 import { native } from '../../src/native/binding.ts';
+import type { NbdChannel } from '../../src/transport/nbd/connection.ts';
 import { listOwned, NbdDevice } from '../../src/transport/nbd/device.ts';
 import { NbdDriver, readDevice } from '../../src/transport/nbd/driver.ts';
 import { here } from '../support/guest.ts';
@@ -102,7 +107,10 @@ class SilentPlane {
   async connect(): Promise<void> {}
 }
 
-function transportOf(owner: string, plane = new SilentPlane()): NbdTransport {
+function transportOf(
+  owner: string,
+  plane: NbdTransportOptions['plane'] = new SilentPlane(),
+): NbdTransport {
   const shadows = new ShadowFiles('/nowhere');
   return new NbdTransport({ plane, owner, shadows, connections: 1, onGone: () => {} });
 }
@@ -178,6 +186,51 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
     t.same(await transportOf('busy').clearStale(new Set(['web'])), [], 'one that is kept stays');
     t.equal((await transportOf('busy').clearStale(new Set())).length, 1);
     t.same(listOwned('busy'), []);
+  });
+
+  t.test('a connection that is replaced during a detach is served all the same', async t => {
+    const folder = t.testdir({});
+    const path = `${folder}/root.img`;
+    writeFileSync(path, Buffer.alloc(MIB, 'x'));
+    const data = await DataPlane.start();
+    t.teardown(() => data.stop());
+    let server = -1;
+    let connected = 0;
+    const plane = {
+      open: (device: DeviceOrder) => {
+        if (device.transport.kind === 'nbd') server = device.transport.channels[0]!.fd;
+        return data.open(device);
+      },
+      close: (id: number) => data.close(id),
+      flush: (id: number) => data.flush(id),
+      connect: async (id: number, channel: NbdChannel) => {
+        await data.connect(id, channel);
+        connected++;
+      },
+    };
+    const transport = transportOf('cut', plane);
+    const device = { ...deviceOf('web', MIB), root: await openIdentified(path) };
+    const { node } = await transport.attach(device);
+    const user = spawn('sh', ['-c', 'exec 4< "$0"; echo open; exec sleep 100', node]);
+    t.teardown(() => user.kill('SIGKILL'));
+    await once(user.stdout, 'data');
+    let detached: Promise<unknown> | undefined;
+    const cut = new Promise<void>(resolve => {
+      data.on('disconnected', event => {
+        transport.disconnected(event);
+        detached ??= transport.detach(1, { force: false });
+        resolve();
+      });
+    });
+    new Socket({ fd: native.takeDescriptor(process.pid, server) }).end();
+    await cut;
+    await t.rejects(detached!, { code: 'busy' });
+    t.equal(connected, 1);
+    const read = [`if=${node}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct'];
+    t.match(await tryRun('timeout', ['20', 'dd', ...read]), { status: 0 }, 'it is served');
+    user.kill('SIGKILL');
+    await once(user, 'exit');
+    t.equal(await transport.detach(1, { force: false }), 'gone');
   });
 
   t.test('devices of others are theirs, whatever we do', async t => {

@@ -12,6 +12,7 @@ import { CLIENT_FLAG, NbdDriver, readDevice } from '../../src/transport/nbd/driv
 import { Cleanup } from '../support/cleanup.ts';
 import { here } from '../support/guest.ts';
 import { Random } from '../support/random.ts';
+import { copyAndCompare, errorsInLog, fioVerify, killUnder } from '../support/recovery.ts';
 import { QUICK } from '../support/requires.ts';
 import { run, sleep } from '../support/run.ts';
 import { type Attached, Sandbox } from '../support/sandbox.ts';
@@ -33,53 +34,21 @@ function attach(sandbox: Sandbox, name: string): Promise<Attached> {
 }
 
 /** Kills the daemon and starts the next one, again and again, until `work` ends. */
-async function killUnder(
+async function killDaemon(
   t: Test,
   sandbox: Sandbox,
   disk: Attached,
   work: Promise<unknown>,
 ): Promise<void> {
-  const random = new Random(process.pid);
-  let ended = false;
-  const end = work.finally(() => {
-    ended = true;
-  });
-  end.catch(() => {});
-  let kills = 0;
-  while (!ended && kills < KILLS) {
-    await Promise.race([sleep(random.between(200, 1800)), end.catch(() => {})]);
+  const kills = await killUnder(work, KILLS, [200, 1800], async count => {
     await sandbox.kill();
-    kills++;
-    if (!existsSync(disk.node)) t.fail(`kill ${kills}: the device is gone`);
+    if (!existsSync(disk.node)) t.fail(`kill ${count}: the device is gone`);
     await sandbox.startDaemon();
     const [back] = (await sandbox.client.list()).filter(({ name }) => name === 'disk');
     if (back?.state !== 'attached' || back.node !== disk.node)
-      t.fail(`kill ${kills}: ${JSON.stringify(back)}`);
-  }
-  await end;
+      t.fail(`kill ${count}: ${JSON.stringify(back)}`);
+  });
   t.ok(kills > 2, `${kills} kills`);
-}
-
-/** Of this device: others die half made, and whoever looks at those is refused. */
-async function errorsInLog({ node }: Attached): Promise<string[]> {
-  const name = node.slice('/dev/'.length);
-  const lines = (await run('dmesg')).split('\n');
-  return lines.filter(
-    line => /I\/O error|EXT4-fs error|Aborting journal/.test(line) && line.includes(name),
-  );
-}
-
-function fioVerify(sandbox: Sandbox, node: string, rate: string): Promise<string> {
-  return run(
-    'fio',
-    [
-      ...['--name=v', `--filename=${node}`, '--rw=randwrite', '--direct=1', '--size=128m'],
-      ...['--bsrange=512-64k', '--ba=512', '--io_size=96m', '--iodepth=16', '--ioengine=libaio'],
-      ...['--verify=crc32c', '--verify_backlog=64', '--verify_fatal=1', '--verify_state_save=0'],
-      ...[`--rate=${rate}`, `--aux-path=${sandbox.dir}`],
-    ],
-    { timeoutMs: 500_000 },
-  );
 }
 
 if (await here(import.meta.url, NBD)) {
@@ -87,8 +56,8 @@ if (await here(import.meta.url, NBD)) {
 
   t.test('SIGKILL under fio: what was answered is there, and no I/O failed', async t => {
     const [sandbox, disk] = await start(t);
-    await killUnder(t, sandbox, disk, fioVerify(sandbox, disk.node, '8m'));
-    t.same(await errorsInLog(disk), []);
+    await killDaemon(t, sandbox, disk, fioVerify(disk.node, sandbox.dir, '8m'));
+    t.same(await errorsInLog(disk.node), []);
     await sandbox.detach('disk');
   });
 
@@ -96,12 +65,8 @@ if (await here(import.meta.url, NBD)) {
     const [sandbox, disk] = await start(t);
     await run('mkfs.ext4', ['-q', '-F', disk.device]);
     const place = await sandbox.mount(disk.device, 'mnt');
-    const script = `set -e; for i in $(seq 12); do
-      cp -r src "$1/src-$i"; sync -f "$1"; echo 3 > /proc/sys/vm/drop_caches
-      diff -r src "$1/src-$i"; [ $i -lt 4 ] || rm -r "$1/src-$((i - 2))"; done`;
-    const work = run('sh', ['-c', script, 'sh', place], { timeoutMs: 500_000 });
-    await killUnder(t, sandbox, disk, work);
-    t.same(await errorsInLog(disk), []);
+    await killDaemon(t, sandbox, disk, copyAndCompare(place));
+    t.same(await errorsInLog(disk.node), []);
     await sandbox.unmount(place);
     await run('e2fsck', ['-f', '-n', disk.node]);
     await sandbox.detach('disk');
@@ -111,7 +76,7 @@ if (await here(import.meta.url, NBD)) {
     const [sandbox, disk] = await start(t);
     const random = new Random(7);
     let ended = false;
-    const fio = fioVerify(sandbox, disk.node, '4m').finally(() => {
+    const fio = fioVerify(disk.node, sandbox.dir, '4m').finally(() => {
       ended = true;
     });
     fio.catch(() => {});
@@ -133,9 +98,9 @@ if (await here(import.meta.url, NBD)) {
       }
     };
     const others = [traffic(), traffic()];
-    await killUnder(t, sandbox, disk, fio);
+    await killDaemon(t, sandbox, disk, fio);
     await Promise.all(others);
-    t.same(await errorsInLog(disk), []);
+    t.same(await errorsInLog(disk.node), []);
     const left = await sandbox.client.list();
     for (const { name, state } of left) {
       if (state === 'failed') t.comment(`${name} failed`);
@@ -153,14 +118,14 @@ if (await here(import.meta.url, NBD)) {
 
   t.test('with four connections as well, at the kernel’s own pace', async t => {
     const [sandbox, disk] = await start(t, { UBD_NBD_CONNECTIONS: '4' });
-    const work = fioVerify(sandbox, disk.node, '16m');
+    const work = fioVerify(disk.node, sandbox.dir, '16m');
     for (let kills = 0; kills < 2; kills++) {
       await sleep(1500);
       await sandbox.kill();
       await sandbox.startDaemon();
     }
     await work;
-    t.same(await errorsInLog(disk), []);
+    t.same(await errorsInLog(disk.node), []);
     await sandbox.detach('disk');
   });
 
@@ -179,7 +144,7 @@ if (await here(import.meta.url, NBD)) {
     await work;
     t.equal(readdirSync(join(place, 'd')).length, 300);
     t.equal(readFileSync(join(place, 'd/300'), 'utf8'), '300\n');
-    t.same(await errorsInLog(disk), []);
+    t.same(await errorsInLog(disk.node), []);
     await sandbox.unmount(place);
     await run('e2fsck', ['-f', '-n', disk.node]);
     await sandbox.detach('disk');
@@ -210,7 +175,7 @@ if (await here(import.meta.url, NBD)) {
     t.match(await sandbox.client.list(), [{ state: 'attached', node: disk.node }]);
     await work;
     t.equal(readFileSync(join(place, 'd/60'), 'utf8'), '60\n');
-    t.same(await errorsInLog(disk), []);
+    t.same(await errorsInLog(disk.node), []);
     await sandbox.unmount(place);
     await run('e2fsck', ['-f', '-n', disk.node]);
     await sandbox.detach('disk');
@@ -225,7 +190,7 @@ if (await here(import.meta.url, NBD)) {
     await opened.sync();
     await opened.close();
     t.equal(await run('head', ['-c', '4', disk.device]), 'kept');
-    t.same(await errorsInLog(disk), []);
+    t.same(await errorsInLog(disk.node), []);
     await sandbox.detach('disk');
   });
 

@@ -173,7 +173,8 @@ if (await here(import.meta.url, NBD)) {
     t.equal((await read(2)).status, 0);
     await run('truncate', ['-s', '64M', root]);
     t.equal((await read(12)).status, 0);
-    t.match(sandbox.log(), /disk: read of .* failed: ENODATA/);
+    const said = /disk: read of .* failed: ENODATA/;
+    await until('the log says so', () => said.test(sandbox.log()));
     t.notMatch(sandbox.log(), /lost/);
   });
 

@@ -223,8 +223,8 @@ t.test(
       await sandbox.client.detach(device.name, { force: true });
       await until('it is gone', async () => (await sandbox.client.list()).length === 0);
     }
-    t.match(sandbox.log(), /is refused: it has another version now/);
-    t.match(sandbox.log(), /HTTP 404/);
+    for (const said of [/is refused: it has another version now/, /HTTP 404/])
+      await until(`the log has ${said}`, () => said.test(sandbox.log()));
     const device = await sandbox.attach({ root, ephemeral: true });
     t.equal(await digest(device.node), digestOf(image), 'put right, it is the old root');
   },

@@ -86,7 +86,7 @@ if (await here(import.meta.url, { ...UBLK, limitSeconds: 300 })) {
   t.test('a device that is open is not detached under I/O; by force it goes later', async t => {
     const sandbox = await start(t);
     const { node } = await attach(sandbox, 'web');
-    const work = fio(sandbox, node, 12);
+    const work = fio(sandbox, node, 20);
     const writes = async (): Promise<boolean> => (await sandbox.client.list())[0]!.changed! > 0;
     await until('fio writes', writes);
     await t.rejects(sandbox.client.detach('web'), {

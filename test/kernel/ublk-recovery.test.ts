@@ -16,7 +16,7 @@ import { listOwned } from '../../src/transport/ublk/marks.ts';
 import { openUblk } from '../../src/transport/ublk/probe.ts';
 import { CONTROL } from '../../src/transport/ublk/wire.ts';
 import { here } from '../support/guest.ts';
-import { Random } from '../support/random.ts';
+import { copyAndCompare, errorsInLog, fioVerify, killUnder } from '../support/recovery.ts';
 import { QUICK } from '../support/requires.ts';
 import { run, sleep } from '../support/run.ts';
 import { UblkProcess } from '../support/ublk-process.ts';
@@ -26,35 +26,20 @@ const OWNER = `ublk-recovery-test-${process.pid}`;
 const KILLS = QUICK ? 4 : 12;
 
 /** Kills and replaces the server until `work` ends; returns the last one. */
-async function killUnder(
+async function killServer(
   t: Test,
   first: UblkProcess,
   again: () => Promise<UblkProcess>,
   work: Promise<unknown>,
 ): Promise<UblkProcess> {
-  const random = new Random(process.pid);
   let server = first;
-  let ended = false;
-  const end = work.finally(() => {
-    ended = true;
-  });
-  end.catch(() => {});
-  let kills = 0;
-  while (!ended && kills < KILLS) {
-    await Promise.race([sleep(random.between(100, 900)), end.catch(() => {})]);
+  await killUnder(work, KILLS, [100, 900], async count => {
     await server.kill();
-    kills++;
-    t.ok(existsSync(first.node), `kill ${kills}: the device is there without a server`);
+    t.ok(existsSync(first.node), `kill ${count}: the device is there without a server`);
     server = await again();
     t.equal(server.node, first.node);
-  }
-  await end;
+  });
   return server;
-}
-
-async function errorsInLog(): Promise<string[]> {
-  const log = await run('dmesg');
-  return log.split('\n').filter(line => /I\/O error|EXT4-fs error|Aborting journal/.test(line));
 }
 
 if (await here(import.meta.url, { device: '/dev/ublk-control' })) {
@@ -63,14 +48,9 @@ if (await here(import.meta.url, { device: '/dev/ublk-control' })) {
     const devices = [{ name: 'fio', sizeBytes: 256 * MIB, leaf: join(directory, 'leaf') }];
     const again = (): Promise<UblkProcess> => UblkProcess.start(OWNER, devices);
     const first = await again();
-    const fio = run('fio', [
-      ...['--name=v', `--filename=${first.node}`, '--rw=randwrite', '--direct=1'],
-      ...['--bsrange=512-64k', '--ba=512', '--size=128m', '--io_size=96m', '--iodepth=16'],
-      ...['--ioengine=libaio', '--verify=crc32c', '--verify_backlog=64', '--verify_fatal=1'],
-      ...['--verify_state_save=0', '--rate=16m', `--aux-path=${directory}`],
-    ]);
-    const last = await killUnder(t, first, again, fio);
-    t.same(await errorsInLog(), []);
+    const fio = fioVerify(first.node, directory, '16m');
+    const last = await killServer(t, first, again, fio);
+    t.same(await errorsInLog(first.node), []);
     await last.stop();
     await rm(directory, { recursive: true });
   });
@@ -84,13 +64,10 @@ if (await here(import.meta.url, { device: '/dev/ublk-control' })) {
     await run('mkdir', [place]);
     await run('mkfs.ext4', ['-q', '-F', first.node]);
     await run('mount', [first.node, place]);
-    const script = `set -e; for i in $(seq 12); do
-      cp -r src "$1/src-$i"; sync -f "$1"; echo 3 > /proc/sys/vm/drop_caches
-      diff -r src "$1/src-$i"; [ $i -lt 4 ] || rm -r "$1/src-$((i - 2))"; done`;
-    const last = await killUnder(t, first, again, run('sh', ['-c', script, 'sh', place]));
+    const last = await killServer(t, first, again, copyAndCompare(place));
     await run('umount', [place]);
     await run('e2fsck', ['-f', '-n', first.node]);
-    t.same(await errorsInLog(), []);
+    t.same(await errorsInLog(first.node), []);
     await last.stop();
     await rm(directory, { recursive: true });
   });
@@ -109,7 +86,7 @@ if (await here(import.meta.url, { device: '/dev/ublk-control' })) {
     const second = await UblkProcess.start(OWNER, devices);
     t.equal(second.node, first.node);
     await fio;
-    t.same(await errorsInLog(), []);
+    t.same(await errorsInLog(first.node), []);
     await second.stop();
     await rm(directory, { recursive: true });
   });

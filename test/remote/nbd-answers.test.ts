@@ -19,10 +19,8 @@ import {
   SIZE,
   simple,
   status,
-  u16,
-  u32,
-  u64,
 } from '../support/nbd-answers.ts';
+import { u16, u32, u64 } from '../support/nbd-talk.ts';
 
 const soon = (): AbortSignal => AbortSignal.timeout(5000);
 const like = (wanted: object): Error => wanted as Error;

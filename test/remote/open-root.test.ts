@@ -112,7 +112,7 @@ t.test('a manifest beside the root is found, kept, and used', async t => {
   const log: string[] = [];
   const { root, manifest: found } = await openRemoteRoot(
     { ...spec, uri: server.url() },
-    machine(log, { waitMs: 300 }),
+    machine(log, { waitMs: 3000 }),
   );
   t.ok(found?.equals(beside));
   t.equal(root.manifest?.treeDigest, manifest.treeDigest);

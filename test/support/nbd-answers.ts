@@ -13,6 +13,7 @@ import { NbdPlace } from '../../src/remote/nbd-place.ts';
 import { NbdStream } from '../../src/remote/nbd-stream.ts';
 import { parseRootUri } from '../../src/remote/uri.ts';
 import { imageOf } from './disk.ts';
+import { u16, u32, u64 } from './nbd-talk.ts';
 
 /** What the server has. */
 export const SIZE: number = 3 * 2 ** 20 + 512;
@@ -28,17 +29,6 @@ export interface Answers {
 }
 
 const NOTHING = Buffer.alloc(0);
-
-export const u16 = (value: number): Buffer => Buffer.of(value >> 8, value & 255);
-
-export function u32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeUInt32BE(value);
-  return bytes;
-}
-
-export const u64 = (value: number): Buffer =>
-  Buffer.concat([u32(Math.floor(value / 2 ** 32)), u32(value % 2 ** 32)]);
 
 // ---- the handshake
 

@@ -1,7 +1,7 @@
 /**
  * An NBD client for tests: it speaks on one end of a socketpair, byte by byte if need be, while the
  * server on the other end is turned by hand, in the same thread. So nothing waits, and a test says
- * exactly what is sent when. Composed from the protocol document alone, not from the server's code.
+ * exactly what is sent when.
  */
 import { closeSync, readSync, writeSync } from 'node:fs';
 import type { Test } from 'tap';
@@ -13,16 +13,7 @@ import { NbdSession } from '../../src/transport/nbd/session.ts';
 import { NbdSlots } from '../../src/transport/nbd/slots.ts';
 import { Ring } from '../../src/uring/ring.ts';
 import { MemoryLayer } from './memory-layer.ts';
-
-/** NBD_CMD_* of the protocol document. */
-export const READ: number = 0;
-export const WRITE: number = 1;
-export const DISC: number = 2;
-export const FLUSH: number = 3;
-export const TRIM: number = 4;
-export const CACHE: number = 5;
-export const WRITE_ZEROES: number = 6;
-export const BLOCK_STATUS: number = 7;
+import { type Ask, extendedRequest, type Message, request } from './nbd-words.ts';
 
 const FIONBIO = 0x5421;
 
@@ -32,78 +23,6 @@ export function socketpair(): [number, number] {
   const result = native.socketpair(new Uint8Array(ends.buffer));
   if (result < 0) throw new Error(`socketpair: ${result}`);
   return [ends[0]!, ends[1]!];
-}
-
-export interface Ask {
-  type: number;
-  flags?: number;
-  cookie?: bigint;
-  offset?: number | bigint;
-  length?: number | bigint;
-  data?: Buffer;
-  magic?: number;
-}
-
-/** A compact request. */
-export function request(ask: Ask): Buffer {
-  const header = Buffer.alloc(28);
-  header.writeUInt32BE(ask.magic ?? 0x25609513, 0);
-  header.writeUInt16BE(ask.flags ?? 0, 4);
-  header.writeUInt16BE(ask.type, 6);
-  header.writeBigUInt64BE(ask.cookie ?? 1n, 8);
-  header.writeBigUInt64BE(BigInt(ask.offset ?? 0), 16);
-  header.writeUInt32BE(Number(ask.length ?? ask.data?.length ?? 0), 24);
-  return ask.data === undefined ? header : Buffer.concat([header, ask.data]);
-}
-
-/** An extended request. */
-export function extendedRequest(ask: Ask): Buffer {
-  const header = Buffer.alloc(32);
-  header.writeUInt32BE(ask.magic ?? 0x21e41c71, 0);
-  header.writeUInt16BE(ask.flags ?? (ask.data === undefined ? 0 : 32), 4);
-  header.writeUInt16BE(ask.type, 6);
-  header.writeBigUInt64BE(ask.cookie ?? 1n, 8);
-  header.writeBigUInt64BE(BigInt(ask.offset ?? 0), 16);
-  header.writeBigUInt64BE(BigInt(ask.length ?? ask.data?.length ?? 0), 24);
-  return ask.data === undefined ? header : Buffer.concat([header, ask.data]);
-}
-
-/** Data that differ with every four bytes. */
-export function pattern(length: number, seed = 1): Buffer {
-  const data = Buffer.alloc(length);
-  for (let i = 0; i < length; i += 4) data.writeUInt32LE(Math.imul(i + seed, 2654435761) >>> 0, i);
-  return data;
-}
-
-/** One message of the server: a simple reply without its data, or a chunk with its payload. */
-export interface Message {
-  kind: 'simple' | 'structured' | 'extended';
-  cookie: bigint;
-  /** Of a simple reply. */
-  error?: number;
-  /** Of a chunk. */
-  done?: boolean;
-  type?: number;
-  offset?: bigint;
-  payload?: Buffer;
-}
-
-/** What a chunk of block status says. */
-export function extents(message: Message): { context: number; list: [number, number][] } {
-  const { payload } = message;
-  if (payload === undefined) throw new Error('a status without payload');
-  const list: [number, number][] = [];
-  if (message.type === 6) {
-    for (let at = 8; at < payload.length; at += 16)
-      list.push([Number(payload.readBigUInt64BE(at)), Number(payload.readBigUInt64BE(at + 8))]);
-    if (payload.readUInt32BE(4) !== list.length) throw new Error('another count');
-  } else if (message.type === 5) {
-    for (let at = 4; at < payload.length; at += 8)
-      list.push([payload.readUInt32BE(at), payload.readUInt32BE(at + 4)]);
-  } else {
-    throw new Error(`type ${message.type}`);
-  }
-  return { context: payload.readUInt32BE(0), list };
 }
 
 export interface ServerOptions {

@@ -19,9 +19,9 @@ export function u32(value: number): Buffer {
   return out;
 }
 
-export function u64(value: bigint): Buffer {
+export function u64(value: number | bigint): Buffer {
   const out = Buffer.alloc(8);
-  out.writeBigUInt64BE(value);
+  out.writeBigUInt64BE(BigInt(value));
   return out;
 }
 

@@ -32,6 +32,7 @@ import { SimIo } from './sim-io.ts';
 import { SimLeaves } from './sim-leaves.ts';
 import { SimRequests } from './sim-requests.ts';
 import { SimShadows } from './sim-shadows.ts';
+import { type Step, Steps } from './sim-steps.ts';
 
 const SECTOR = 512;
 const LEAF = 'web.leaf';
@@ -49,8 +50,6 @@ export type Counts = Record<
   'requests' | 'snapshots' | 'crashes' | 'recovered' | 'undone' | 'grown' | 'verified',
   number
 >;
-
-type Step = Generator<(op: IoOp) => void, void, number>;
 
 export class History {
   readonly random: Random;
@@ -74,9 +73,8 @@ export class History {
   #device!: UnionDevice;
   /** Namespace operations under way. */
   #nameOps: (() => void)[] = [];
-  /** The snapshot under way, and whether it waits for an operation. */
-  #taking: Step | null = null;
-  #waiting = false;
+  /** The snapshot or growing under way. */
+  #steps = new Steps();
 
   constructor(options: HistoryOptions) {
     this.#options = options;
@@ -108,8 +106,7 @@ export class History {
     for (;;) {
       this.#io = new SimIo(this.#leaves.disk, this.random);
       this.#nameOps = [];
-      this.#taking = null;
-      this.#waiting = false;
+      this.#steps = new Steps();
       try {
         this.#tidy();
         this.#openDevice(killed && !powerLost);
@@ -183,8 +180,8 @@ export class History {
   /** One operation of those under way. False if there is none. */
   #step(): boolean {
     const { random } = this;
-    if (this.#taking !== null && !this.#waiting && random.chance(0.5)) {
-      this.#goOn(0);
+    if (this.#steps.canGoOn && random.chance(0.5)) {
+      this.#steps.goOn();
       return true;
     }
     if (this.#nameOps.length > 0 && (this.#io.idle || random.chance(0.3))) {
@@ -193,7 +190,7 @@ export class History {
     }
     if (this.#io.step()) return true;
     if (this.#nameOps.length > 0) this.#nameOps.shift()!();
-    else if (this.#taking !== null && !this.#waiting) this.#goOn(0);
+    else if (this.#steps.canGoOn) this.#steps.goOn();
     else return false;
     return true;
   }
@@ -203,8 +200,8 @@ export class History {
     const begin = this.random.chance(0.7) ? this.random.below(count) : -1;
     const grow = this.random.chance(0.2) ? this.random.below(count) : -1;
     for (let issued = 0; issued < count; ) {
-      if (issued === begin && this.#taking === null) this.snapshot();
-      if (issued === grow && this.#taking === null) this.grow();
+      if (issued === begin && !this.#steps.areUnderWay) this.snapshot();
+      if (issued === grow && !this.#steps.areUnderWay) this.grow();
       const slot = this.#requests.free;
       if (slot !== undefined && this.random.chance(0.6)) {
         this.#requests.issue(slot);
@@ -216,7 +213,7 @@ export class History {
   drain(): void {
     while (this.#step());
     if (this.#requests.underWay) throw new Error('a request never completes');
-    if (this.#taking !== null) throw new Error('a snapshot never ends');
+    if (this.#steps.areUnderWay) throw new Error('a snapshot never ends');
   }
 
   crash(kind: 'power' | 'kill'): void {
@@ -244,8 +241,7 @@ export class History {
   // ── growing ──────────────────────────────────────────────────────────────
 
   grow(): void {
-    this.#taking = this.#makeLarger();
-    this.#goOn(0);
+    this.#steps.begin(this.#makeLarger());
   }
 
   /** As `makeRoom` in leaf/grow.ts, and what follows. */
@@ -271,24 +267,7 @@ export class History {
   snapshot(): void {
     const file = `image-${this.#images.all.length}.leaf`;
     this.#images.begin(file);
-    this.#taking = this.#take(file);
-    this.#goOn(0);
-  }
-
-  #goOn(result: number): void {
-    const next = this.#taking!.next(result);
-    this.#waiting = !next.done;
-    if (next.done) {
-      this.#taking = null;
-      return;
-    }
-    next.value({
-      done: value => {
-        this.#waiting = false;
-        if (value < 0) throw new Error(`a step of the snapshot failed: ${value}`);
-        this.#goOn(value);
-      },
-    });
+    this.#steps.begin(this.#take(file));
   }
 
   /** The steps of `PlaneLiveLeaves.snapshot`. Each yield waits for an operation. */

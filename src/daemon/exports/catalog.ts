@@ -14,11 +14,11 @@ import type { Quota } from '../../client/api.ts';
 import type { Export, ExportSpec, Template, TemplateSpec } from '../../client/exports.ts';
 import type { Paths } from '../../client/paths.ts';
 import type { ListEntry, Refusal } from '../../transport/nbd/handshake.ts';
-import type { Workshop } from '../attach.ts';
-import { deviceBytes } from '../attach.ts';
 import type { Exporter } from '../machine.ts';
+import { deviceBytes } from '../open-disk.ts';
 import type { Plan } from '../plan.ts';
 import type { DeviceStats } from '../plane-protocol.ts';
+import type { Workshop } from '../workshop.ts';
 import { type Peer, refuseAccess } from './access.ts';
 import { Complaints } from './complaints.ts';
 import { Disk, type OpenedDisk } from './disk.ts';
@@ -151,12 +151,17 @@ export class Catalog {
     if (named === undefined) throw noExport(name);
     const { disk, spec } = named;
     if (spec.readOnly || disk.opened?.leaf === null)
-      throw new UbdError('usage', `the export ${name} is read-only: a quota means nothing to it`);
+      throw new UbdError('usage', `the export ${name} is read-only: a quota means nothing to it`, {
+        place: { device: name },
+        next: 'remove it, and add it with a leaf',
+      });
     const before = this.#quotas.get(name);
     this.#quotas.set(name, quota); // first: an opening that begins now asks for it
     try {
       await disk.limit(quota);
     } catch (thrown) {
+      // Unless it was changed once more meanwhile, or went with its name.
+      if (this.#quotas.get(name) !== quota) throw thrown;
       if (before === undefined) this.#quotas.delete(name);
       else this.#quotas.set(name, before);
       throw thrown;

@@ -12,10 +12,11 @@
 import { rm } from 'node:fs/promises';
 import { asUbdError, type UbdError } from '../../base/errors.ts';
 import type { Quota } from '../../client/api.ts';
-import { openDisk, type Workshop } from '../attach.ts';
 import type { Exporter } from '../machine.ts';
+import { openDisk } from '../open-disk.ts';
 import type { Plan } from '../plan.ts';
 import { Undo } from '../undo.ts';
+import type { Workshop } from '../workshop.ts';
 
 export const LINGER_MS = 5000;
 

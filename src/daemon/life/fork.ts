@@ -23,9 +23,9 @@ import {
 import type { LeafParent, Superblock } from '../../leaf/superblock.ts';
 import { foldStills } from '../../life/fold.ts';
 import { mounts } from '../../transport/fuse/loop-users.ts';
-import type { Workshop } from '../attach.ts';
 import type { LiveLeaves } from '../machine.ts';
 import { canonical } from '../plan.ts';
+import type { Workshop } from '../workshop.ts';
 import { takeSnapshot, type Writable } from './snapshot.ts';
 
 /** What the new leaves stand on. */

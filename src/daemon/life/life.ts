@@ -18,14 +18,13 @@ import type {
 } from '../../client/api.ts';
 import { growLeaf } from '../../leaf/grow.ts';
 import { setQuota } from '../../leaf/open.ts';
-import { toRecord } from '../device.ts';
 import type { LiveLeaves } from '../machine.ts';
 import { checkQuota } from '../plan.ts';
 import type { Registry } from '../registry.ts';
 import { forkDevice, forkFile } from './fork.ts';
 import { growDevice } from './grow.ts';
 import { LiveReconciler } from './reconcile.ts';
-import { liveDevice, requireWritable, takeSnapshot } from './snapshot.ts';
+import { liveDevice, remembering, requireWritable, takeSnapshot } from './snapshot.ts';
 
 export class Life {
   readonly #registry: Registry;
@@ -52,19 +51,15 @@ export class Life {
 
   /** Makes the stills under a device one, so that there are never many. */
   fold(target: string): Promise<{ stills: number }> {
-    return this.#registry.work(
-      target,
-      'its stills are being folded',
-      async (entry, { records }) => {
-        requireWritable(entry);
-        const { transport, node, link } = entry;
-        const leaving = async (files: string[] | null): Promise<void> => {
-          entry.leaving = files;
-          await records.write(toRecord(entry, transport, node, link));
-        };
-        return { stills: await this.#live.fold(liveDevice(entry), leaving) };
-      },
-    );
+    return this.#registry.work(target, 'its stills are being folded', async (entry, shop) => {
+      requireWritable(entry);
+      const remember = remembering(shop, entry);
+      const leaving = async (files: string[] | null): Promise<void> => {
+        entry.leaving = files;
+        await remember();
+      };
+      return { stills: await this.#live.fold(liveDevice(entry), leaving) };
+    });
   }
 
   async fork(spec: ForkSpec): Promise<Fork> {
@@ -84,11 +79,12 @@ export class Life {
 
   /** Changes a device in use. */
   change(target: string, { quota, sizeBytes }: ChangeSpec): Promise<Device> {
-    return this.#registry.work(target, 'it is being changed', async (entry, { records }) => {
+    return this.#registry.work(target, 'it is being changed', async (entry, shop) => {
       requireWritable(entry);
+      const remember = remembering(shop, entry);
       if (sizeBytes !== undefined && sizeBytes !== entry.sizeBytes) {
         await growDevice(this.#live, entry, sizeBytes);
-        await records.write(toRecord(entry, entry.transport, entry.node, entry.link));
+        await remember();
       }
       if (quota !== undefined) await this.#live.limit(entry.id, checkQuota(quota));
       const stats = (await this.#registry.stats()).find(({ id }) => id === entry.id);

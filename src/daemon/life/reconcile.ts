@@ -23,12 +23,12 @@ import { exportLeaf } from '../../life/export.ts';
 import { stillUnder } from '../../life/fold.ts';
 import { clearTemporary, temporaryName } from '../../life/temporary.ts';
 import { deviceWorld, diskWorld } from '../../life/world.ts';
-import type { Workshop } from '../attach.ts';
-import { type Entry, toRecord } from '../device.ts';
+import type { Entry } from '../device.ts';
 import type { LiveLeaves, ReconcileFiles } from '../machine.ts';
 import { canonical } from '../plan.ts';
 import type { Registry } from '../registry.ts';
-import { liveDevice, requireWritable, takeSnapshot, type Writable } from './snapshot.ts';
+import type { Workshop } from '../workshop.ts';
+import { liveDevice, remembering, requireWritable, takeSnapshot } from './snapshot.ts';
 
 /** What is known after the first step. */
 interface Begun {
@@ -99,8 +99,12 @@ export class LiveReconciler {
     return this.#shortly(target, async (entry, shop) => {
       requireWritable(entry);
       const { id, name, root, leaf } = entry;
+      const remember = remembering(shop, entry);
       if (entry.reconcile !== null)
-        throw new UbdError('busy', `${name} is being reconciled`, { place: { device: name } });
+        throw new UbdError('busy', `${name} is being reconciled`, {
+          place: { device: name },
+          next: 'try again when that has come to its end',
+        });
       if (leaf.ephemeral)
         throw new UbdError('unsupported', `${name} leaves nothing behind: its leaf is ephemeral`, {
           place: { device: name },
@@ -117,7 +121,7 @@ export class LiveReconciler {
         return { id, name, leaf: leaf.path, root, still, files, mounts, shop };
       } catch (error) {
         entry.reconcile = null;
-        await remember(shop, entry);
+        await remember();
         throw error;
       }
     });
@@ -129,6 +133,7 @@ export class LiveReconciler {
   ): Promise<Pick<LiveReconcile, 'device' | 'leaf' | 'root' | 'from'>> {
     return this.#shortly(name, async (entry, shop) => {
       requireWritable(entry);
+      const remember = remembering(shop, entry);
       if (entry.id !== id || stillUnder(diskWorld, leaf) !== still)
         throw new UbdError('busy', `${name}: another moment of it was taken meanwhile`, {
           place: { device: name },
@@ -139,7 +144,7 @@ export class LiveReconciler {
       // No snapshot that somebody took stands between them.
       const isDirect = lineageOf(leaf).images.length === stills.length;
       entry.leaving = stills;
-      await remember(shop, entry);
+      await remember();
       // Before anybody else can find it: from its name on, whoever opens it takes the mark away.
       if (atQuota) markSole(files.image);
       giveName(files.image, files.output);
@@ -154,10 +159,10 @@ export class LiveReconciler {
         throw error;
       }
       entry.reconcile = null;
-      await remember(shop, entry); // before the stills go: it names the root that counts
+      await remember(); // before the stills go: it names the root that counts
       removeLeaving(leaf, stills);
       entry.leaving = null;
-      await remember(shop, entry);
+      await remember();
       if (isDirect && this.#made.get(id) === from) this.#removeRoot(shop, name, from);
       this.#made.delete(id);
       if (atQuota) this.#made.set(id, files.output);
@@ -188,7 +193,7 @@ export class LiveReconciler {
     // Where it cannot be written now, it tells of files that are gone.
     await this.#shortly(name, async found => {
       requireWritable(found); // one that is being detached has no record soon
-      await remember(shop, found);
+      await remembering(shop, found)();
     }).catch(() => {});
   }
 
@@ -196,10 +201,6 @@ export class LiveReconciler {
   #shortly<T>(target: string, action: (entry: Entry, shop: Workshop) => Promise<T>): Promise<T> {
     return this.#registry.work(target, 'it is being reconciled', action, true);
   }
-}
-
-async function remember({ records }: Workshop, entry: Writable): Promise<void> {
-  await records.write(toRecord(entry, entry.transport, entry.node, entry.link));
 }
 
 /** The image, durably. It ends early when the daemon does. */

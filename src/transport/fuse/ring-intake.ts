@@ -101,12 +101,14 @@ export class RingIntake {
     this.session = session;
     this.ring = queues.ring;
     this.#queues = queues;
-    this.#fd = native.takeDescriptor(process.pid, fd);
-    if (this.#fd < 0)
-      throw new UbdError('io', `/dev/fuse: another descriptor: ${errnoName(this.#fd)}`);
     const count = queues.count * queues.entriesEach;
     const dataAt = alignUp(count * HEADER_STRIDE, PAGE_BYTES);
-    this.#memory = allocateMemory(dataAt + count * RING_DATA_BYTES);
+    this.#memory = memoryOf(dataAt + count * RING_DATA_BYTES);
+    this.#fd = native.takeDescriptor(process.pid, fd);
+    if (this.#fd < 0) {
+      this.#memory.free();
+      throw new UbdError('io', `/dev/fuse: another descriptor: ${errnoName(this.#fd)}`);
+    }
     const words = new Uint32Array(this.#memory.bytes.buffer);
     for (let i = 0; i < count; i++)
       this.#entries.push(
@@ -209,5 +211,18 @@ export class RingIntake {
     this.#queues.closed(this);
     native.close(this.#fd);
     this.#memory.free();
+  }
+}
+
+/** A device that finds none is an attach that fails, and no end of the others. */
+function memoryOf(lengthBytes: number): Memory {
+  try {
+    return allocateMemory(lengthBytes);
+  } catch (cause) {
+    const size = `${Math.ceil(lengthBytes / 2 ** 20)} MiB`;
+    throw new UbdError('io', `FUSE over io_uring: no ${size} of memory for a device`, {
+      next: 'make room, or leave UBD_FUSE_URING out',
+      cause,
+    });
   }
 }

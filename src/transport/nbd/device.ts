@@ -136,16 +136,18 @@ export class NbdDevice {
   static async adopt(driver: NbdDriver, shown: ShownDevice): Promise<Connected | null> {
     const { index, identifier, connections } = shown;
     const device = new NbdDevice(driver, index, identifier, connections);
+    let sockets: number[] = [];
     try {
-      const sockets = await device.reconnect(connections);
+      sockets = await device.reconnect(connections);
       // Its server may have died, or ended, while it was to go with its last user.
       if (await device.#disconnectOnClose(false)) return { device, sockets };
-      closeAll(sockets);
-      return null;
     } catch (error) {
+      closeAll(sockets);
       if (isGone(error)) return null;
       throw error;
     }
+    closeAll(sockets);
+    return null;
   }
 
   /**

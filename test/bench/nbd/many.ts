@@ -7,7 +7,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { Cleanup } from '../../support/cleanup.ts';
 import { NbdCaller } from '../../support/nbd-caller.ts';
-import { request } from '../../support/nbd-client.ts';
+import { request } from '../../support/nbd-words.ts';
 import { Sandbox } from '../../support/sandbox.ts';
 import { cpuMicros } from '../machine.ts';
 

@@ -173,6 +173,44 @@ t.test('a quota that cannot be changed stays; closing waits for one that is', as
   t.same(steps, [...limit, ...close], 'what comes too late is for the next opening');
 });
 
+t.test('a quota that is refused late takes back nothing but itself', async t => {
+  const made = world(t);
+  const { catalog, machine, root } = made;
+  const late = { ...QUOTA, bytes: 8192 };
+  const quotaOf = async (): Promise<unknown> => {
+    const use = granted(await catalog.open('web', PLAIN));
+    const { leaf } = machine.exported.get(use.id)!.device;
+    use.release();
+    await closed(made);
+    return leaf?.quota?.bytes;
+  };
+  for (const [meanwhile, then] of [
+    [() => catalog.limit('web', late), 8192],
+    [() => catalog.remove('web', { force: true }), undefined],
+  ] as const) {
+    if (catalog.list([]).length === 0) catalog.add({ name: 'web', root });
+    const use = granted(await catalog.open('web', PLAIN));
+    let next: Promise<unknown> | undefined;
+    machine.onStep = step => {
+      if (step !== 'exporter.limit' || next !== undefined) return;
+      next = meanwhile();
+      machine.failAt = step;
+    };
+    await t.rejects(
+      catalog.limit('web', QUOTA).finally(() => {
+        machine.failAt = null;
+      }),
+      { code: 'io' },
+    );
+    await next;
+    use.release();
+    await closed(made);
+    if (catalog.list([]).length === 0) catalog.add({ name: 'web', root });
+    t.equal(await quotaOf(), then);
+    machine.onStep = () => {};
+  }
+});
+
 t.test('many at once open it once', async t => {
   const made = world(t);
   const { catalog, machine, root } = made;

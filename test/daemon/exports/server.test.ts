@@ -68,7 +68,7 @@ t.test('bytes behind GO reach the transmission phase, wherever they were read', 
 });
 
 t.test('a client that says nothing, or drips, is gone in time; the others are served', async t => {
-  const world = exportWorld(t, { handshakeMs: 300 });
+  const world = exportWorld(t, { handshakeMs: 2000 }); // who is served has the time, too
   const { server, catalog, root, dir } = world;
   catalog.add({ name: 'web', root });
   await server.listen({ uri: `nbd+unix://${dir}/s` });
@@ -103,11 +103,12 @@ t.test('a client that says nothing, or drips, is gone in time; the others are se
 });
 
 t.test("the time that we need ourselves is not the client's", async t => {
-  const world = exportWorld(t, { handshakeMs: 200 });
+  const handshakeMs = 2000; // enough for the client's part
+  const world = exportWorld(t, { handshakeMs });
   const { server, catalog, machine, root, dir } = world;
   catalog.add({ name: 'web', root });
   await server.listen({ uri: `nbd+unix://${dir}/s` });
-  machine.onStep = step => (step === 'openRoot' ? sleep(600) : undefined);
+  machine.onStep = step => (step === 'openRoot' ? sleep(1.5 * handshakeMs) : undefined);
   const client = await world.call({ path: `${dir}/s` });
   await client.begin();
   await client.go('web');
@@ -175,7 +176,7 @@ t.test('a client that leaves while its disk is opened: the disk is given back', 
     await isOpening;
     if (leave === 'end') client.socket.end();
     else client.socket.destroy();
-    await sleep(20); // the server hears of it
+    await heard();
     goOn();
     if (leave === 'end') {
       // Half closed, it may still take its answers: what it did not ask for, the data plane ends.
@@ -340,4 +341,9 @@ function addressOf(uri: string, dir: string): { path: string } | { host: string;
   const match = /^nbds?:\/\/(.*):(\d+)$/.exec(uri);
   if (match === null) return { path: `${dir}/s` };
   return { host: match[1]!.replace(/[[\]]/g, ''), port: Number(match[2]) };
+}
+
+/** The server has heard what was done to a socket: whatever is there is read in a turn. */
+async function heard(): Promise<void> {
+  for (let turns = 0; turns < 3; turns++) await new Promise(resolve => setImmediate(resolve));
 }

@@ -202,7 +202,7 @@ t.test('certificates', { skip }, async t => {
   });
 
   t.test('a client that does not go on with TLS is gone in time', async t => {
-    const world = await tlsWorld(t, { handshakeMs: 1000 });
+    const world = await tlsWorld(t, { handshakeMs: 3000 });
     await world.listen({ tlsDir: await world.authority.server() });
     const before = await filesAtRest(world);
     const options = clientOf(await world.authority.client('web'));

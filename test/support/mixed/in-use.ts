@@ -2,11 +2,12 @@
  * What is done with a disk while it is used. Each returns what is to hold afterwards, to be looked
  * at once nothing can be cut off any more.
  */
-import type { Workshop } from '../../../src/daemon/attach.ts';
+
 import { forkDevice } from '../../../src/daemon/life/fork.ts';
 import { LiveReconciler, type ReconcilerRegistry } from '../../../src/daemon/life/reconcile.ts';
 import { takeSnapshot, type Writable } from '../../../src/daemon/life/snapshot.ts';
 import type { ReconcileFiles, SnapshotFiles } from '../../../src/daemon/machine.ts';
+import type { Workshop } from '../../../src/daemon/workshop.ts';
 import { lineageOf } from '../../../src/leaf/info.ts';
 import { stillPath } from '../../../src/leaf/still.ts';
 import { exportLeaf } from '../../../src/life/export.ts';

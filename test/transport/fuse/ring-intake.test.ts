@@ -3,6 +3,8 @@
  * what is prepared instead of submitting it; the test plays the kernel: INIT over a socket, then
  * requests put into entries by their addresses, and commits read from there.
  */
+import { spawnSync } from 'node:child_process';
+import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { setImmediate as tick } from 'node:timers/promises';
 import t, { type Test } from 'tap';
@@ -10,7 +12,11 @@ import { EINVAL, EIO, ENOTCONN } from '../../../src/base/errno.ts';
 import { PartPool, UnionDevice } from '../../../src/engine/union.ts';
 import { native } from '../../../src/native/binding.ts';
 import type { Loan } from '../../../src/store/loan.ts';
-import { FuseQueues, RING_DATA_BYTES } from '../../../src/transport/fuse/ring-intake.ts';
+import {
+  FuseQueues,
+  RING_DATA_BYTES,
+  RingIntake,
+} from '../../../src/transport/fuse/ring-intake.ts';
 import { FuseSession } from '../../../src/transport/fuse/session.ts';
 import { FuseSlots } from '../../../src/transport/fuse/slots.ts';
 import { FUSE, INIT, INIT2 } from '../../../src/transport/fuse/wire.ts';
@@ -345,4 +351,27 @@ t.test('an entry that the kernel refuses ends the session with the reason', asyn
   t.equal(kernel.ended, 'the kernel refused an entry: EINVAL');
   for (const entry of others) entry.end(-ENOTCONN);
   t.notOk(kernel.queues.held);
+});
+
+t.test('a device for which there is no memory is refused, and leaves nothing', t => {
+  const queues = new FuseQueues(new IdleRing() as unknown as Ring, 1024); // 256 MiB for each device
+  const fd = openSync('/dev/null', 'r');
+  t.teardown(() => closeSync(fd));
+  const open = (): number => readdirSync('/proc/self/fd').length;
+  const before = open();
+  const make = (): RingIntake => new RingIntake(undefined as unknown as FuseSession, queues, fd);
+  const kibibytes = Number(/^VmSize:\s*(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))![1]);
+  const limit = (bytes: number | 'unlimited'): unknown =>
+    spawnSync('prlimit', ['--pid', `${process.pid}`, `--as=${bytes}:`]).status;
+  t.equal(limit((kibibytes + 2 ** 17) * 1024), 0);
+  try {
+    t.throws(make, { code: 'io', message: /no 257 MiB of memory/, next: /UBD_FUSE_URING/ });
+  } finally {
+    limit('unlimited');
+  }
+  t.notOk(queues.held);
+  t.equal(open(), before);
+  make().release();
+  t.equal(open(), before);
+  t.end();
 });

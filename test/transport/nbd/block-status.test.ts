@@ -5,10 +5,9 @@
 import t from 'tap';
 import { AskedExtents, KnownExtents } from '../../../src/store/extents.ts';
 import { HalfLayer, MemoryLayer, StripesLayer } from '../../support/memory-layer.ts';
-import { BLOCK_STATUS, extents, READ, request, serve } from '../../support/nbd-client.ts';
+import { serve } from '../../support/nbd-client.ts';
+import { BLOCK_STATUS, EINVAL, extents, READ, REQ_ONE, request } from '../../support/nbd-words.ts';
 
-const REQ_ONE = 8;
-const EINVAL = 22;
 const MIB = 1 << 20;
 
 t.test('block status tells extents, one if one is asked for', async t => {

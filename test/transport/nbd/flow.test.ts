@@ -4,25 +4,23 @@
  */
 import t, { type Test } from 'tap';
 import type { NbdChannel } from '../../../src/transport/nbd/connection.ts';
+import { type NbdClient, type NbdServer, serve } from '../../support/nbd-client.ts';
 import {
   BLOCK_STATUS,
   CACHE,
   DISC,
+  ENOSPC,
+  EPERM,
   extendedRequest,
   FLUSH,
-  type NbdClient,
-  type NbdServer,
   READ,
   request,
-  serve,
   TRIM,
   WRITE,
   WRITE_ZEROES,
-} from '../../support/nbd-client.ts';
+} from '../../support/nbd-words.ts';
 
 /** Of the protocol document; the same as Linux has. */
-const EPERM = 1;
-const ENOSPC = 28;
 
 const KIB = 1024;
 const MIB = 1 << 20;

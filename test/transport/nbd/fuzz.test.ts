@@ -6,13 +6,8 @@
  * handshake-fuzz.test.ts they last a minute by themselves.
  */
 import t from 'tap';
-import {
-  type Ask,
-  extendedRequest,
-  type NbdClient,
-  NbdServer,
-  request,
-} from '../../support/nbd-client.ts';
+import { type NbdClient, NbdServer } from '../../support/nbd-client.ts';
+import { type Ask, extendedRequest, request } from '../../support/nbd-words.ts';
 import { Random } from '../../support/random.ts';
 import { QUICK } from '../../support/requires.ts';
 

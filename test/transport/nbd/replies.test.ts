@@ -4,23 +4,23 @@
  */
 import t from 'tap';
 import { HalfLayer } from '../../support/memory-layer.ts';
+import { serve } from '../../support/nbd-client.ts';
 import {
   BLOCK_STATUS,
+  DF,
+  EINVAL,
+  EIO,
+  ENOSPC,
+  EOVERFLOW,
   extendedRequest,
   extents,
   FLUSH,
   pattern,
   READ,
-  serve,
   WRITE,
   WRITE_ZEROES,
-} from '../../support/nbd-client.ts';
+} from '../../support/nbd-words.ts';
 
-const DF = 4;
-const EIO = 5;
-const EINVAL = 22;
-const ENOSPC = 28;
-const EOVERFLOW = 75;
 const MIB = 1 << 20;
 
 t.test('structured replies: data, holes, errors with text, else simple ones', async t => {

@@ -3,29 +3,28 @@
  * error each wrong request gets. The numbers are those of the protocol document.
  */
 import t from 'tap';
+import { type NbdClient, serve } from '../../support/nbd-client.ts';
 import {
   BLOCK_STATUS,
   CACHE,
+  DF,
   DISC,
+  EINVAL,
+  EIO,
+  ENOSPC,
+  EPERM,
+  FAST_ZERO,
   FLUSH,
-  type NbdClient,
+  FUA,
+  NO_HOLE,
   pattern,
   READ,
   request,
-  serve,
   TRIM,
   WRITE,
   WRITE_ZEROES,
-} from '../../support/nbd-client.ts';
+} from '../../support/nbd-words.ts';
 
-const FUA = 1;
-const NO_HOLE = 2;
-const DF = 4;
-const FAST_ZERO = 16;
-const EPERM = 1;
-const EIO = 5;
-const EINVAL = 22;
-const ENOSPC = 28;
 const MIB = 1 << 20;
 
 /** The data chunks of one reply, which must be in order and end with DONE. */
