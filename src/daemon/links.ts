@@ -69,7 +69,8 @@ export class Links {
     if (wanted !== undefined) {
       if (this.#held.delete(wanted)) this.#taken.delete(wanted);
       if (this.#isFree(wanted)) return this.#take(wanted);
-      this.#removeName(wanted); // it goes with another number
+      // It goes with another number; the name at this one may be that of who has it.
+      if (!this.#taken.has(wanted)) this.#removeName(wanted);
     }
     for (let number = 0; number < LINKS_MAX; number++)
       if (this.#isFree(number)) return this.#take(number);

@@ -154,19 +154,14 @@ export class Registry {
     while (entry.passing !== null) await ended(entry.passing);
     this.#underWay.checkGoingOn();
     refuseBusy(entry);
-    const { links, log } = this.#shop;
+    const { log } = this.#shop;
     const kept = entry.leaf && !entry.leaf.ephemeral ? entry.leaf.path : null;
     if (entry.state === 'failed') {
-      // A detach that failed may have left it where it was, and its leaf open.
-      await entry.transport
-        ?.detach(entry.id, { force: true })
-        .catch((error: Error) => log.warning(`${entry.name}: ${error.message}`));
-      for (const transport of this.#machine.transports) await transport.discard?.(entry.name);
-      // Once: with two detaches at a time it may be somebody else's by then.
-      if (entry.link !== null) links.release(entry.link);
-      entry.link = null;
-      await this.#end(entry);
-      log.info(`${entry.name}: taken off the list (it had failed)`);
+      // Once: what the second of two would take away may be somebody else's by then.
+      entry.detach ??= this.#takeOff(entry).finally(() => {
+        entry.detach = null;
+      });
+      await entry.detach;
       return { name: entry.name, leaf: kept };
     }
     if (entry.state !== 'attached' || !isUsable(entry))
@@ -185,6 +180,20 @@ export class Registry {
       entry.detach = null;
     }
     return { name: entry.name, leaf: kept };
+  }
+
+  /** One that has failed: what is left of it goes. */
+  async #takeOff(entry: Entry): Promise<void> {
+    const { links, log } = this.#shop;
+    // A detach that failed may have left it where it was, and its leaf open.
+    await entry.transport
+      ?.detach(entry.id, { force: true })
+      .catch((error: Error) => log.warning(`${entry.name}: ${error.message}`));
+    for (const transport of this.#machine.transports) await transport.discard?.(entry.name);
+    if (entry.link !== null) links.release(entry.link);
+    entry.link = null;
+    await this.#end(entry);
+    log.info(`${entry.name}: taken off the list (it had failed)`);
   }
 
   /** One that is in use is on record without its name from here on, and goes with its last user. */
@@ -206,10 +215,15 @@ export class Registry {
     return result;
   }
 
-  /** The device is no more. Of a detach and the kernel, the second waits for the first. */
+  /**
+   * The device is no more. Of a detach and the kernel, the second waits for the first. Where
+   * something of it stays, it is failed: another detach tries again.
+   */
   #end(entry: Entry): Promise<void> {
-    entry.end ??= this.#forget(entry).catch(error => {
-      entry.end = null; // it is tried again
+    entry.end ??= this.#forget(entry).catch((thrown: unknown) => {
+      const error = asUbdError(thrown);
+      entry.end = null;
+      fail(entry, error);
       throw error;
     });
     return entry.end;
@@ -365,8 +379,9 @@ export class Registry {
 
   /** A device that was detached in use: its last user is gone. */
   async #gone(entry: Entry): Promise<void> {
-    this.#shop.log.info(`${entry.name}: its last user is gone`);
-    await this.#end(entry);
+    const { log } = this.#shop;
+    log.info(`${entry.name}: its last user is gone`);
+    await this.#end(entry).catch((error: Error) => log.error(`${entry.name}: ${error.message}`));
   }
 
   /**

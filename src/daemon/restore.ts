@@ -120,7 +120,12 @@ async function goOnLeaving(
     }
   } catch (thrown) {
     shop.log.error(`${entry.name}: its users lose it: ${asUbdError(thrown).message}`);
-    for (const transport of transports) await transport.discard?.(entry.name);
+    try {
+      for (const transport of transports) await transport.discard?.(entry.name);
+    } catch (error) {
+      fail(entry, asUbdError(error)); // a detach tries again
+      return;
+    }
   }
   await onGone(entry);
 }

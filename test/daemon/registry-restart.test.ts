@@ -4,15 +4,18 @@
  */
 import {
   existsSync,
+  mkdirSync,
   readdirSync,
   readFileSync,
   readlinkSync,
+  realpathSync,
   rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import t from 'tap';
 import { UbdError } from '../../src/base/errors.ts';
+import { until } from '../support/run.ts';
 import { bench } from './fake-machine.ts';
 
 t.test(
@@ -133,6 +136,74 @@ t.test('a device on its way out that did not live on is no more', async t => {
   await next.registry.restore();
   t.same(await next.registry.list(), []);
   t.same([...readdirSync(paths.devices), ...readdirSync(paths.ephemeral)], []);
+});
+
+t.test('one on its way out whose end fails is failed, and the others come back', async t => {
+  const { registry, root, dev, paths, machine, again } = bench(t.teardown);
+  await registry.attach({ root, name: 'leaving', ephemeral: true });
+  await registry.attach({ root, name: 'web' });
+  machine.users.set(`${dev}/loop0`, ['mounted on /mnt']);
+  await registry.detach('leaving', { force: true });
+  const leaf = `${paths.ephemeral}/leaving.leaf`;
+  rmSync(leaf);
+  mkdirSync(leaf); // what cannot be removed as a file is
+  const next = again();
+  await next.registry.restore();
+  t.match(await next.registry.list(), [
+    { name: 'leaving', state: 'failed' },
+    { name: 'web', state: 'attached' },
+  ]);
+});
+
+t.test('one whose remains cannot be discarded is failed, and the others come back', async t => {
+  const { registry, root, dev, machine, again } = bench(t.teardown);
+  await registry.attach({ root, name: 'leaving' });
+  await registry.attach({ root, name: 'web' });
+  machine.users.set(`${dev}/loop0`, ['mounted on /mnt']);
+  await registry.detach('leaving', { force: true });
+  const next = again();
+  const transport = next.machine.transports[0]!;
+  const { attach } = transport;
+  transport.livesOn = name => name === 'leaving';
+  transport.attach = async device => {
+    if (device.name === 'leaving') throw new UbdError('io', 'the driver says no');
+    return attach(device);
+  };
+  let broken = true;
+  transport.discard = async () => {
+    if (broken) throw new UbdError('io', 'the driver says no');
+  };
+  await next.registry.restore();
+  t.match(await next.registry.list(), [
+    { name: 'leaving', state: 'failed' },
+    { name: 'web', state: 'attached' },
+  ]);
+  broken = false;
+  await next.registry.detach('leaving', { force: false });
+  t.match(await next.registry.list(), [{ name: 'web' }]);
+});
+
+t.test('of two on record with one number the second gets another, and takes no name', async t => {
+  const { registry, root, dev, paths, again } = bench(t.teardown);
+  await registry.attach({ root, name: 'one' });
+  await registry.attach({ root, name: 'two' });
+  await registry.stop();
+  const file = `${paths.devices}/two.json`;
+  const record = JSON.parse(readFileSync(file, 'utf8'));
+  writeFileSync(file, JSON.stringify({ ...record, link: 0 }));
+  const next = again();
+  const transport = next.machine.transports[0]!;
+  const { attach } = transport;
+  transport.attach = async device => {
+    if (device.name === 'two')
+      await until('the first is back', () => existsSync(`${dev}/ubd/by-name/one`));
+    return attach(device);
+  };
+  await next.registry.restore();
+  const back = await next.registry.list();
+  t.same(back.map(({ device }) => device).sort(), [`${dev}/ubd0`, `${dev}/ubd1`]);
+  for (const { name, device } of back)
+    t.equal(realpathSync(`${dev}/ubd/by-name/${name}`), realpathSync(device!), name);
 });
 
 t.test('after an orderly end the links of others are left alone', async t => {

@@ -5,12 +5,16 @@
  */
 import {
   existsSync,
+  mkdirSync,
   readdirSync,
   readFileSync,
   readlinkSync,
+  rmdirSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import t from 'tap';
 import { UbdError } from '../../src/base/errors.ts';
 import { bench, type Step } from './fake-machine.ts';
@@ -364,4 +368,47 @@ t.test('a device that the kernel takes away while its detach is refused is faile
   await t.rejects(registry.detach('web', { force: false }), { code: 'busy' });
   await gone;
   t.match(await registry.list(), [{ state: 'failed', error: { message: /aborted/ } }]);
+});
+
+t.test('a detach whose last step fails leaves a failed device, which detaches later', async t => {
+  const { registry, root, paths, machine } = bench(t.teardown);
+  await registry.attach({ root, name: 'web', ephemeral: true });
+  const leaf = `${paths.ephemeral}/web.leaf`;
+  rmSync(leaf);
+  mkdirSync(leaf); // what cannot be removed as a file is
+  await t.rejects(registry.detach('web', { force: false }));
+  t.match(await registry.list(), [{ name: 'web', state: 'failed', node: null }]);
+  rmdirSync(leaf);
+  await registry.detach('web', { force: false });
+  t.same(await registry.list(), []);
+  t.equal(machine.open.size, 0);
+});
+
+t.test('a device whose end fails after its last user has gone is failed', async t => {
+  const { registry, root, dev, paths, machine } = bench(t.teardown);
+  await registry.attach({ root, name: 'web', ephemeral: true });
+  machine.users.set(`${dev}/loop0`, ['mounted on /mnt']);
+  await registry.detach('web', { force: true });
+  const leaf = `${paths.ephemeral}/web.leaf`;
+  rmSync(leaf);
+  mkdirSync(leaf);
+  await registry.gone(registry.entries[0]!.id, 'released');
+  t.match(await registry.list(), [{ name: 'web', state: 'failed' }]);
+  rmdirSync(leaf);
+  await registry.detach('web', { force: false });
+  t.same(await registry.list(), []);
+});
+
+t.test('two detaches of a failed device are one, and meet no other of its name', async t => {
+  const { registry, root, machine } = bench(t.teardown);
+  await registry.attach({ root, name: 'web' });
+  await registry.gone(registry.entries[0]!.id, 'the connection was aborted');
+  const discarded: string[] = [];
+  machine.transports[0]!.discard = async name => {
+    discarded.push(name);
+    await nextTurn();
+  };
+  const detaches = [1, 2].map(() => registry.detach('web', { force: false }));
+  await Promise.all(detaches);
+  t.same(discarded, ['web'], 'once');
 });

@@ -2,7 +2,7 @@
  * One address that clients connect to. Without TLS, TCP is for this machine alone, unless told
  * otherwise in so many words; a unix socket is for root alone (0600).
  */
-import { lstatSync, rmSync, statSync } from 'node:fs';
+import { chmodSync, lstatSync, rmSync, statSync } from 'node:fs';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 import { UbdError } from '../../base/errors.ts';
@@ -12,8 +12,8 @@ import { type Credentials, readCredentials } from './credentials.ts';
 import { isLoopback, type ListenAddress, parseListenUri, tcpUri } from './uri.ts';
 
 const BACKLOG = 1024;
-/** As umask: 0600. */
-const FOR_US_ALONE = 0o177;
+/** As umask. Other threads make files meanwhile: their directories stay usable to us. */
+const FOR_US_ALONE = 0o077;
 /** A client that went away without a word is found out so. */
 const KEEP_ALIVE_MS = 60_000;
 
@@ -73,6 +73,7 @@ export class Listening {
       keepAliveInitialDelay: KEEP_ALIVE_MS,
     });
     await listen(server, at);
+    if ('path' in address) chmodSync(address.path, 0o600);
     const port = 'host' in address ? (server.address() as AddressInfo).port : 0;
     const uri = 'host' in address ? tcpUri(at.tls, address.host, port) : at.uri;
     const tls = at.tls ? 'required' : credentials === undefined ? 'none' : 'offered';
