@@ -22,7 +22,7 @@ const FOREIGN: readonly Foreign[] = [
     magic: 'UBDLEAF',
     offset: 0,
     what: 'a leaf',
-    next: path => `attach it with --leaf '${path}'; it knows its root`,
+    next: path => `give it as the leaf (--leaf '${path}'; of an export leaf=…); it knows its root`,
   },
   { magic: 'QFI\xfb', offset: 0, what: 'a qcow2 image', next: convert },
   { magic: 'QED\0', offset: 0, what: 'a QED image', next: convert },

@@ -116,7 +116,10 @@ const RUN: Readonly<
     const file = output === undefined ? undefined : localPath(output);
     const report = await byPlace(operand!, target => client.cacheRecorded(target, file));
     if (args.flags.has('json')) printJson(report);
-    else print(`${report.pack}: ${formatSize(report.readBytes)} read, in ${report.ranges} ranges`);
+    else {
+      const inRanges = report.ranges === 1 ? 'one range' : `${report.ranges} ranges`;
+      print(`${report.pack}: ${formatSize(report.readBytes)} read, in ${inRanges}`);
+    }
     return EXIT.OK;
   },
 
