@@ -144,8 +144,9 @@ export class Disk {
       log.info(`export ${name}: open${plan.leaf?.isNew ? ', on a new leaf' : ''}`);
       return this.#opened;
     } catch (thrown) {
-      this.#opening = null;
+      // Whoever asks meanwhile is refused, too: its leaf would be taken from under it.
       await undo.run(text => log.warning(`export ${name}: ${text}`));
+      this.#opening = null;
       throw asUbdError(thrown);
     }
   }

@@ -221,6 +221,27 @@ t.test('many at once open it once', async t => {
   await closed(made);
 });
 
+t.test('who comes while an opening is taken back does not lose its new leaf', async t => {
+  const made = world(t);
+  const { catalog, machine, root } = made;
+  catalog.add({ name: 'web', root });
+  const { removeLeaf } = machine.images;
+  let again: Promise<Use | Refusal> | undefined;
+  machine.images.removeLeaf = async path => {
+    machine.failAt = null;
+    again = catalog.open('web', PLAIN);
+    await sleep(10);
+    await removeLeaf(path);
+  };
+  machine.failAt = 'exporter.open';
+  t.equal(refused(await catalog.open('web', PLAIN)), 'unknown');
+  t.equal(refused(await again!), 'unknown', 'the same opening');
+  const use = granted(await catalog.open('web', PLAIN));
+  t.ok(existsSync(catalog.find('web', []).leaf!));
+  use.release();
+  await closed(made);
+});
+
 t.test('a disk that cannot be opened: refused without its paths, and tried again', async t => {
   const made = world(t);
   const { catalog, machine, root, paths } = made;
