@@ -201,7 +201,7 @@ export class NbdTransport implements Transport {
     attached.ending = false;
     attached.later = true;
     if (attached.cut) this.#lookAfter(id, attached, null);
-    else await this.#flushOrEnd(id, attached);
+    await this.#flushOrEnd(id, attached);
     return 'later';
   }
 

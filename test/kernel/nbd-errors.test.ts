@@ -188,7 +188,7 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
     t.same(listOwned('busy'), []);
   });
 
-  t.test('a connection that is replaced during a detach is served all the same', async t => {
+  const replaced = async (t: Test, force: boolean): Promise<void> => {
     const folder = t.testdir({});
     const path = `${folder}/root.img`;
     writeFileSync(path, Buffer.alloc(MIB, 'x'));
@@ -196,13 +196,17 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
     t.teardown(() => data.stop());
     let server = -1;
     let connected = 0;
+    let flushes = 0;
     const plane = {
       open: (device: DeviceOrder) => {
         if (device.transport.kind === 'nbd') server = device.transport.channels[0]!.fd;
         return data.open(device);
       },
       close: (id: number) => data.close(id),
-      flush: (id: number) => data.flush(id),
+      flush: (id: number) => {
+        flushes++;
+        return data.flush(id);
+      },
       connect: async (id: number, channel: NbdChannel) => {
         await data.connect(id, channel);
         connected++;
@@ -217,20 +221,32 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
     let detached: Promise<unknown> | undefined;
     const cut = new Promise<void>(resolve => {
       data.on('disconnected', event => {
+        if (force) detached ??= transport.detach(1, { force }); // it is under way already
         transport.disconnected(event);
-        detached ??= transport.detach(1, { force: false });
+        detached ??= transport.detach(1, { force });
         resolve();
       });
     });
     new Socket({ fd: native.takeDescriptor(process.pid, server) }).end();
     await cut;
-    await t.rejects(detached!, { code: 'busy' });
-    t.equal(connected, 1);
+    if (force) t.equal(await detached!, 'later');
+    else await t.rejects(detached!, { code: 'busy' });
+    t.equal(flushes, force ? 1 : 0);
+    await until('it is connected again', () => connected === 1);
     const read = [`if=${node}`, 'of=/dev/null', 'bs=4k', 'count=1', 'iflag=direct'];
     t.match(await tryRun('timeout', ['20', 'dd', ...read]), { status: 0 }, 'it is served');
     user.kill('SIGKILL');
     await once(user, 'exit');
-    t.equal(await transport.detach(1, { force: false }), 'gone');
+    if (force) await until('it is gone', () => listOwned('cut').length === 0);
+    else t.equal(await transport.detach(1, { force }), 'gone');
+  };
+
+  t.test('a connection that is replaced during a detach is served all the same', async t => {
+    await replaced(t, false);
+  });
+
+  t.test('the same of a detach by force: what was written is durable first', async t => {
+    await replaced(t, true);
   });
 
   t.test('devices of others are theirs, whatever we do', async t => {
