@@ -5,6 +5,8 @@
  *         │             │  ▲          │
  *         ▼             ▼  └──────────┘ the kernel found it in use after all
  *      (gone)        failed: on record, and not usable; a new daemon tries again
+ *
+ * A detach that fails in the midst leaves a failed one, too; another detach goes on with it.
  */
 import type { UbdError } from '../base/errors.ts';
 import type { Device, DeviceState, RootIdentity } from '../client/api.ts';
