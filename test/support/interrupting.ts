@@ -37,6 +37,8 @@ export interface Interrupted {
   output?: string;
   /** Leaves that it may have changed in part. */
   inPlace?: readonly string[];
+  /** Copies of what it changes in place: each run that has something to change makes one. */
+  keeps?: RegExp;
   /** It says so at once when it is run on what it has done already. */
   again?: RegExp;
 }
