@@ -250,7 +250,6 @@ export class DataPlane extends EventEmitter<Events> {
     this.#stopping = true;
     const exited = new Promise<void>(resolve => this.once('exit', () => resolve()));
     await this.#call({ call: 'stop' });
-    this.#worker.ref();
     await exited;
   }
 
@@ -269,9 +268,9 @@ export class DataPlane extends EventEmitter<Events> {
     });
   }
 
-  /** Unanswered calls keep the process alive; an idle data plane does not. */
+  /** Unanswered calls keep the process alive, and so does the end; an idle data plane does not. */
   #holdProcess(): void {
-    if (this.#waiting.size > 0) this.#worker.ref();
+    if (this.#waiting.size > 0 || this.#stopping) this.#worker.ref();
     else this.#worker.unref();
   }
 

@@ -167,6 +167,17 @@ t.test('a device that ends while its plane stops is closed once', async t => {
   closeSync(again.fd);
 });
 
+t.test('a plane that stops is waited for, though another answer comes last', async t => {
+  const plane = await DataPlane.start();
+  const leaf = newLeaf(join(folder, 'ending-last'), MIB);
+  const transport = { kind: 'nbd' as const, channels: [] };
+  await plane.open({ id: 1, name: 'last', sizeBytes: MIB, leaf, layers: [], transport });
+  const flushed = plane.flush(1); // so that stop waits, and meets the close behind it
+  const stopped = plane.stop();
+  await t.resolves(Promise.allSettled([flushed, plane.close(1)]));
+  await t.resolves(stopped); // nothing but it keeps this process alive
+});
+
 t.test('a device that ends while it moves to another root leaves no descriptor', async t => {
   const plane = await DataPlane.start();
   t.teardown(() => plane.stop());

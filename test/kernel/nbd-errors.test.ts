@@ -6,8 +6,10 @@
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { Socket } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import t, { type Test } from 'tap';
 import type { DeviceOrder } from '../../src/daemon/hand-over.ts';
@@ -189,8 +191,9 @@ if (await here(import.meta.url, { ...NBD, limitSeconds: 200 })) {
   });
 
   const replaced = async (t: Test, force: boolean): Promise<void> => {
-    const folder = t.testdir({});
-    const path = `${folder}/root.img`;
+    const folder = mkdtempSync(join(tmpdir(), 'ubd-cut-'));
+    t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+    const path = join(folder, 'root.img');
     writeFileSync(path, Buffer.alloc(MIB, 'x'));
     const data = await DataPlane.start();
     t.teardown(() => data.stop());
